@@ -1,0 +1,42 @@
+"""What a running pipeline tells whoever watches: each call comes as soon as its fact is known."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from eaft_prune.types import Checkpoint, EvalKey, GateVerdict, KeepPlan, PackReport, StageRecord
+
+
+class Observer(Protocol):
+    """The tracker's side of the seam; the pipeline knows no tracker."""
+
+    def stage(self, record: StageRecord) -> None:
+        """A stage ended or was found in the store."""
+
+    def dataset(self, name: str, source: str, digest: str, rows: int) -> None:
+        """A pack was read."""
+
+    def checkpoint(self, role: str, checkpoint: Checkpoint, parent: Checkpoint | None) -> None:
+        """A model is used (role `base`) or was written (role `pruned`, with its base as parent)."""
+
+    def plan(self, plan: KeepPlan) -> None:
+        """The keep plan is decided."""
+
+    def reports(
+        self,
+        model: str,
+        reports: Mapping[EvalKey, PackReport],
+        base: Mapping[EvalKey, PackReport] | None,
+    ) -> None:
+        """A model was evaluated; `base` is the base model's reports when the model is a candidate."""
+
+    def verdict(self, verdict: GateVerdict) -> None:
+        """The gate decided."""
+
+    def facts(self, facts: Mapping[str, Any]) -> None:
+        """Numbers of a task that has no reports, by name."""
+
+    def artifact(self, path: Path) -> None:
+        """A file or directory worth keeping with the run."""

@@ -1,0 +1,244 @@
+"""The frozen dataclasses that flow between stages; read this first.
+
+Shape legend: L layers, E experts, K experts per token, T scored tokens, B blocks, S sequence length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eaft_prune.fingerprint import array_digest, digest
+
+UNION = "UNION"
+
+Status = Literal["PASS", "FAIL"]
+EvalKey = tuple[str, int]  # (pack, seq_len)
+
+
+class UserError(ValueError):
+    """What the user asked for cannot be done; the message names the value and the remedy."""
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """B token blocks of exactly S tokens, with the positions that are scored.
+
+    scored[b, t] is true where token t >= 1 of block b lies in the content of an assistant message;
+    its predictor position is t - 1. row[b, t] indexes `row_packs` (-1 on separators).
+    """
+
+    pack: str
+    seq_len: int
+    ids_BS: NDArray[np.int32]
+    scored_BS: NDArray[np.bool_]
+    row_BS: NDArray[np.int32]
+    row_packs: NDArray[np.int32]  # index into `packs` of every row
+    packs: tuple[str, ...]
+    rows_digest: str  # sha256 over the texts of the rows used, in order
+
+    def __len__(self) -> int:
+        return len(self.ids_BS)
+
+    @property
+    def scored_tokens(self) -> int:
+        return int(self.scored_BS.sum())
+
+    @property
+    def token_digest(self) -> str:
+        """Digest of token ids and scored positions: two evaluations are paired iff it is equal."""
+        return digest({"ids": array_digest(self.ids_BS), "scored": array_digest(self.scored_BS)})
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """What one model said of T scored tokens: p in (0, 1], entropy in [0, 1], block index of each."""
+
+    logp_T: NDArray[np.float32]  # natural log of p_t
+    entropy_T: NDArray[np.float32]
+    block_T: NDArray[np.int32]
+
+    @property
+    def p_T(self) -> NDArray[np.float64]:
+        return np.exp(self.logp_T.astype(np.float64))
+
+    def __len__(self) -> int:
+        return len(self.logp_T)
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Routing at the predictor position of every scored token, with p_t and H_t.
+
+    gates are the weights multiplied onto expert outputs, norms the l2 norms of the unweighted expert
+    outputs (bias included), both as used in the forward pass of the profiled model.
+    """
+
+    experts_TLK: NDArray[np.int16]
+    gates_TLK: NDArray[np.float32]
+    norms_TLK: NDArray[np.float32]
+    scores: TokenScores
+    pack_T: NDArray[np.int32]  # index into `packs`
+    row_T: NDArray[np.int32]
+    packs: tuple[str, ...]
+    n_experts: int
+
+    @property
+    def n_layers(self) -> int:
+        return int(self.experts_TLK.shape[1])
+
+    @property
+    def top_k(self) -> int:
+        return int(self.experts_TLK.shape[2])
+
+    def __len__(self) -> int:
+        return len(self.experts_TLK)
+
+
+@dataclass(frozen=True)
+class ExpertScores:
+    """Per-expert evidence of one criterion; in all three arrays higher = keep."""
+
+    score_LE: NDArray[np.float64]
+    positive_mass_LE: NDArray[np.float64]  # sum of the positive contributions to the score
+    count_LE: NDArray[np.int64]  # selections of the expert among profiled tokens
+    region_tokens: Mapping[str, int]  # good / uncertain / conflict -> profiled tokens
+
+
+@dataclass(frozen=True)
+class KeepPlan:
+    """The expert ids each layer keeps, sorted ascending."""
+
+    kept: tuple[tuple[int, ...], ...]
+    n_experts: int
+
+    def __post_init__(self) -> None:
+        for layer, ids in enumerate(self.kept):
+            if list(ids) != sorted(set(ids)):
+                raise UserError(f"keep plan: layer {layer} lists {ids}: ids must ascend, each once")
+            if not ids or ids[0] < 0 or ids[-1] >= self.n_experts:
+                raise UserError(
+                    f"keep plan: layer {layer} keeps {ids}; ids must be in 0..{self.n_experts - 1}"
+                )
+
+    @property
+    def uniform_keep_n(self) -> int | None:
+        """keep_n if every layer keeps the same number of experts, else None."""
+        counts = {len(ids) for ids in self.kept}
+        return counts.pop() if len(counts) == 1 else None
+
+    @property
+    def keeps_all(self) -> bool:
+        return all(len(ids) == self.n_experts for ids in self.kept)
+
+    @property
+    def digest(self) -> str:
+        return digest({"kept": [list(ids) for ids in self.kept], "n_experts": self.n_experts})
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Token scores of one model on every asked (pack, seq_len)."""
+
+    model: str  # label: base, pruned, masked ...
+    checkpoint_digest: str
+    plan_digest: str | None  # of the mask, when experts were masked in the base model
+    scores: Mapping[EvalKey, TokenScores]
+    token_digests: Mapping[EvalKey, str]
+    conditions: Mapping[str, Any]  # engine, dtype, top_k ...: both sides of a comparison must match
+
+    def __iter__(self) -> Iterator[EvalKey]:
+        return iter(self.scores)
+
+
+@dataclass(frozen=True)
+class PackReport:
+    """Metrics of one model on one pack at one sequence length (DESIGN section 2)."""
+
+    ppl: float
+    mean_prob: float
+    mean_entropy: float
+    cc_rate: float
+    cc_rate_base_thr: float
+    js2d: float  # against the base model, natural log, in [0, ln 2]
+    js2d_corrected: float  # half-sample extrapolation of the small-sample bias
+    scored_tokens: int
+    blocks: int
+
+
+Reports = Mapping[str, Mapping[EvalKey, PackReport]]  # model label -> (pack, seq_len) -> metrics
+
+
+@dataclass(frozen=True)
+class GateCheck:
+    """One inequality of a gate: passed iff |value| <= limit."""
+
+    name: str  # dppl | dcc_rate | dmean_prob | js2d
+    pack: str
+    seq_len: int
+    value: float
+    limit: float
+    passed: bool
+
+    @property
+    def label(self) -> str:
+        return f"{self.name}@{self.pack}/{self.seq_len}"
+
+
+@dataclass(frozen=True)
+class GateVerdict:
+    """The conjunction of its checks."""
+
+    gate: str
+    status: Status
+    checks: tuple[GateCheck, ...]
+
+    @property
+    def failed_checks(self) -> tuple[str, ...]:
+        return tuple(check.label for check in self.checks if not check.passed)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model directory on disk with the digest of its weights, config and tokenizer files."""
+
+    path: Path
+    digest: str
+    label: str
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """What the store knows of one stage run: emitted to the tracker as each stage ends."""
+
+    stage: str
+    key: str
+    cached: bool
+    seconds: float
+    output_digest: str
+    path: Path
+    facts: Mapping[str, Any]  # small JSON-able summary: tokens, tokens_per_s, bytes ...
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A base model, its candidates, and what the gate says of each."""
+
+    base: Evaluation
+    candidates: tuple[Evaluation, ...]
+    reports: Reports
+    verdicts: Mapping[str, GateVerdict]  # candidate label -> verdict
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Why experts went: scores, the plan cut from them, and how often each expert was selected."""
+
+    criterion: str
+    scores: ExpertScores
+    plan: KeepPlan

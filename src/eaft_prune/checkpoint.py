@@ -1,0 +1,345 @@
+"""safetensors in, sliced safetensors out; streaming; knows no model code."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import struct
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from eaft_prune.fingerprint import digest
+from eaft_prune.types import UserError
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+_BYTES = {
+    "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "U16": 2, "I16": 2,
+    "F16": 2, "BF16": 2, "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8,
+}  # fmt: skip
+_CHUNK = 8 << 20
+GENERATED = ("expert_mapping.json", "manifest.json")
+_NOT_COPIED = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".msgpack", ".h5", ".lock"}
+
+OnBytes = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """Where a tensor's bytes lie: file, absolute offset, length."""
+
+    name: str
+    file: str
+    dtype: str  # safetensors' name: BF16, U8 ...
+    shape: tuple[int, ...]
+    start: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """A checkpoint directory whose headers have been read and found consistent."""
+
+    path: Path
+    config: Mapping[str, Any]
+    tensors: Mapping[str, TensorEntry]
+    shards: tuple[str, ...]
+    companions: tuple[str, ...]  # tokenizer, templates ...: copied as they are
+
+    @property
+    def weight_bytes(self) -> int:
+        return sum(entry.nbytes for entry in self.tensors.values())
+
+
+@dataclass(frozen=True)
+class Written:
+    """What an export wrote: sha256 and size of every file, and the bytes of tensor data."""
+
+    files: Mapping[str, str]  # name -> sha256
+    sizes: Mapping[str, int]
+    tensor_bytes: int
+
+
+def open_model(path: Path) -> ModelFiles:
+    """Read config and every shard's header; raises UserError on whatever does not fit together."""
+    if not path.is_dir():
+        raise UserError(f"{path} is not a directory: give a checkpoint directory as model.path")
+    config = read_json(path / "config.json")
+    index_path = path / INDEX
+    if index_path.exists():
+        weight_map = read_json(index_path).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise UserError(f"{index_path} has no weight_map")
+        shards = tuple(sorted(set(weight_map.values())))
+    elif (path / SINGLE).exists():
+        weight_map, shards = None, (SINGLE,)
+    else:
+        raise UserError(f"{path} holds neither {INDEX} nor {SINGLE}: no weights to read")
+    tensors: dict[str, TensorEntry] = {}
+    for shard in shards:
+        for entry in read_header(path / shard):
+            if entry.name in tensors:
+                raise UserError(f"{path}: tensor {entry.name} is in two shards")
+            tensors[entry.name] = entry
+    if weight_map is not None:
+        _check_index(path, weight_map, tensors)
+    companions = sorted(
+        item.name
+        for item in path.iterdir()
+        if item.is_file()
+        and item.suffix not in _NOT_COPIED
+        and item.name not in ("config.json", INDEX, "README.md", *GENERATED)
+        and not item.name.startswith(".")
+    )
+    return ModelFiles(path, config, tensors, shards, tuple(companions))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; raises UserError where there is none."""
+    try:
+        value = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds a {type(value).__name__}, not an object")
+    return value
+
+
+def read_header(path: Path) -> list[TensorEntry]:
+    """Entries of one safetensors file in file order; raises UserError if it is cut short."""
+    if not path.exists():
+        raise UserError(f"{path} is missing: the index names a shard that is not there")
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        prefix = file.read(8)
+        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else -1
+        if length < 0 or 8 + length > size:
+            raise UserError(f"{path} is truncated: {size} bytes do not hold its header")
+        try:
+            header = json.loads(file.read(length))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise UserError(f"{path} is not a safetensors file: {error}") from None
+    header.pop("__metadata__", None)
+    entries = []
+    for name, info in header.items():
+        start, end = info["data_offsets"]
+        if info["dtype"] not in _BYTES:
+            raise UserError(f"{path}: tensor {name} has the unknown dtype {info['dtype']}")
+        if end - start != math.prod(info["shape"]) * _BYTES[info["dtype"]]:
+            raise UserError(f"{path}: tensor {name} {info['shape']} spans {end - start} bytes")
+        entries.append(
+            TensorEntry(
+                name, path.name, info["dtype"], tuple(info["shape"]), 8 + length + start, end - start
+            )
+        )
+    entries.sort(key=lambda entry: entry.start)
+    end = max((entry.start + entry.nbytes for entry in entries), default=8 + length)
+    if end != size:
+        raise UserError(f"{path} is truncated or damaged: {size} bytes, its header says {end}")
+    return entries
+
+
+def file_hashes(model: ModelFiles, on_bytes: OnBytes) -> dict[str, str]:
+    """sha256 of config, shards, index and companions; raises UserError on a NaN weight.
+
+    Float tensors are scanned as they are hashed, and e8m0 scales (`*_scales`, where 255 is NaN).
+    """
+    names = ["config.json", *model.companions, *model.shards]
+    if (model.path / INDEX).exists():
+        names.append(INDEX)
+    hashes = {}
+    for name in names:
+        sha = hashlib.sha256()
+        with (model.path / name).open("rb") as file:
+            while chunk := file.read(_CHUNK):
+                sha.update(chunk)
+                on_bytes(len(chunk))
+        hashes[name] = sha.hexdigest()
+    for entry in model.tensors.values():
+        with (model.path / entry.file).open("rb") as file:
+            for chunk in _read(file, entry.start, entry.nbytes):
+                if _has_nan(entry, chunk):
+                    raise UserError(f"{model.path / entry.file}: tensor {entry.name} holds NaN")
+    return hashes
+
+
+def model_digest(hashes: Mapping[str, str]) -> str:
+    """One digest over all file digests: equal iff every file is equal."""
+    return digest(dict(hashes))
+
+
+Slices = Mapping[str, Sequence[int] | None]  # tensor -> kept indices of axis 0, None = all of it
+
+
+def write_sliced(
+    model: ModelFiles, slices: Slices, out: Path, max_shard_bytes: int, on_bytes: OnBytes
+) -> Written:
+    """Write every tensor of `slices` into `out` as safetensors shards, reading 8 MiB at a time.
+
+    Kept slices are copied byte for byte, in the source's order. Raises UserError for a tensor that
+    has no entry in `slices`, or one larger than a shard may be.
+    """
+    unknown = sorted(set(model.tensors) ^ set(slices))
+    if unknown:
+        raise UserError(f"no rule says what to do with the tensors {unknown[:5]}")
+    files: dict[str, str] = {}
+    sizes: dict[str, int] = {}
+    weight_map: dict[str, str] = {}
+    plans = list(_plan_shards(model, slices, max_shard_bytes))
+    for number, shard in enumerate(plans, start=1):
+        name = f"model-{number:05d}-of-{len(plans):05d}.safetensors"
+        files[name] = _write_shard(model, shard, slices, out / name, on_bytes)
+        sizes[name] = (out / name).stat().st_size
+        weight_map.update({entry.name: name for entry, _ in shard})
+    total = sum(_sliced_bytes(entry, slices[entry.name]) for shard in plans for entry, _ in shard)
+    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+    files[INDEX] = write_text(out / INDEX, json.dumps(index, indent=2) + "\n")
+    sizes[INDEX] = (out / INDEX).stat().st_size
+    return Written(files, sizes, total)
+
+
+def copy_file(source: Path, target: Path) -> str:
+    """Copy bytes (never a link) and return their sha256."""
+    sha = hashlib.sha256()
+    with source.open("rb") as reader, target.open("xb") as writer:
+        while chunk := reader.read(_CHUNK):
+            sha.update(chunk)
+            writer.write(chunk)
+        _sync(writer)
+    return sha.hexdigest()
+
+
+def write_text(path: Path, text: str) -> str:
+    """Write a new file to disk and return the sha256 of its bytes."""
+    data = text.encode()
+    with path.open("xb") as file:
+        file.write(data)
+        _sync(file)
+    return hashlib.sha256(data).hexdigest()
+
+
+def tensor_bytes(model: ModelFiles, name: str, index: int | None = None) -> Iterator[bytes]:
+    """The bytes of a tensor, or of one index of its axis 0, in chunks."""
+    entry = model.tensors[name]
+    start, length = entry.start, entry.nbytes
+    if index is not None:
+        length = entry.nbytes // entry.shape[0]
+        start += index * length
+    with (model.path / entry.file).open("rb") as file:
+        yield from _read(file, start, length)
+
+
+def _check_index(
+    path: Path, weight_map: Mapping[str, str], tensors: Mapping[str, TensorEntry]
+) -> None:
+    for name, shard in weight_map.items():
+        if name not in tensors or tensors[name].file != shard:
+            raise UserError(f"{path / INDEX} puts tensor {name} in {shard}, which does not hold it")
+    extra = sorted(set(tensors) - set(weight_map))
+    if extra:
+        raise UserError(f"{path / INDEX} does not name {extra[:5]}, which its shards hold")
+
+
+def _sliced_bytes(entry: TensorEntry, kept: Sequence[int] | None) -> int:
+    return entry.nbytes if kept is None else entry.nbytes // entry.shape[0] * len(kept)
+
+
+def _plan_shards(
+    model: ModelFiles, slices: Slices, max_shard_bytes: int
+) -> Iterable[list[tuple[TensorEntry, int]]]:
+    shard: list[tuple[TensorEntry, int]] = []
+    used = 0
+    for entry in model.tensors.values():
+        length = _sliced_bytes(entry, slices[entry.name])
+        if length > max_shard_bytes:
+            raise UserError(
+                f"tensor {entry.name} needs {length} bytes: raise export.max_shard_bytes = "
+                f"{max_shard_bytes}"
+            )
+        if shard and used + length > max_shard_bytes:
+            yield shard
+            shard, used = [], 0
+        shard.append((entry, length))
+        used += length
+    if shard:
+        yield shard
+
+
+def _write_shard(
+    model: ModelFiles,
+    shard: Sequence[tuple[TensorEntry, int]],
+    slices: Slices,
+    target: Path,
+    on_bytes: OnBytes,
+) -> str:
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for entry, length in shard:
+        kept = slices[entry.name]
+        shape = entry.shape if kept is None else (len(kept), *entry.shape[1:])
+        header[entry.name] = {
+            "dtype": entry.dtype,
+            "shape": list(shape),
+            "data_offsets": [offset, offset + length],
+        }
+        offset += length
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensor data starts 8-byte aligned, as the format wants
+    sha = hashlib.sha256()
+    with target.open("xb") as writer:
+        for chunk in (struct.pack("<Q", len(text)), text):
+            sha.update(chunk)
+            writer.write(chunk)
+        for entry, _ in shard:
+            with (model.path / entry.file).open("rb") as reader:
+                for start, length in _runs(entry, slices[entry.name]):
+                    for chunk in _read(reader, start, length):
+                        sha.update(chunk)
+                        writer.write(chunk)
+                        on_bytes(len(chunk))
+        _sync(writer)
+    return sha.hexdigest()
+
+
+def _runs(entry: TensorEntry, kept: Sequence[int] | None) -> Iterator[tuple[int, int]]:
+    if kept is None:
+        yield entry.start, entry.nbytes
+        return
+    stride = entry.nbytes // entry.shape[0]
+    for index in kept:
+        yield entry.start + index * stride, stride
+
+
+def _read(file: BinaryIO, start: int, length: int) -> Iterator[bytes]:
+    file.seek(start)
+    while length:
+        chunk = file.read(min(length, _CHUNK))
+        if not chunk:
+            raise UserError(f"{file.name} ended early: it changed while it was read")
+        length -= len(chunk)
+        yield chunk
+
+
+def _has_nan(entry: TensorEntry, chunk: bytes) -> bool:
+    match entry.dtype:
+        case "BF16":
+            return bool(((np.frombuffer(chunk, "<u2") & 0x7FFF) > 0x7F80).any())
+        case "F16" | "F32" | "F64":
+            kind = {"F16": "<f2", "F32": "<f4", "F64": "<f8"}[entry.dtype]
+            return bool(np.isnan(np.frombuffer(chunk, kind)).any())
+        case "U8" if entry.name.endswith("_scales"):
+            return 255 in chunk
+    return False
+
+
+def _sync(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())

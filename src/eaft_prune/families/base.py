@@ -1,0 +1,93 @@
+"""What a family says of its checkpoints and modules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from eaft_prune.checkpoint import ModelFiles, Slices
+from eaft_prune.types import KeepPlan, UserError
+
+if TYPE_CHECKING:
+    import torch
+
+Config = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """What a tensor must look like; per_expert: axis 0 is the expert axis."""
+
+    dtype: str | None  # None: any float
+    shape: tuple[int, ...]
+    per_expert: bool
+
+
+@dataclass(frozen=True)
+class Family:
+    """Everything that is different from one MoE architecture to the next."""
+
+    model_type: str
+    n_layers: Callable[[Config], int]
+    n_experts: Callable[[Config], int]
+    top_k: Callable[[Config], int]
+    tensor_table: Callable[[Config], dict[str, TensorSpec]]
+    patch_config: Callable[[Config, int], dict[str, Any]]  # config, keep_n
+    load_arguments: Callable[[Config], dict[str, Any]]  # of from_pretrained
+    experts: Callable[[torch.nn.Module], list[torch.nn.Module]]  # per layer
+    masked: Callable[[torch.nn.Module, KeepPlan], AbstractContextManager[None]]
+
+
+def check_tensors(family: Family, model: ModelFiles) -> None:
+    """Raise UserError unless the checkpoint holds exactly the family's tensors in their shapes."""
+    table = family.tensor_table(model.config)
+    missing = sorted(set(table) - set(model.tensors))
+    if missing:
+        raise UserError(f"{model.path}: tensors are missing: {_some(missing)}")
+    unknown = sorted(set(model.tensors) - set(table))
+    if unknown:
+        raise UserError(
+            f"{model.path}: no rule for the tensors {_some(unknown)} in a {family.model_type} model"
+        )
+    for name, spec in table.items():
+        entry = model.tensors[name]
+        if entry.shape != spec.shape:
+            raise UserError(
+                f"{model.path}: tensor {name} has shape {list(entry.shape)}, config.json asks for "
+                f"{list(spec.shape)}"
+            )
+        if (spec.dtype or "float") != (entry.dtype if spec.dtype else _kind(entry.dtype)):
+            raise UserError(
+                f"{model.path}: tensor {name} is {entry.dtype}, expected {spec.dtype or 'a float'}"
+            )
+
+
+def slices_of(family: Family, model: ModelFiles, plan: KeepPlan) -> Slices:
+    """For every tensor the expert ids to keep, or None to copy all of it."""
+    return {
+        name: plan.kept[_layer_of(name)] if spec.per_expert else None
+        for name, spec in family.tensor_table(model.config).items()
+    }
+
+
+def positive(config: Config, key: str) -> int:
+    """A positive integer of config.json."""
+    value = config.get(key)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise UserError(f"config.json: {key} = {value!r} is not a positive integer")
+    return value
+
+
+def _layer_of(name: str) -> int:
+    return int(name.split(".layers.")[1].split(".")[0])
+
+
+def _kind(dtype: str) -> str:
+    return "float" if dtype in ("BF16", "F16", "F32") else dtype
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more

@@ -1,0 +1,196 @@
+"""Pieces of the HTML report: tables and the verdict. Everything from outside goes through text()."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from eaft_prune.report.summary import (
+    CORRECTED_MEANING,
+    JS2D_MEANING,
+    METRICS,
+    TOKENS_MEANING,
+    CandidateSummary,
+    Row,
+    check_label,
+    leaderboard,
+    usage,
+)
+from eaft_prune.report.text import check_numbers, fact_groups, metric_numbers, number, printable
+from eaft_prune.types import UNION, GateCheck
+
+NEAR = 0.75  # share of a limit from which a delta is shown as near it
+BAR_FULL = 1.5  # share of a limit at which a bar is full
+
+
+def text(value: object) -> str:
+    """Escaped for element content and for double-quoted attributes."""
+    return html.escape(str(value), quote=True)
+
+
+def _numeral(value: str) -> str:
+    return value.replace("-", "\N{MINUS SIGN}")
+
+
+def headline(summaries: Sequence[CandidateSummary], base: str) -> str:
+    """The verdict in one word, or how many of several candidates pass."""
+    if len(summaries) == 1:
+        return ""
+    passed = sum(summary.passed for summary in summaries)
+    state = "pass" if passed else "fail"
+    return (
+        f'<p class="tally"><strong class="{state}">{passed} of {len(summaries)}</strong> '
+        f"candidates are near-lossless against {text(base)}.</p>"
+    )
+
+
+def leaderboard_table(summaries: Sequence[CandidateSummary]) -> str:
+    """Candidates, best first, each with a button that selects it."""
+    names = list(dict.fromkeys(check.name for s in summaries for check in s.verdict.checks))
+    header = ["", "candidate", "verdict", "failed"]
+    rows = []
+    for place, summary in enumerate(leaderboard(tuple(summaries)), start=1):
+        worst = [summary.worst(name) for name in names]
+        cells = [
+            f'<td class="place">{place}</td>',
+            f'<th scope="row"><button type="button" class="pick" data-pick="{text(summary.label)}">'
+            f"{text(summary.label)}</button></th>",
+            f"<td>{_status(summary.verdict.status)}</td>",
+            f'<td class="n">{len(summary.verdict.failed_checks)} of {len(summary.verdict.checks)}</td>',
+            *(_worst_cell(check) for check in worst),
+        ]
+        rows.append(f'<tr data-row="{text(summary.label)}">{"".join(cells)}</tr>')
+    labels = [check_label(next(c for s in summaries for c in s.verdict.checks if c.name == name))
+              for name in names]  # fmt: skip
+    head = "".join(f'<th scope="col">{text(label)}</th>' for label in header)
+    head += "".join(f'<th scope="col" class="n">{text(label)}</th>' for label in labels)
+    return _scroll("Leaderboard", f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody>")
+
+
+def _worst_cell(check: GateCheck | None) -> str:
+    if check is None:
+        return '<td class="n">–</td>'
+    return f'<td class="n {_tone(usage(check))}">{_numeral(check_numbers(check)[0])}</td>'
+
+
+def verdict_block(summary: CandidateSummary, base: str) -> str:
+    """PASS or FAIL, what failed, and a bar for each check."""
+    failed = [check for check in summary.verdict.checks if not check.passed]
+    total = len(summary.verdict.checks)
+    if failed:
+        names = ", ".join(
+            f"<b>{text(check_label(check))}</b> on {text(check.pack)} at {check.seq_len}"
+            for check in failed
+        )
+        sentence = f"{len(failed)} of {total} checks of {text(summary.verdict.gate)} failed: {names}."
+    else:
+        sentence = f"All {total} checks of {text(summary.verdict.gate)} hold."
+    return (
+        f'<div class="verdict"><p class="word">{_status(summary.verdict.status)}</p>'
+        f'<div><p class="pair">{text(summary.label)} <span>against</span> {text(base)}</p>'
+        f"<p>{sentence}</p></div></div>{_checks_table(summary.verdict.checks)}"
+    )
+
+
+def _checks_table(checks: Iterable[GateCheck]) -> str:
+    head = "".join(
+        f'<th scope="col"{css}>{label}</th>'
+        for label, css in (
+            ("check", ""), ("share of its limit", ""), ("value", ' class="n"'),
+            ("limit", ' class="n"'), ("margin", ' class="n"'), ("result", ""),
+        )
+    )  # fmt: skip
+    rows = []
+    for check in checks:
+        value, limit, margin = (_numeral(n) for n in check_numbers(check))
+        used = usage(check)
+        width = min(used, BAR_FULL) / BAR_FULL * 100
+        share = f"{used:.0%}" if used < 100 else "over 100 times"
+        rows.append(
+            f'<tr class="{_tone(used)}"><th scope="row">{text(check_label(check))} '
+            f"<small>{text(check.pack)} · {check.seq_len}</small></th>"
+            f'<td class="bar"><span class="track" role="img" aria-label="{share} of the limit">'
+            f'<i style="width:{width:.1f}%"></i></span></td>'
+            f'<td class="n">{value}</td><td class="n">{limit}</td><td class="n">{margin}</td>'
+            f"<td>{_status('PASS' if check.passed else 'FAIL')}</td></tr>"
+        )
+    table = f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
+    return f'<table class="checks">{table}</table>'
+
+
+def metrics_table(summary: CandidateSummary, base: str) -> str:
+    """Every pack and length: base, candidate and delta of each metric, then divergence."""
+    top = '<th scope="col" rowspan="2">pack</th><th scope="col" rowspan="2" class="n">length</th>'
+    sub = ""
+    for metric in METRICS:
+        top += f'<th scope="colgroup" colspan="3" class="group">{text(metric.label)}</th>'
+        sub += f'<th scope="col" class="n group">{text(base)}</th>'
+        sub += f'<th scope="col" class="n">{text(summary.label)}</th><th scope="col" class="n">Δ</th>'
+    top += '<th scope="colgroup" colspan="2" class="group">JS2D</th>'
+    sub += '<th scope="col" class="n group">plain</th><th scope="col" class="n">corrected</th>'
+    top += '<th scope="col" rowspan="2" class="n group">tokens</th>'
+    body = "".join(_metrics_row(summary, row) for row in summary.rows)
+    head = f"<thead><tr>{top}</tr><tr>{sub}</tr></thead>"
+    return _scroll(f"Metrics of {summary.label}", f"{head}<tbody>{body}</tbody>")
+
+
+def _metrics_row(summary: CandidateSummary, row: Row) -> str:
+    cells = ""
+    for metric in METRICS:
+        values = row.values(metric)
+        base, candidate, delta = (_numeral(n) for n in metric_numbers(metric, values))
+        tone = _limit_tone(values[2], summary.limit(metric.check, row))
+        cells += f'<td class="n group">{base}</td><td class="n">{candidate}</td>'
+        cells += f'<td class="n delta {tone}">{delta}</td>'
+    tone = _limit_tone(row.candidate.js2d, summary.limit("js2d", row))
+    cells += f'<td class="n group delta {tone}">{_numeral(number(row.candidate.js2d, 4))}</td>'
+    cells += f'<td class="n">{_numeral(number(row.candidate.js2d_corrected, 4))}</td>'
+    cells += f'<td class="n group">{row.candidate.scored_tokens:,}</td>'
+    emphasis = ' class="union"' if row.pack == UNION else ""
+    name = f'<th scope="row">{text(row.pack)}</th><td class="n">{row.seq_len}</td>'
+    return f"<tr{emphasis}>{name}{cells}</tr>"
+
+
+def glossary() -> str:
+    """One sentence for each metric."""
+    entries = [(metric.label, metric.meaning) for metric in METRICS]
+    entries += [("JS2D", JS2D_MEANING), ("corrected", CORRECTED_MEANING), ("tokens", TOKENS_MEANING)]
+    items = "".join(f"<div><dt>{text(a)}</dt><dd>{text(b)}</dd></div>" for a, b in entries)
+    return f'<dl class="glossary">{items}</dl>'
+
+
+def provenance(facts: Mapping[str, Any]) -> str:
+    """The facts, nested mappings under their own heading."""
+    parts = []
+    for group, items in fact_groups(facts).items():
+        parts.append(f"<h3>{text(printable(group))}</h3>" if group else "")
+        pairs = "".join(
+            f"<div><dt>{text(name)}</dt><dd>{text(value)}</dd></div>" for name, value in items.items()
+        )
+        parts.append(f'<dl class="facts">{pairs}</dl>')
+    return "".join(parts) or "<p>No facts were recorded.</p>"
+
+
+def _scroll(label: str, table: str) -> str:
+    """A table that scrolls inside its own box, by keyboard too."""
+    return (
+        f'<div class="scroll" role="region" tabindex="0" aria-label="{text(label)}">'
+        f"<table>{table}</table></div>"
+    )
+
+
+def _status(status: str) -> str:
+    return f'<span class="status {text(status.lower())}">{text(status)}</span>'
+
+
+def _limit_tone(value: float, limit: float | None) -> str:
+    if limit is None:
+        return ""
+    if limit == 0:
+        return "within" if value == 0 else "over"
+    return _tone(abs(value) / limit)
+
+
+def _tone(used: float) -> str:
+    return "over" if used > 1 else "near" if used > NEAR else "within"

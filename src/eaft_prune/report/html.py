@@ -1,0 +1,103 @@
+"""The comparison as one HTML file that opens from disk, without a network."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Mapping
+from importlib import resources
+from string import Template
+from typing import Any
+
+from eaft_prune.report.experts import selections_of
+from eaft_prune.report.fragments import (
+    glossary,
+    headline,
+    leaderboard_table,
+    metrics_table,
+    provenance,
+    text,
+    verdict_block,
+)
+from eaft_prune.report.plots import plot_data
+from eaft_prune.report.summary import CandidateSummary, leaderboard, summarise
+from eaft_prune.types import Comparison, Selection
+
+
+def html_report(
+    comparison: Comparison,
+    selection: Selection | Mapping[str, Selection] | None,
+    facts: Mapping[str, Any],
+    *,
+    cc_quantile: float = 0.15,
+) -> str:
+    """One self-contained page: verdict, tables, (p, H) plots, expert maps, provenance.
+
+    selection: of all candidates, or by candidate label. facts: provenance; values of nested
+    mappings are grouped. cc_quantile: q of the thresholds p_q and H_q that the plots draw.
+    Equal inputs give equal text. Raises ValueError where the inputs are empty or do not fit
+    together.
+    """
+    summaries = leaderboard(summarise(comparison))
+    selections = selections_of(comparison, selection)
+    base = comparison.base.model
+    data = _json(plot_data(comparison, selections, cc_quantile))
+    plotly, script = _plotly(), _file("report.js")
+    labels = [summary.label for summary in summaries]
+    return Template(_file("report.html")).substitute(
+        title=text(_title(summaries, base)),
+        policy=_policy(plotly, script),
+        css=_file("report.css"),
+        headline=headline(summaries, base),
+        leaderboard=leaderboard_table(summaries) if len(summaries) > 1 else "",
+        verdicts=_per_candidate(summaries, base, verdict_block),
+        candidates="".join(f'<option value="{text(label)}">{text(label)}</option>' for label in labels),
+        several="" if len(summaries) > 1 else "hidden",
+        metrics=_per_candidate(summaries, base, metrics_table),
+        glossary=glossary(),
+        experts="" if selections else "hidden",
+        provenance=provenance(facts),
+        data=data,
+        plotly=plotly,
+        script=script,
+    )
+
+
+def _title(summaries: list[CandidateSummary], base: str) -> str:
+    if len(summaries) == 1:
+        return f"{summaries[0].verdict.status}: {summaries[0].label} against {base}"
+    return f"{sum(s.passed for s in summaries)} of {len(summaries)} pass against {base}"
+
+
+def _per_candidate(summaries: list[CandidateSummary], base: str, render: Any) -> str:
+    """One block per candidate; the script shows that of the selected one."""
+    return "".join(
+        f'<div data-candidate="{text(summary.label)}">{render(summary, base)}</div>'
+        for summary in summaries
+    )
+
+
+def _file(name: str) -> str:
+    return resources.files("eaft_prune.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _plotly() -> str:
+    from plotly.offline import get_plotlyjs  # here, because importing plotly takes longer than we do
+
+    return str(get_plotlyjs())
+
+
+def _policy(*scripts: str) -> str:
+    """Content security policy: these scripts and no other, and no network at all."""
+    hashes = (base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in scripts)
+    allowed = " ".join(f"'sha256-{one}'" for one in hashes)
+    return (
+        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:"
+    )
+
+
+def _json(data: Any) -> str:
+    """Compact JSON that cannot close the script element it stands in."""
+    dense = json.dumps(data, separators=(",", ":"), allow_nan=False)
+    return dense.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

@@ -1,0 +1,169 @@
+"""The comparison as Markdown, for pull requests."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from eaft_prune.report.experts import expert_map, selections_of
+from eaft_prune.report.summary import (
+    CORRECTED_MEANING,
+    JS2D_MEANING,
+    METRICS,
+    CandidateSummary,
+    Row,
+    check_label,
+    leaderboard,
+    summarise,
+)
+from eaft_prune.report.text import (
+    check_numbers,
+    fact_groups,
+    id_ranges,
+    metric_numbers,
+    number,
+    printable,
+    verdict_sentence,
+)
+from eaft_prune.types import UNION, Comparison, Selection
+
+
+def markdown_report(
+    comparison: Comparison,
+    selection: Selection | Mapping[str, Selection] | None,
+    facts: Mapping[str, Any],
+) -> str:
+    """Verdict, checks, metrics, experts that went and provenance of every candidate.
+
+    selection: of all candidates, or by candidate label. facts: provenance; values of nested
+    mappings are grouped. Raises ValueError where the inputs are empty or do not fit together.
+    """
+    summaries = leaderboard(summarise(comparison))
+    selections = selections_of(comparison, selection)
+    lines = _leaderboard(summaries) if len(summaries) > 1 else []
+    for summary in summaries:
+        lines += _candidate(summary, comparison.base.model)
+    for label, one in selections.items():
+        if isinstance(selection, Selection):
+            lines += _experts("Experts", one)
+            break
+        lines += _experts(f"Experts of {_inline(label)}", one)
+    lines += _provenance(facts)
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _leaderboard(summaries: Sequence[CandidateSummary]) -> list[str]:
+    passed = sum(summary.passed for summary in summaries)
+    rows = [
+        (
+            _inline(s.label),
+            f"**{s.verdict.status}**",
+            f"{len(s.verdict.failed_checks)} of {len(s.verdict.checks)}",
+            number(s.dppl, 3, signed=True),
+        )
+        for s in summaries
+    ]
+    return [
+        f"## {passed} of {len(summaries)} candidates pass",
+        "",
+        *_table(("candidate", "verdict", "failed checks", "worst Δ PPL"), rows, left=2),
+    ]
+
+
+def _candidate(summary: CandidateSummary, base: str) -> list[str]:
+    checks = [
+        (
+            check_label(check),
+            _inline(check.pack),
+            str(check.seq_len),
+            *check_numbers(check),
+            "pass" if check.passed else "**FAIL**",
+        )
+        for check in summary.verdict.checks
+    ]
+    labels = [label for metric in METRICS for label in (metric.label, "Δ")]
+    header = ("pack", "length", *labels, "JS2D", "corrected", "tokens")
+    return [
+        f"## {summary.verdict.status}: {_inline(summary.label)} against {_inline(base)}",
+        "",
+        f"{_inline(verdict_sentence(summary.verdict))}.",
+        "",
+        *_table(("check", "pack", "length", "value", "limit", "margin", "result"), checks, left=2),
+        "Metrics are written base → candidate.",
+        "",
+        *_table(header, [_metric_cells(row) for row in summary.rows], left=1),
+        "<details><summary>What the metrics mean</summary>",
+        "",
+        *(f"- **{metric.label}**: {metric.meaning}" for metric in METRICS),
+        f"- **JS2D**: {JS2D_MEANING}",
+        f"- **corrected**: {CORRECTED_MEANING}",
+        "",
+        "</details>",
+        "",
+    ]
+
+
+def _metric_cells(row: Row) -> list[str]:
+    cells = [_inline(row.pack), str(row.seq_len)]
+    for metric in METRICS:
+        base, candidate, delta = metric_numbers(metric, row.values(metric))
+        cells += [f"{base} → {candidate}", delta]
+    cells += [number(row.candidate.js2d, 4), number(row.candidate.js2d_corrected, 4)]
+    cells.append(f"{row.candidate.scored_tokens:,}")
+    return [f"**{cell}**" for cell in cells] if row.pack == UNION else cells
+
+
+def _experts(title: str, selection: Selection) -> list[str]:
+    experts = expert_map(selection)
+    n_layers, n_experts = experts.kept_LE.shape
+    keep_n = selection.plan.uniform_keep_n
+    kept = f"{keep_n} of" if keep_n else f"{int(experts.kept_LE.sum()) / n_layers:.1f} on average of"
+    rows = []
+    for layer in range(n_layers):
+        dropped = (~experts.kept_LE[layer]).nonzero()[0].tolist()
+        tied = experts.tied_LE[layer].nonzero()[0].tolist()
+        rows.append((str(layer), id_ranges(dropped) or "none", id_ranges(tied) or "none"))
+    return [
+        f"## {title}",
+        "",
+        f"Criterion {_inline(selection.criterion)} keeps {kept} {n_experts} experts in each of "
+        f"{n_layers} layers. The tie zone holds the experts, kept or dropped, whose score lies "
+        "within 2% of the layer's spread of the cut.",
+        "",
+        "<details><summary>Dropped experts per layer</summary>",
+        "",
+        *_table(("layer", "dropped", "tie zone"), rows, left=0),
+        "</details>",
+        "",
+    ]
+
+
+def _provenance(facts: Mapping[str, Any]) -> list[str]:
+    lines = ["## Provenance", ""] if facts else []
+    for group, items in fact_groups(facts).items():
+        lines += [f"**{_inline(group)}**", ""] if group else []
+        lines += _table(("fact", "value"), [(_inline(k), _code(v)) for k, v in items.items()], left=2)
+    return lines
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]], *, left: int) -> list[str]:
+    """Pipe table: the first `left` columns aligned left, the others right."""
+    rule = [":--" if i < left else "--:" for i in range(len(header))]
+    return [*(f"| {' | '.join(cells)} |" for cells in (header, rule, *rows)), ""]
+
+
+def _inline(text: str) -> str:
+    """Text that Markdown and HTML leave as it is, also inside a table."""
+    return re.sub(r"([\\`*_\[\]<>|~#&!])", r"\\\1", printable(text))
+
+
+def _code(text: str) -> str:
+    """Code spans, one per line of the value; a span longer than any run of backticks inside."""
+    spans = []
+    for line in text.splitlines() or [""]:
+        body = printable(line).replace("|", "\\|")
+        fence = "`" * (1 + max((len(run) for run in re.findall("`+", body)), default=0))
+        pad = " " if body.startswith("`") or body.endswith("`") else ""
+        spans.append(f"{fence}{pad}{body}{pad}{fence}" if body else "")
+    return "<br>".join(spans)

@@ -1,0 +1,192 @@
+"""What every report shows of a Comparison, checked once and put in reading order."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import astuple, dataclass
+
+from eaft_prune.types import (
+    UNION,
+    Comparison,
+    EvalKey,
+    Evaluation,
+    GateCheck,
+    GateVerdict,
+    PackReport,
+    Reports,
+)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One field of PackReport that base and candidate both have."""
+
+    field: str
+    label: str
+    decimals: int
+    check: str  # the gate's name for its delta
+    meaning: str
+
+
+METRICS = (
+    Metric(
+        "ppl", "PPL", 3, "dppl",
+        "Perplexity, exp of the mean -ln p over scored tokens: 1 is perfect, lower is better.",
+    ),
+    Metric(
+        "cc_rate", "CC rate", 4, "dcc_rate",
+        "Share of confident conflicts: tokens whose p and H both lie under the model's own "
+        "thresholds, so it was sure and wrong. Lower is better.",
+    ),
+    Metric(
+        "mean_prob", "mean p", 4, "dmean_prob",
+        "Mean probability given to the token that came: higher is better.",
+    ),
+    Metric(
+        "mean_entropy", "mean H", 4, "dmean_entropy",
+        "Mean entropy of the 20 likeliest tokens, scaled to [0, 1]: 0 is certain, 1 undecided.",
+    ),
+)  # fmt: skip
+JS2D_MEANING = (
+    "Jensen-Shannon divergence between the two models' joint histograms of (p, H), in nats: "
+    "0 is identical, ln 2 disjoint."
+)
+CORRECTED_MEANING = "JS2D with its small-sample bias removed; may fall just under 0."
+TOKENS_MEANING = "Assistant tokens that were scored, the same ones for both models."
+
+CHECK_LABELS = {metric.check: f"Δ {metric.label}" for metric in METRICS} | {"js2d": "JS2D"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """Base and candidate on one pack at one sequence length."""
+
+    pack: str
+    seq_len: int
+    base: PackReport
+    candidate: PackReport
+
+    def values(self, metric: Metric) -> tuple[float, float, float]:
+        """(base, candidate, candidate - base)."""
+        base = float(getattr(self.base, metric.field))
+        candidate = float(getattr(self.candidate, metric.field))
+        return base, candidate, candidate - base
+
+
+@dataclass(frozen=True)
+class CandidateSummary:
+    """One candidate against the base model."""
+
+    label: str
+    verdict: GateVerdict
+    rows: tuple[Row, ...]
+
+    @property
+    def passed(self) -> bool:
+        return self.verdict.status == "PASS"
+
+    @property
+    def dppl(self) -> float:
+        """The delta of PPL that is largest in size among the gate's, else among all rows."""
+        gated = [check.value for check in self.verdict.checks if check.name == "dppl"]
+        return max(gated or [row.values(METRICS[0])[2] for row in self.rows], key=abs)
+
+    def worst(self, name: str) -> GateCheck | None:
+        """The check of this name that uses most of its limit."""
+        checks = [check for check in self.verdict.checks if check.name == name]
+        return max(checks, key=usage, default=None)
+
+    def limit(self, name: str, row: Row) -> float | None:
+        """The gate's limit for this row: its own, else of the same length, else the strictest."""
+        checks = [check for check in self.verdict.checks if check.name == name]
+        near = [check for check in checks if check.seq_len == row.seq_len]
+        own = [check for check in near if check.pack == row.pack]
+        return min((check.limit for check in own or near or checks), default=None)
+
+
+def usage(check: GateCheck) -> float:
+    """|value| / limit: at most 1 iff the check passes."""
+    if check.limit > 0:
+        return abs(check.value) / check.limit
+    return 0.0 if check.value == 0 else math.inf
+
+
+def margin(check: GateCheck) -> float:
+    """limit - |value|: what is left of the limit, negative where it is exceeded."""
+    return check.limit - abs(check.value)
+
+
+def check_label(check: GateCheck) -> str:
+    return CHECK_LABELS.get(check.name, check.name)
+
+
+def ordered_keys(keys: Iterable[EvalKey]) -> list[EvalKey]:
+    """UNION first, then packs in their own order; lengths ascend within a pack."""
+    given = list(keys)
+    packs = list(dict.fromkeys([UNION, *(pack for pack, _ in given)]))
+    return sorted(given, key=lambda key: (packs.index(key[0]), key[1]))
+
+
+def summarise(comparison: Comparison) -> tuple[CandidateSummary, ...]:
+    """Every candidate, in the order of the comparison.
+
+    Raises ValueError where there is nothing to report, or where evaluations, reports and verdicts
+    do not belong together.
+    """
+    if not comparison.candidates:
+        raise ValueError("the comparison has no candidate to report on")
+    labels = [comparison.base.model, *(candidate.model for candidate in comparison.candidates)]
+    twice = {label for label in labels if labels.count(label) > 1}
+    if twice:
+        raise ValueError(f"models of a comparison need different labels; twice: {sorted(twice)}")
+    base = _reports_of(comparison.base, comparison.reports)
+    return tuple(_summary(candidate, base, comparison) for candidate in comparison.candidates)
+
+
+def leaderboard(summaries: tuple[CandidateSummary, ...]) -> list[CandidateSummary]:
+    """Best first: passing before failing, fewer failed checks, smaller |dPPL|."""
+    return sorted(summaries, key=lambda s: (not s.passed, len(s.verdict.failed_checks), abs(s.dppl)))
+
+
+def _summary(
+    candidate: Evaluation, base: Mapping[EvalKey, PackReport], comparison: Comparison
+) -> CandidateSummary:
+    label = candidate.model
+    reports = _reports_of(candidate, comparison.reports)
+    if set(reports) != set(base):
+        raise ValueError(
+            f"{label!r} was evaluated on {ordered_keys(reports)}, "
+            f"the base {comparison.base.model!r} on {ordered_keys(base)}"
+        )
+    for key in base:
+        if reports[key].scored_tokens != base[key].scored_tokens:
+            raise ValueError(
+                f"{label!r} scored {reports[key].scored_tokens} tokens of {key}, "
+                f"the base {base[key].scored_tokens}: not the same blocks"
+            )
+    rows = tuple(Row(*key, base[key], reports[key]) for key in ordered_keys(base))
+    return CandidateSummary(label, _verdict_of(label, comparison.verdicts), rows)
+
+
+def _reports_of(evaluation: Evaluation, reports: Reports) -> Mapping[EvalKey, PackReport]:
+    label = evaluation.model
+    if not reports.get(label):
+        raise ValueError(f"the comparison has no reports of {label!r}; it has {sorted(reports)}")
+    for key, report in reports[label].items():
+        if report.scored_tokens <= 0:
+            raise ValueError(f"the report of {label!r} on {key} has no scored tokens")
+        if any(math.isnan(value) for value in astuple(report)):
+            raise ValueError(f"the report of {label!r} on {key} holds NaN: {report}")
+    return reports[label]
+
+
+def _verdict_of(label: str, verdicts: Mapping[str, GateVerdict]) -> GateVerdict:
+    if label not in verdicts or not verdicts[label].checks:
+        raise ValueError(f"the gate has no checks of {label!r}; it judged {sorted(verdicts)}")
+    verdict = verdicts[label]
+    if any(math.isnan(check.value) or math.isnan(check.limit) for check in verdict.checks):
+        raise ValueError(f"the verdict on {label!r} holds NaN: {verdict}")
+    if verdict.status == "PASS" and verdict.failed_checks:
+        raise ValueError(f"the verdict on {label!r} is PASS, yet {verdict.failed_checks} failed")
+    return verdict

@@ -1,0 +1,136 @@
+"""The comparison on a terminal."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import sys
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from eaft_prune.report.summary import (
+    METRICS,
+    CandidateSummary,
+    Row,
+    check_label,
+    leaderboard,
+    summarise,
+)
+from eaft_prune.report.text import (
+    check_numbers,
+    metric_numbers,
+    number,
+    printable,
+    verdict_sentence,
+)
+from eaft_prune.types import UNION, Comparison
+
+MIN_WIDTH = 90
+
+
+def comparison_table(
+    comparison: Comparison, *, width: int | None = None, color: bool | None = None
+) -> str:
+    """Metrics, checks and verdict of every candidate, as lines of at most `width` columns.
+
+    width: None is the terminal's, within 90..120. color: None is: iff stdout is a terminal and
+    NO_COLOR is unset. Raises ValueError where the comparison is empty or does not fit together.
+    """
+    if color is None:
+        color = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    columns = min(shutil.get_terminal_size((100, 24)).columns, 120) if width is None else width
+    out = io.StringIO()
+    console = Console(
+        file=out,
+        width=max(columns, MIN_WIDTH),
+        force_terminal=color,
+        color_system="standard" if color else None,
+        highlight=False,
+        emoji=False,
+        legacy_windows=False,
+    )
+    base = printable(comparison.base.model)
+    summaries = summarise(comparison)
+    for summary in summaries:
+        console.print(Text(f"{printable(summary.label)} against {base}", style="bold"))
+        for part in (_metrics(summary, base), _checks(summary)):
+            console.print()
+            console.print(part)
+        console.print()
+        console.print(_verdict(summary), soft_wrap=True)
+        console.print()
+    if len(summaries) > 1:
+        console.print(_leaderboard(summaries))
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()).rstrip() + "\n"
+
+
+def _metrics(summary: CandidateSummary, base: str) -> Table:
+    labels = (*(metric.label for metric in METRICS), "JS2D", "corrected", "tokens")
+    table = _table(("pack", "length", "model"), labels)
+    union = [row for row in summary.rows if row.pack == UNION]
+    for row in summary.rows:
+        for cells in _lines(row, base, printable(summary.label)):
+            table.add_row(*cells, style="bold" if row.pack == UNION else None)
+        if union and row is union[-1]:
+            table.add_section()
+    return table
+
+
+def _lines(row: Row, base: str, candidate: str) -> list[list[Text]]:
+    """Three lines: base, candidate, delta."""
+    numbers = [metric_numbers(metric, row.values(metric)) for metric in METRICS]
+    first, second, delta = ([n[i] for n in numbers] for i in range(3))
+    divergence = [number(row.candidate.js2d, 4), number(row.candidate.js2d_corrected, 4)]
+    tokens = f"{row.candidate.scored_tokens:,}"
+    lines = [
+        [printable(row.pack), str(row.seq_len), base, *first, "", "", tokens],
+        ["", "", candidate, *second, *divergence, ""],
+        ["", "", "delta", *delta, "", "", ""],
+    ]
+    return [[Text(cell) for cell in line] for line in lines]
+
+
+def _checks(summary: CandidateSummary) -> Table:
+    table = _table(("check", "pack", "length"), ("value", "limit", "margin", "result"))
+    for check in summary.verdict.checks:
+        value, limit, margin = check_numbers(check)
+        table.add_row(
+            Text(check_label(check)),
+            Text(printable(check.pack)),
+            str(check.seq_len),
+            value,
+            limit,
+            margin,
+            Text("pass", style="green") if check.passed else Text("FAIL", style="bold red"),
+        )
+    return table
+
+
+def _leaderboard(summaries: tuple[CandidateSummary, ...]) -> Table:
+    table = _table(("candidate",), ("verdict", "failed", "worst delta PPL"))
+    for summary in leaderboard(summaries):
+        failed = f"{len(summary.verdict.failed_checks)} of {len(summary.verdict.checks)}"
+        delta = number(summary.dppl, 3, signed=True)
+        table.add_row(Text(printable(summary.label)), _status(summary), failed, delta)
+    return table
+
+
+def _table(left: tuple[str, ...], right: tuple[str, ...]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=0, show_edge=False)
+    for label in left:
+        table.add_column(label, overflow="ellipsis", max_width=24)
+    for label in right:
+        table.add_column(label, justify="right", no_wrap=True)
+    return table
+
+
+def _status(summary: CandidateSummary) -> Text:
+    return Text(summary.verdict.status, style="bold green" if summary.passed else "bold red")
+
+
+def _verdict(summary: CandidateSummary) -> Text:
+    return _status(summary).append(f"  {printable(verdict_sentence(summary.verdict))}", style="none")

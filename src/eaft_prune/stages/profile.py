@@ -1,0 +1,15 @@
+"""Blocks -> routing trace, in one forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from eaft_prune.engines.base import Engine
+from eaft_prune.types import Blocks, Trace
+
+VERSION = 1
+
+
+def profile(engine: Engine, blocks: Blocks, on_tokens: Callable[[int], None]) -> Trace:
+    """Expert ids, gates and output norms at the predictor of every scored token, with p and H."""
+    return engine.trace(blocks, on_tokens)

@@ -1,0 +1,27 @@
+"""MLflow keeps what happened: runs, stages, datasets, checkpoints, metrics (docs/tracking.md).
+
+Importing this package is quick: mlflow itself is imported when a server is first contacted.
+"""
+
+from eaft_prune.tracking.lifecycle import (
+    RunStatus,
+    Terminated,
+    close_stale_runs,
+    finish_parent,
+    prepare,
+    start_parent,
+    track,
+)
+from eaft_prune.tracking.run import MlflowRun, TrackingError
+
+__all__ = [
+    "MlflowRun",
+    "RunStatus",
+    "Terminated",
+    "TrackingError",
+    "close_stale_runs",
+    "finish_parent",
+    "prepare",
+    "start_parent",
+    "track",
+]

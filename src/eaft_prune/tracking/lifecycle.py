@@ -1,0 +1,232 @@
+"""Runs begin, end, and end truthfully: FINISHED, FAILED or KILLED, parents of multiruns included."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Literal
+
+import yaml
+
+import eaft_prune
+from eaft_prune.config import Experiment, TrackingSettings
+from eaft_prune.tracking import provenance
+from eaft_prune.tracking.run import MlflowRun, TrackingError
+
+if TYPE_CHECKING:
+    from eaft_prune.tracking.server import Server
+
+RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
+
+_PRUNING_TASKS = ("pipeline",)
+_EVALUATING_TASKS = ("pipeline", "evaluate", "noise_floor", "noop")
+_ERROR_LENGTH = 500
+_NOTE_LENGTH = 8000  # of a tag in MLflow
+
+# read by mlflow when it is first imported; what the user has set stays
+_ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "5",  # about a minute: outlives a restart of the server
+    "GIT_PYTHON_REFRESH": "quiet",
+}
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived while a run was tracked; unwinds like KeyboardInterrupt."""
+
+
+def prepare(settings: TrackingSettings) -> Server:
+    """Create what the tracking URI needs (directory, schema, experiment) and connect.
+
+    Safe to call from several processes at once. Raises UserError naming `tracking.uri` if the URI is
+    malformed or cannot be reached, `tracking.experiment` if the experiment was deleted.
+    """
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    from eaft_prune.tracking.server import Server
+
+    return Server(settings.uri, settings.experiment)
+
+
+def close_stale_runs(server: Server) -> list[str]:
+    """Set RUNNING runs of dead processes of this host to KILLED; returns their ids.
+
+    Runs of other hosts, of other pid namespaces and of live processes are left alone.
+    """
+    closed = []
+    for run_id, tags in server.running(provenance.HOST, socket.gethostname()):
+        if provenance.is_dead(tags):
+            reason = f"{provenance.describe_process(tags)} is gone; noticed by a later start"
+            server.log(run_id, tags={"killed.reason": reason})
+            server.terminate(run_id, "KILLED")
+            closed.append(run_id)
+    return closed
+
+
+@contextmanager
+def track(
+    experiment: Experiment,
+    run_dir: Path,
+    overrides: Sequence[str],
+    versions: Mapping[str, str],
+) -> Iterator[MlflowRun]:
+    """A run that ends FINISHED, FAILED on an exception, KILLED on Ctrl-C or SIGTERM.
+
+    Stale runs are closed first. In the main thread SIGTERM raises Terminated within the block. Raises
+    UserError if tracking cannot start; TrackingError if it breaks later (when the block has failed
+    already, that becomes a note on its exception).
+    """
+    settings = experiment.tracking
+    server = prepare(settings)
+    close_stale_runs(server)
+    git = provenance.git_state([Path(eaft_prune.__file__).parent, Path.cwd()])
+    tags = {
+        **settings.tags,
+        **provenance.process_tags(),
+        **provenance.source_tags(overrides),
+        **(git.tags if git else {}),
+        **{f"version.{package}": version for package, version in versions.items()},
+        "task": experiment.task.name,
+        "run_dir": str(run_dir.resolve()),
+    }
+    if settings.parent_run_id:
+        tags["mlflow.parentRunId"] = settings.parent_run_id
+    with _sigterm_raises() as hold:
+        run_id = server.create_run(settings.run_name or run_name(experiment), {})
+        run = MlflowRun(server, run_id, experiment)
+        try:
+            run.tags(tags)
+            _log_origin(run, experiment, versions, git)
+            yield run
+        except BaseException as error:
+            hold()
+            try:
+                _close_broken(server, run, error)
+            except TrackingError as lost:
+                error.add_note(f"MLflow run {run_id} could not be closed: {lost}")
+            raise
+        hold()
+        server.terminate(run_id, "FINISHED")
+
+
+def run_name(experiment: Experiment) -> str:
+    """Default name: task, model, and what else tells runs of that task apart."""
+    task = experiment.task.name
+    parts = [task, experiment.model.name]
+    if task in _PRUNING_TASKS:
+        parts += [experiment.pruning.name, f"keep{experiment.pruning.keep_n}"]
+    if task in _EVALUATING_TASKS and experiment.eval.seed is not None:
+        parts.append(f"seed{experiment.eval.seed}")
+    return " ".join(parts)
+
+
+def start_parent(settings: TrackingSettings, name: str, overrides: Sequence[str]) -> str:
+    """Id of a RUNNING run under which the runs of a multirun nest (their tracking.parent_run_id)."""
+    server = prepare(settings)
+    close_stale_runs(server)
+    git = provenance.git_state([Path(eaft_prune.__file__).parent, Path.cwd()])
+    tags = {
+        **settings.tags,
+        **provenance.process_tags(),
+        **provenance.source_tags(overrides),
+        **(git.tags if git else {}),
+        "task": "multirun",
+    }
+    return server.create_run(name, tags)
+
+
+def finish_parent(
+    settings: TrackingSettings,
+    run_id: str,
+    status: RunStatus,
+    artifacts: Sequence[Path] = (),
+    metrics: Mapping[str, float] | None = None,
+) -> None:
+    """End a parent run with its summary; the first markdown file becomes its description."""
+    server = prepare(settings)
+    server.log(run_id, metrics=metrics)
+    for path in artifacts:
+        server.artifact(run_id, path)
+    tables = [path for path in artifacts if path.suffix == ".md"]
+    if tables:
+        note = tables[0].read_text(encoding="utf-8")
+        server.log(run_id, tags={"mlflow.note.content": note[:_NOTE_LENGTH]})
+    server.terminate(run_id, status)
+
+
+def _log_origin(
+    run: MlflowRun,
+    experiment: Experiment,
+    versions: Mapping[str, str],
+    git: provenance.GitState | None,
+) -> None:
+    values = experiment.model_dump(mode="json")
+    run.settings(values)
+    config = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    run.text(provenance.redact(config), "config.yaml")
+    run.text(json.dumps(dict(versions), indent=1), "versions.json")
+    if git and git.status:
+        run.text(git.status, "git/status.txt")
+        run.text(git.diff, "git/diff.patch")
+
+
+def _close_broken(server: Server, run: MlflowRun, error: BaseException) -> None:
+    if isinstance(error, SystemExit) and not error.code:
+        server.terminate(run.run_id, "FINISHED")
+        return
+    status: RunStatus = "FAILED"
+    what = f"{type(error).__name__}: {provenance.one_line(error)}"[:_ERROR_LENGTH]
+    tags = {"error": what}
+    if isinstance(error, KeyboardInterrupt | Terminated):
+        status = "KILLED"
+        tags = {"killed.reason": "SIGINT" if isinstance(error, KeyboardInterrupt) else "SIGTERM"}
+    # the status first: a full disk must not keep it from being true
+    server.log(run.run_id, tags=tags)
+    server.terminate(run.run_id, status)
+    run.text(provenance.redact("".join(traceback.format_exception(error))), "traceback.txt")
+
+
+@contextmanager
+def _sigterm_raises() -> Iterator[Callable[[], None]]:
+    """Raise Terminated on SIGTERM until the yielded function is called (main thread only).
+
+    A signal that comes later waits for the end of the block, so that closing a run is not cut short.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: None
+        return
+    held = terminated = late = False
+
+    def hold() -> None:
+        nonlocal held
+        held = True
+
+    def on_signal(signum: int, frame: FrameType | None) -> None:
+        nonlocal terminated, late
+        if held:
+            late = True
+            return
+        hold()
+        terminated = True
+        raise Terminated("SIGTERM")
+
+    previous = signal.signal(signal.SIGTERM, on_signal)
+    try:
+        yield hold
+    finally:
+        signal.signal(signal.SIGTERM, previous or signal.SIG_DFL)
+        if late and not terminated:
+            signal.raise_signal(signal.SIGTERM)

@@ -1,0 +1,295 @@
+"""The MLflow client with explicit run ids, its limits respected: the only file that imports mlflow.
+
+Import it through `lifecycle.prepare`, which sets the environment that mlflow reads on import.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import requests
+import sqlalchemy
+from filelock import FileLock
+from mlflow import MlflowClient
+from mlflow.entities import (
+    Dataset,
+    DatasetInput,
+    InputTag,
+    LoggedModel,
+    LoggedModelInput,
+    LoggedModelOutput,
+    LoggedModelStatus,
+    Metric,
+    Param,
+    Run,
+    RunTag,
+)
+from mlflow.exceptions import MlflowException
+from mlflow.utils.credentials import get_default_host_creds
+from mlflow.utils.rest_utils import http_request
+
+from eaft_prune.tracking.provenance import one_line, redact
+from eaft_prune.tracking.run import TrackingError
+from eaft_prune.types import UserError
+
+_FAILURES = (
+    MlflowException,
+    requests.RequestException,
+    sqlalchemy.exc.SQLAlchemyError,
+    ImportError,  # the database driver
+    OSError,
+)
+_DATABASES = ("postgresql", "mysql", "mssql", "sqlite")
+_SCHEMES = ("sqlite:///FILE", "http(s)://HOST:PORT", "postgresql://...", "mysql://...", "file:DIR")
+
+# MLflow refuses larger batches and cuts longer values silently
+_BATCH = 100
+_METRIC_BATCH = 1000
+_NAME_LENGTH = 250
+_DATASET_DIGEST_LENGTH = 36
+_PAGE = 1000
+
+
+class Server:
+    """One tracking URI and one experiment on it.
+
+    Methods raise TrackingError when the server, database or disk fails.
+    """
+
+    def __init__(self, uri: str, experiment: str) -> None:
+        """Connect, and create what is missing; raises UserError if that cannot be done."""
+        try:
+            self.uri, artifacts = _resolve(uri)
+            with _one_creator(self.uri):
+                _probe(self.uri)
+                self._client = MlflowClient(tracking_uri=self.uri)
+                self.experiment_id = self._experiment(experiment, artifacts)
+        except _FAILURES as error:
+            raise UserError(
+                f"tracking.uri = {redact(uri)!r} cannot be used: {one_line(error)}"
+            ) from error
+
+    def _experiment(self, name: str, artifacts: str | None) -> str:
+        found = self._client.get_experiment_by_name(name)
+        if found is None:
+            try:
+                return self._client.create_experiment(name, artifact_location=artifacts)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+            found = self._client.get_experiment_by_name(name)
+        if found is None or found.lifecycle_stage != "active":
+            raise UserError(
+                f"tracking.experiment = {name!r} was deleted in MLflow: restore it or name another"
+            )
+        return str(found.experiment_id)
+
+    @property
+    def ui_command(self) -> str:
+        """What to type, or the address to open, to see the experiment."""
+        if self.uri.startswith(("http:", "https:")):
+            return f"{redact(self.uri).rstrip('/')}/#/experiments/{self.experiment_id}"
+        allow = "MLFLOW_ALLOW_FILE_STORE=true " if _scheme(self.uri) in ("", "file") else ""
+        return f"{allow}mlflow ui --backend-store-uri {redact(self.uri)}"
+
+    def create_run(self, name: str, tags: Mapping[str, str]) -> str:
+        """Id of a new RUNNING run."""
+        with self._reaching():
+            run = self._client.create_run(self.experiment_id, run_name=name, tags=dict(tags))
+            return str(run.info.run_id)
+
+    def terminate(self, run_id: str, status: str) -> None:
+        with self._reaching():
+            self._client.set_terminated(run_id, status)
+
+    def log(
+        self,
+        run_id: str,
+        *,
+        metrics: Mapping[str, float] | None = None,
+        params: Mapping[str, str] | None = None,
+        tags: Mapping[str, str] | None = None,
+        step: int = 0,
+        model_id: str | None = None,
+    ) -> None:
+        """Metrics (also of a logged model, if one is named), params and tags, in few calls."""
+        now = int(time.time() * 1000)
+        numbers = [
+            Metric(valid_name(key), float(value), now, step, model_id=model_id)
+            for key, value in (metrics or {}).items()
+        ]
+        texts = [Param(valid_name(key), value) for key, value in (params or {}).items()]
+        labels = [RunTag(valid_name(key), value) for key, value in (tags or {}).items()]
+        with self._reaching():
+            while numbers or texts or labels:
+                self._client.log_batch(
+                    run_id, numbers[: _METRIC_BATCH - 2 * _BATCH], texts[:_BATCH], labels[:_BATCH]
+                )
+                del numbers[: _METRIC_BATCH - 2 * _BATCH], texts[:_BATCH], labels[:_BATCH]
+
+    def text(self, run_id: str, text: str, file: str) -> None:
+        with self._reaching():
+            self._client.log_text(run_id, text, file)
+
+    def artifact(self, run_id: str, path: Path) -> None:
+        """Upload a file, or a directory under its own name."""
+        with self._reaching():
+            if path.is_dir():
+                self._client.log_artifacts(run_id, str(path), artifact_path=path.name)
+            else:
+                self._client.log_artifact(run_id, str(path))
+
+    def dataset(self, run_id: str, name: str, source: str, digest: str, rows: int) -> None:
+        """Note a dataset as input of a run."""
+        entry = Dataset(
+            name=name,
+            digest=digest[:_DATASET_DIGEST_LENGTH],
+            source_type="local" if urlsplit(source).scheme in ("", "file") else "http",
+            source=json.dumps({"uri" if "://" not in source else "url": source}),
+            profile=json.dumps({"num_rows": rows}),
+        )
+        with self._reaching():
+            self._client.log_inputs(
+                run_id, [DatasetInput(entry, [InputTag("digest", digest), InputTag("pack", name)])]
+            )
+
+    def model(
+        self,
+        run_id: str,
+        name: str,
+        tags: Mapping[str, str],
+        params: Mapping[str, str],
+        files: Sequence[Path],
+    ) -> str:
+        """Id of the logged model of this experiment with this `digest` and `role`, made if new."""
+        with self._reaching():
+            known = self._client.search_logged_models(
+                [self.experiment_id],
+                filter_string=f"tags.digest = '{tags['digest']}' AND tags.role = '{tags['role']}'",
+                order_by=[{"field_name": "creation_timestamp", "ascending": True}],
+            )
+            for model in known:
+                if model.status == LoggedModelStatus.READY:
+                    self._client.set_logged_model_tags(model.model_id, dict(tags))
+                    return str(model.model_id)
+            made: LoggedModel = self._client.create_logged_model(
+                self.experiment_id,
+                name=re.sub(r"[/:.%\"']", "-", name),
+                source_run_id=run_id,
+                tags=dict(tags),
+                params={valid_name(key): value for key, value in params.items()},
+                model_type="checkpoint",
+            )
+            for file in files:
+                self._client.log_model_artifact(made.model_id, str(file))
+            self._client.finalize_logged_model(made.model_id, LoggedModelStatus.READY)
+            return str(made.model_id)
+
+    def model_input(self, run_id: str, model_id: str) -> None:
+        with self._reaching():
+            self._client.log_inputs(run_id, models=[LoggedModelInput(model_id)])
+
+    def model_output(self, run_id: str, model_id: str) -> None:
+        with self._reaching():
+            self._client.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
+
+    def running(self, tag: str, value: str) -> list[tuple[str, dict[str, str]]]:
+        """Id and tags of the RUNNING runs of the experiment that carry a tag."""
+        runs: list[Run] = []
+        token: str | None = None
+        with self._reaching():
+            while token or not runs:
+                page = self._client.search_runs(
+                    [self.experiment_id],
+                    f"attributes.status = 'RUNNING' AND tags.`{tag}` = '{value}'",
+                    max_results=_PAGE,
+                    page_token=token,
+                )
+                runs += page
+                token = page.token
+                if not token:
+                    break
+        return [(run.info.run_id, dict(run.data.tags)) for run in runs]
+
+    @contextmanager
+    def _reaching(self) -> Iterator[None]:
+        try:
+            yield
+        except _FAILURES as error:
+            raise TrackingError(f"MLflow at {redact(self.uri)} failed: {one_line(error)}") from error
+
+
+def valid_name(name: str) -> str:
+    """A name that MLflow takes for metrics, params and tags; different names stay different."""
+    valid = re.sub(r"[^\w.\-:/ ]", "_", name)
+    valid = "/".join(part for part in valid.split("/") if part not in ("", ".", ".."))
+    if valid == name and len(name) <= _NAME_LENGTH:
+        return name
+    return f"{valid[: _NAME_LENGTH - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def _scheme(uri: str) -> str:
+    """`postgresql` for postgresql+psycopg2://..., empty for a plain path."""
+    return urlsplit(uri).scheme.split("+")[0]
+
+
+def _resolve(uri: str) -> tuple[str, str | None]:
+    """The URI with its path absolute, and where artifacts go (None: the server decides)."""
+    scheme = _scheme(uri)
+    if scheme in ("", "file"):
+        if not uri:
+            raise UserError(f"tracking.uri = '' is empty; it takes {', '.join(_SCHEMES)}")
+        # MLflow wants this word from whoever still chooses its file store
+        os.environ["MLFLOW_ALLOW_FILE_STORE"] = "true"
+        path = uri.removeprefix("file:")
+        path = path.removeprefix("//") if path.startswith("//") else path
+        return Path(path).expanduser().resolve().as_uri(), None
+    if scheme == "sqlite":
+        url = sqlalchemy.make_url(uri)
+        if not url.database or url.database == ":memory:":
+            raise UserError(f"tracking.uri = {uri!r} names no file: sqlite:///mlruns/mlflow.db does")
+        database = Path(url.database).expanduser().resolve()
+        database.parent.mkdir(parents=True, exist_ok=True)
+        absolute = url.set(database=str(database)).render_as_string(hide_password=False)
+        return absolute, (database.parent / "artifacts").as_uri()
+    if scheme not in (*_DATABASES, "http", "https", "databricks"):
+        raise UserError(
+            f"tracking.uri = {redact(uri)!r} is of no known kind; it takes {', '.join(_SCHEMES)}"
+        )
+    return uri, None
+
+
+@contextmanager
+def _one_creator(uri: str) -> Iterator[None]:
+    """Processes of this host take turns: MLflow's schema creation breaks when run twice at once."""
+    if _scheme(uri) not in _DATABASES:
+        yield
+        return
+    if _scheme(uri) == "sqlite":
+        lock = Path(f"{sqlalchemy.make_url(uri).database}.lock")
+    else:
+        key = hashlib.sha256(uri.encode()).hexdigest()[:16]
+        lock = Path(tempfile.gettempdir()) / f"eaft_prune-mlflow-{key}.lock"
+    with FileLock(lock):
+        yield
+
+
+def _probe(uri: str) -> None:
+    """Touch the server once: MLflow's own clients retry for a minute and more before they fail."""
+    if _scheme(uri) in ("http", "https"):
+        http_request(
+            get_default_host_creds(uri), "/health", "GET", max_retries=0, timeout=10
+        )
+    elif _scheme(uri) in _DATABASES:
+        engine = sqlalchemy.create_engine(uri, poolclass=sqlalchemy.NullPool)
+        sqlalchemy.inspect(engine).get_table_names()
+        engine.dispose()

@@ -1,0 +1,136 @@
+"""Realistic report inputs: Beta-distributed p, H falling with p, candidates as noisy bases."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eaft_prune.metrics import pack_report
+from eaft_prune.types import (
+    Comparison,
+    EvalKey,
+    Evaluation,
+    ExpertScores,
+    GateCheck,
+    GateVerdict,
+    KeepPlan,
+    PackReport,
+    Selection,
+    TokenScores,
+)
+
+PACKS = ("reasoning_style", "tool_agentic", "calib_prompt", "UNION")
+SEQ_LENS = (1024, 2048)
+FACTS = {
+    "command": "python -m eaft_prune model=gpt_oss_20b packs=harmony_calib_v2 pruning.keep_n=24",
+    "code": "4f1c2ab (clean)",
+    "seconds": 1_284.2,
+    "model": {
+        "name": "openai/gpt-oss-20b",
+        "digest": "sha256:9b1f0e6cf4a2d3b58e7710c6ad94fe2188d0c3a5b2e4f60718293a4b5c6d7e8f",
+        "layers": 24,
+        "experts": 32,
+    },
+    "plan": {"digest": "sha256:17c0aa52", "keep_n": 24, "criterion": "eaft_reap"},
+    "packs": {name: f"sha256:{i}f3e" for i, name in enumerate(PACKS[:-1])},
+    "replay": [
+        "python -m eaft_prune task=profile",
+        "python -m eaft_prune task=evaluate",
+    ],
+}
+
+
+def token_scores(rng: np.random.Generator, n: int, hardness: float) -> TokenScores:
+    """n tokens of a confident model; hardness in [0, 1] shifts mass from p = 1 downward."""
+    easy = rng.random(n) > hardness
+    p = np.where(easy, rng.beta(9, 0.35, n), rng.beta(0.3, 1.1, n)).clip(1e-7, 1)
+    entropy = ((1 - p) ** 0.8 * rng.beta(2.2, 3, n) * 1.4).clip(0, 1)
+    wrong = rng.random(n) < 0.012  # confidently wrong
+    p = np.where(wrong, rng.beta(0.6, 20, n).clip(1e-7, 1), p)
+    entropy = np.where(wrong, rng.beta(1, 14, n), entropy)
+    blocks = np.sort(rng.integers(0, max(2, n // 300), n))
+    return TokenScores(
+        np.log(p).astype(np.float32), entropy.astype(np.float32), blocks.astype(np.int32)
+    )
+
+
+def noisy(rng: np.random.Generator, base: TokenScores, damage: float) -> TokenScores:
+    """The scores of a model that lost some experts; damage 0 returns the base's."""
+    p = base.p_T.clip(1e-7, 1 - 1e-7)
+    logit = np.log(p / (1 - p)) + damage * (rng.standard_t(4, len(p)) - 0.3)
+    logp = -np.log1p(np.exp(-logit))
+    entropy = base.entropy_T + damage * 0.12 * base.entropy_T * rng.standard_normal(len(p))
+    if damage == 0:
+        return base
+    return TokenScores(
+        logp.astype(np.float32), entropy.clip(0, 1).astype(np.float32), base.block_T
+    )
+
+
+def comparison(
+    damages: Mapping[str, float],
+    *,
+    packs: Sequence[str] = PACKS,
+    seq_lens: Sequence[int] = SEQ_LENS,
+    tokens: int = 3_000,
+    base: str = "base",
+    seed: int = 0,
+) -> Comparison:
+    """Candidates by label and damage, judged with the limits of near-lossless-v1 on the last pack."""
+    rng = np.random.default_rng(seed)
+    keys: list[EvalKey] = [(pack, seq_len) for pack in packs for seq_len in seq_lens]
+    scores = {
+        key: token_scores(rng, tokens, 0.42 + 0.2 * packs.index(key[0]) / len(packs))
+        for key in keys
+    }
+    digests = {key: f"blocks-{key[0]}-{key[1]}" for key in keys}
+    evaluations = [Evaluation(base, "sha256:base", None, scores, digests, {})]
+    for label, damage in damages.items():
+        other = {key: noisy(rng, scores[key], damage) for key in keys}
+        evaluations.append(Evaluation(label, f"sha256:{label}", None, other, digests, {}))
+    reports = {
+        e.model: {key: pack_report(e.scores[key], scores[key], 0.15) for key in keys}
+        for e in evaluations
+    }
+    verdicts = {
+        label: gate_v1(reports[base], reports[label], packs[-1], seq_lens) for label in damages
+    }
+    return Comparison(evaluations[0], tuple(evaluations[1:]), reports, verdicts)
+
+
+def gate_v1(
+    base: Mapping[EvalKey, PackReport],
+    other: Mapping[EvalKey, PackReport],
+    pack: str,
+    seq_lens: Sequence[int],
+) -> GateVerdict:
+    checks = []
+    for seq_len in seq_lens:
+        b, c = base[pack, seq_len], other[pack, seq_len]
+        for name, value, limit in (
+            ("dppl", c.ppl - b.ppl, min(0.25, 0.05 * b.ppl)),
+            ("dcc_rate", c.cc_rate - b.cc_rate, 0.002),
+            ("dmean_prob", c.mean_prob - b.mean_prob, 0.02),
+            ("js2d", c.js2d, 0.02),
+        ):
+            checks.append(GateCheck(name, pack, seq_len, value, limit, abs(value) <= limit))
+    passed = all(check.passed for check in checks)
+    return GateVerdict("near_lossless_v1", "PASS" if passed else "FAIL", tuple(checks))
+
+
+def selection(layers: int = 24, experts: int = 32, keep_n: int = 24, seed: int = 0) -> Selection:
+    """Long-tailed scores and loads; the best two by count are core, the rest is cut by score."""
+    rng = np.random.default_rng(seed)
+    strength = rng.gamma(1.6, 1.0, (layers, experts))
+    count: NDArray[np.int64] = (strength * 4_000 * rng.gamma(6, 1 / 6, strength.shape)).astype(
+        np.int64
+    )
+    score = strength * 900 * rng.gamma(5, 1 / 5, strength.shape) - rng.gamma(1.2, 160, count.shape)
+    ranking = np.where(count >= np.sort(count)[:, -2:-1], np.inf, score)
+    kept = tuple(tuple(sorted(row.tolist())) for row in np.argsort(-ranking)[:, :keep_n])
+    scores = ExpertScores(
+        score, score.clip(0), count, {"good": 61_400, "uncertain": 85_100, "conflict": 3_500}
+    )
+    return Selection("eaft_reap", scores, KeepPlan(kept, experts))

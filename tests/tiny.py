@@ -1,0 +1,151 @@
+"""Tiny random gpt-oss checkpoints on disk, and the text they read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+SPECIALS = (
+    "<|startoftext|>", "<|endoftext|>", "<|return|>", "<|constrain|>", "<|channel|>",
+    "<|start|>", "<|end|>", "<|message|>", "<|call|>",
+)  # fmt: skip
+WORDS = "the a sum of is and model expert token router keeps drops seven nine plus equals".split()
+
+
+def config(**changes: Any) -> dict[str, Any]:
+    """config.json of a 2-layer gpt-oss with 8 experts, top-2."""
+    layers = changes.get("num_hidden_layers", 2)
+    return {
+        "architectures": ["GptOssForCausalLM"],
+        "model_type": "gpt_oss",
+        "attention_bias": True,
+        "eos_token_id": 2,
+        "pad_token_id": 1,
+        "head_dim": 16,
+        "hidden_act": "silu",
+        "hidden_size": 64,
+        "intermediate_size": 32,
+        "max_position_embeddings": 4096,
+        "num_attention_heads": 4,
+        "num_experts_per_tok": 2,
+        "num_hidden_layers": layers,
+        "num_key_value_heads": 2,
+        "num_local_experts": 8,
+        "rms_norm_eps": 1e-5,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+        "sliding_window": 16,
+        "swiglu_limit": 7.0,
+        "layer_types": ["sliding_attention", "full_attention"] * (layers // 2),
+        "tie_word_embeddings": False,
+        "vocab_size": 300,
+        "quantization_config": {
+            "quant_method": "mxfp4",
+            "modules_to_not_convert": ["model.layers.*.self_attn", "lm_head"],
+        },
+        **changes,
+    }
+
+
+def tensors(cfg: dict[str, Any], seed: int) -> dict[str, np.ndarray[Any, Any]]:
+    """Random weights under the published names; floats as float32 holding bf16 values."""
+    rng = np.random.default_rng(seed)
+    h, i, e = cfg["hidden_size"], cfg["intermediate_size"], cfg["num_local_experts"]
+    q = cfg["num_attention_heads"] * cfg["head_dim"]
+    kv = cfg["num_key_value_heads"] * cfg["head_dim"]
+
+    def normal(*shape: int, scale: float = 0.15) -> np.ndarray[Any, Any]:
+        values = rng.normal(0, scale, shape).astype(np.float32)
+        return (values.view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)
+
+    out = {
+        "model.embed_tokens.weight": normal(cfg["vocab_size"], h, scale=1.0),
+        "model.norm.weight": 1 + normal(h),
+        "lm_head.weight": normal(cfg["vocab_size"], h, scale=0.4),
+    }
+    for layer in range(cfg["num_hidden_layers"]):
+        p = f"model.layers.{layer}."
+        out |= {
+            p + "input_layernorm.weight": 1 + normal(h),
+            p + "post_attention_layernorm.weight": 1 + normal(h),
+            p + "self_attn.sinks": normal(cfg["num_attention_heads"], scale=1.0),
+            p + "mlp.router.weight": normal(e, h, scale=0.5),
+            p + "mlp.router.bias": normal(e, scale=0.5),
+        }
+        for name, rows, columns in (
+            ("q_proj", q, h), ("k_proj", kv, h), ("v_proj", kv, h), ("o_proj", h, q),
+        ):  # fmt: skip
+            out[p + f"self_attn.{name}.weight"] = normal(rows, columns)
+            out[p + f"self_attn.{name}.bias"] = normal(rows)
+        for name, rows, columns in (("gate_up_proj", 2 * i, h), ("down_proj", h, i)):
+            expert = p + f"mlp.experts.{name}"
+            out[expert + "_blocks"] = rng.integers(0, 256, (e, rows, columns // 32, 16), np.uint8)
+            out[expert + "_scales"] = rng.integers(121, 125, (e, rows, columns // 32), np.uint8)
+            out[expert + "_bias"] = normal(e, rows)
+    return out
+
+
+def write_checkpoint(path: Path, seed: int = 0, shards: int = 2, **changes: Any) -> Path:
+    """A loadable checkpoint directory: config, sharded weights, index, tokenizer."""
+    cfg = config(**changes)
+    path.mkdir(parents=True)
+    (path / "config.json").write_text(json.dumps(cfg, indent=2))
+    weights = tensors(cfg, seed)
+    names = sorted(weights)
+    weight_map = {}
+    for number in range(shards):
+        shard = f"model-{number + 1:05d}-of-{shards:05d}.safetensors"
+        part = {name: weights[name] for name in names[number::shards]}
+        save_file(part, path / shard, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(part, shard)
+    total = sum(array.nbytes for array in weights.values())
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (path / "model.safetensors.index.json").write_text(json.dumps(index))
+    write_tokenizer(path)
+    return path
+
+
+def write_tokenizer(path: Path, specials: Sequence[str] = SPECIALS) -> None:
+    """A byte-level tokenizer without merges whose first ids are the specials."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from tokenizers import AddedToken
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {token: i for i, token in enumerate([*specials, *letters])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in specials])
+    tokenizer.save(str(path / "tokenizer.json"))
+    (path / "tokenizer_config.json").write_text(
+        json.dumps(
+            {
+                "tokenizer_class": "PreTrainedTokenizerFast",
+                "eos_token": "<|return|>" if "<|return|>" in specials else specials[-1],
+                "pad_token": "<|endoftext|>",
+                "model_max_length": 4096,
+            }
+        )
+    )
+
+
+def rows(count: int, seed: int = 0) -> list[str]:
+    """Harmony conversations of random words, with analysis, a tool call and a final answer."""
+    rng = np.random.default_rng(seed)
+
+    def words(n: int) -> str:
+        return " ".join(rng.choice(WORDS, n))
+
+    return [
+        f"<|start|>user<|message|>{words(4)}<|end|>"
+        f"<|start|>assistant<|channel|>analysis<|message|>{words(6)}<|end|>"
+        f"<|start|>assistant to=functions.f<|channel|>commentary <|constrain|>json<|message|>"
+        f'{{"x": {i}}}<|call|>'
+        f"<|start|>functions.f to=assistant<|channel|>commentary<|message|>{words(3)}<|end|>"
+        f"<|start|>assistant<|channel|>final<|message|>{words(8)}<|return|>"
+        for i in range(count)
+    ]

@@ -46,11 +46,36 @@ def result(name: str, value: object) -> Message:
     }
 
 
+def _words(value: object) -> str:
+    """A JSON value in words."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} = {_words(inner)}" for key, inner in value.items())
+    if isinstance(value, list):
+        return "; ".join(_words(inner) for inner in value)
+    return str(value)
+
+
 def _step(tool: Tool, arguments: dict, value: object, thought: str) -> list[Message]:
-    """Plan in words, call, result."""
-    listed = ", ".join(f"{key} = {argument}" for key, argument in arguments.items())
-    plan = f"{thought} I call {tool[0]} with {listed}."
-    return [analysis(plan), call(tool[0], arguments), result(tool[0], value)]
+    """Plan in words, call, result, result in words."""
+    plan = f"{thought} I call {tool[0]} with {_words(arguments)}."
+    seen = f"For {_words(arguments)} the tool {tool[0]} returned: {_words(value)}."
+    return [analysis(plan), call(tool[0], arguments), result(tool[0], value), analysis(seen)]
+
+
+def _report(tools: list[Tool], messages: list[Message]) -> list[Message]:
+    """Open a turn with the request and the tools in words, close it with the list of calls.
+
+    Only assistant text is scored, and a call without it is mostly delimiters.
+    """
+    known = "; ".join(f"{name} takes {', '.join(kinds)}" for name, _, kinds in tools)
+    opening = analysis(f"The request is: {messages[0]['content']} My tools: {known}.")
+    calls = [m for m in messages if m.get("recipient", "").startswith("functions.")]
+    done = [
+        f"{i + 1}. {m['recipient'].removeprefix('functions.')}: {_words(json.loads(m['content']))}"
+        for i, m in enumerate(calls)
+    ]
+    closing = final("\n".join([messages[-1]["content"], "What I did:", *done]))
+    return [messages[0], opening, *messages[1:-1], closing]
 
 
 def _date(rng: random.Random) -> str:
@@ -74,7 +99,7 @@ def weather(rng: random.Random) -> Turn:
     for i, (city, degrees) in enumerate(zip(cities, temperatures, strict=True)):
         sky = rng.choice(["sunny", "cloudy", "rainy", "windy"])
         thought = f"I need the weather of {city}, city {i + 1} of {len(cities)}."
-        value = {"city": city, "unit": unit, "temperature": degrees, "sky": sky}
+        value = {"temperature": degrees, "sky": sky}
         messages += _step(tool, {"city": city, "unit": unit}, value, thought)
     best = max(temperatures)
     winner = cities[temperatures.index(best)]
@@ -93,10 +118,10 @@ def parcel(rng: random.Random) -> Turn:
     city, day, count = rng.choice(CITIES), _date(rng), rng.randint(1, 9)
     ask = rng.choice(["Where is my order {}?", "Please track order {}.", "When will {} arrive?"])
     messages = [user(ask.format(order))]
-    value: dict = {"order_id": order, "item": item, "count": count, "tracking_id": tracking}
+    value = {"item": item, "count": count, "tracking_id": tracking}
     thought = f"The user asks about order {order}. First I need its tracking id."
     messages += _step(find, {"order_id": order}, value, thought)
-    where = {"tracking_id": tracking, "city": city, "arrives": day}
+    where = {"city": city, "arrives": day}
     thought = f"Order {order} has {count} x {item} and the tracking id {tracking}."
     messages += _step(track, {"tracking_id": tracking}, where, thought)
     messages.append(analysis(f"Parcel {tracking} is in {city} and arrives on {day}."))
@@ -160,7 +185,7 @@ def transfer(rng: random.Random) -> Turn:
     balance, amount = rng.randint(50, 900), rng.randint(50, 900)
     ask = rng.choice(["Send {} dollars from {} to {}.", "Transfer {} dollars from {} to {}, please."])
     messages = [user(ask.format(amount, source, target))]
-    value = {"account": source, "balance": balance}
+    value = {"balance": balance}
     messages += _step(check, {"account": source}, value, f"First I check the balance of {source}.")
     if balance < amount:
         missing = amount - balance
@@ -189,7 +214,7 @@ def email(rng: random.Random) -> Turn:
     ask = rng.choice(["Tell {} {} that the {} is due on {}.", "Email {} {}: the {} is due on {}."])
     messages = [user(ask.format(who, family, subject, day))]
     name = f"{who} {family}"
-    value = {"name": name, "email": address}
+    value = {"email": address}
     messages += _step(find, {"name": name}, value, f"I need the address of {name}.")
     body = f"Hello {who}, the {subject} is due on {day}."
     arguments = {"to": address, "subject": f"{subject} due {day}", "body": body}
@@ -209,7 +234,7 @@ def stock(rng: random.Random) -> Turn:
     lines = []
     for item in items:
         count = rng.randint(1, 80)
-        value = {"item": item, "count": count}
+        value = {"count": count}
         messages += _step(check, {"item": item}, value, f"How many of {item} are there?")
         if count >= level:
             messages.append(analysis(f"{item}: {count} is at least {level}, nothing to do."))
@@ -286,7 +311,7 @@ def home(rng: random.Random) -> Turn:
     lines = []
     for room in rooms:
         now = rng.randint(12, 27)
-        messages += _step(read, {"room": room}, {"room": room, "degrees": now}, f"Check the {room}.")
+        messages += _step(read, {"room": room}, {"degrees": now}, f"Check the {room}.")
         if now >= goal:
             messages.append(analysis(f"The {room} has {now}, at least {goal}. Nothing to set."))
             lines.append(f"- {room}: {now} degrees, unchanged")
@@ -327,7 +352,7 @@ def currency(rng: random.Random) -> Turn:
     ask = rng.choice(["How much is {} {} in {}?", "Convert {} {} to {}."])
     messages = [user(ask.format(amount, source, target))]
     arguments = {"source": source, "target": target}
-    value = {"source": source, "target": target, "rate": rate}
+    value = {"rate": rate}
     thought = f"I need the rate from {source} to {target}."
     messages += _step(rate_of, arguments, value, thought)
     tens, ones = amount - amount % 10, amount % 10
@@ -350,8 +375,8 @@ def agent_conversation(rng: random.Random) -> tuple[list[Tool], list[Message]]:
     """One or two scenarios, one after the other, under one declaration of their tools."""
     tools: list[Tool] = []
     messages: list[Message] = []
-    for scenario in rng.sample(SCENARIOS, rng.choice([1, 1, 2])):
+    for scenario in rng.sample(SCENARIOS, rng.choice([1, 1, 1, 2])):
         new_tools, turn = scenario(rng)
         tools += new_tools
-        messages += turn
+        messages += _report(new_tools, turn)
     return tools, messages

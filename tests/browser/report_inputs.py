@@ -45,8 +45,9 @@ FACTS = {
 def token_scores(rng: np.random.Generator, n: int, hardness: float) -> TokenScores:
     """n tokens of a confident model; hardness in [0, 1] shifts mass from p = 1 downward."""
     easy = rng.random(n) > hardness
-    p = np.where(easy, rng.beta(9, 0.35, n), rng.beta(0.3, 1.1, n)).clip(1e-7, 1)
-    entropy = ((1 - p) ** 0.8 * rng.beta(2.2, 3, n) * 1.4).clip(0, 1)
+    doubt = np.where(easy, 10 ** -rng.gamma(4.0, 0.75, n), rng.beta(1.3, 0.75, n))
+    p = (1 - doubt).clip(1e-7, 1)
+    entropy = (doubt**0.7 * rng.beta(9, 12, n) * (1.5 - 0.5 * doubt)).clip(0, 1)
     wrong = rng.random(n) < 0.012  # confidently wrong
     p = np.where(wrong, rng.beta(0.6, 20, n).clip(1e-7, 1), p)
     entropy = np.where(wrong, rng.beta(1, 14, n), entropy)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import resources
 from string import Template
 from typing import Any
@@ -43,11 +43,11 @@ def html_report(
     selections = selections_of(comparison, selection)
     base = comparison.base.model
     data = _json(plot_data(comparison, selections, cc_quantile))
-    plotly, script = _plotly(), _file("report.js")
+    theme, plotly, script = _file("theme.js"), _plotly(), _file("report.js")
     labels = [summary.label for summary in summaries]
     return Template(_file("report.html")).substitute(
         title=text(_title(summaries, base)),
-        policy=_policy(plotly, script),
+        policy=_policy(theme, plotly, script),
         css=_file("report.css"),
         headline=headline(summaries, base),
         leaderboard=leaderboard_table(summaries) if len(summaries) > 1 else "",
@@ -58,6 +58,7 @@ def html_report(
         glossary=glossary(),
         experts="" if selections else "hidden",
         provenance=provenance(facts),
+        theme=theme,
         data=data,
         plotly=plotly,
         script=script,
@@ -70,7 +71,9 @@ def _title(summaries: list[CandidateSummary], base: str) -> str:
     return f"{sum(s.passed for s in summaries)} of {len(summaries)} pass against {base}"
 
 
-def _per_candidate(summaries: list[CandidateSummary], base: str, render: Any) -> str:
+def _per_candidate(
+    summaries: list[CandidateSummary], base: str, render: Callable[[CandidateSummary, str], str]
+) -> str:
     """One block per candidate; the script shows that of the selected one."""
     return "".join(
         f'<div data-candidate="{text(summary.label)}">{render(summary, base)}</div>'

@@ -1,4 +1,4 @@
-"""Runs begin, end, and end truthfully: FINISHED, FAILED or KILLED, parents of multiruns included."""
+"""Runs begin, and end truthfully: FINISHED, FAILED or KILLED; parents of multiruns included."""
 
 from __future__ import annotations
 
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
 
-_PRUNING_TASKS = ("pipeline",)
 _EVALUATING_TASKS = ("pipeline", "evaluate", "noise_floor", "noop")
 _ERROR_LENGTH = 500
 _NOTE_LENGTH = 8000  # of a tag in MLflow
@@ -51,8 +50,8 @@ class Terminated(BaseException):
 def prepare(settings: TrackingSettings) -> Server:
     """Create what the tracking URI needs (directory, schema, experiment) and connect.
 
-    Safe to call from several processes at once. Raises UserError naming `tracking.uri` if the URI is
-    malformed or cannot be reached, `tracking.experiment` if the experiment was deleted.
+    Safe to call from several processes at once. Raises UserError naming `tracking.uri` if the URI
+    is malformed or cannot be reached, `tracking.experiment` if the experiment was deleted.
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -85,17 +84,17 @@ def track(
 ) -> Iterator[MlflowRun]:
     """A run that ends FINISHED, FAILED on an exception, KILLED on Ctrl-C or SIGTERM.
 
-    Stale runs are closed first. In the main thread SIGTERM raises Terminated within the block. Raises
-    UserError if tracking cannot start; TrackingError if it breaks later (when the block has failed
-    already, that becomes a note on its exception).
+    Stale runs are closed first. In the main thread SIGTERM raises Terminated within the block.
+    Raises UserError if tracking cannot start; TrackingError if it breaks later (when the block has
+    failed already, that becomes a note on its exception).
     """
     settings = experiment.tracking
     server = prepare(settings)
     close_stale_runs(server)
+    process = provenance.process_tags()
     git = provenance.git_state([Path(eaft_prune.__file__).parent, Path.cwd()])
     tags = {
         **settings.tags,
-        **provenance.process_tags(),
         **provenance.source_tags(overrides),
         **(git.tags if git else {}),
         **{f"version.{package}": version for package, version in versions.items()},
@@ -105,12 +104,13 @@ def track(
     if settings.parent_run_id:
         tags["mlflow.parentRunId"] = settings.parent_run_id
     with _sigterm_raises() as hold:
-        run_id = server.create_run(settings.run_name or run_name(experiment), {})
+        run_id = server.create_run(settings.run_name or run_name(experiment), process)
         run = MlflowRun(server, run_id, experiment)
         try:
             run.tags(tags)
             _log_origin(run, experiment, versions, git)
             yield run
+            run.stages_file()
         except BaseException as error:
             hold()
             try:
@@ -123,18 +123,20 @@ def track(
 
 
 def run_name(experiment: Experiment) -> str:
-    """Default name: task, model, and what else tells runs of that task apart."""
+    """Default name: what tells runs apart first, for the UI shows some 20 characters of it."""
     task = experiment.task.name
-    parts = [task, experiment.model.name]
-    if task in _PRUNING_TASKS:
-        parts += [experiment.pruning.name, f"keep{experiment.pruning.keep_n}"]
+    if task == "pipeline":
+        keep = f"keep{experiment.pruning.keep_n}"
+        parts = [experiment.model.name, keep, experiment.pruning.name]
+    else:
+        parts = [task, experiment.model.name]
     if task in _EVALUATING_TASKS and experiment.eval.seed is not None:
         parts.append(f"seed{experiment.eval.seed}")
     return " ".join(parts)
 
 
 def start_parent(settings: TrackingSettings, name: str, overrides: Sequence[str]) -> str:
-    """Id of a RUNNING run under which the runs of a multirun nest (their tracking.parent_run_id)."""
+    """Id of a RUNNING run for the runs of a multirun to name as tracking.parent_run_id."""
     server = prepare(settings)
     close_stale_runs(server)
     git = provenance.git_state([Path(eaft_prune.__file__).parent, Path.cwd()])
@@ -185,6 +187,7 @@ def _log_origin(
 
 def _close_broken(server: Server, run: MlflowRun, error: BaseException) -> None:
     if isinstance(error, SystemExit) and not error.code:
+        run.stages_file()
         server.terminate(run.run_id, "FINISHED")
         return
     status: RunStatus = "FAILED"
@@ -196,6 +199,7 @@ def _close_broken(server: Server, run: MlflowRun, error: BaseException) -> None:
     # the status first: a full disk must not keep it from being true
     server.log(run.run_id, tags=tags)
     server.terminate(run.run_id, status)
+    run.stages_file()
     run.text(provenance.redact("".join(traceback.format_exception(error))), "traceback.txt")
 
 
@@ -203,7 +207,7 @@ def _close_broken(server: Server, run: MlflowRun, error: BaseException) -> None:
 def _sigterm_raises() -> Iterator[Callable[[], None]]:
     """Raise Terminated on SIGTERM until the yielded function is called (main thread only).
 
-    A signal that comes later waits for the end of the block, so that closing a run is not cut short.
+    A signal that comes later waits for the end of the block: closing a run is not cut short.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: None

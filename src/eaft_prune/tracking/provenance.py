@@ -94,7 +94,7 @@ def is_dead(tags: Mapping[str, str]) -> bool:
         if process.status() == psutil.STATUS_ZOMBIE:
             return True
         # the start time is derived from the boot time, which clock adjustments move a little
-        return abs(process.create_time() - float(tags[_STARTED])) > 2
+        return bool(abs(process.create_time() - float(tags[_STARTED])) > 2)
     except psutil.NoSuchProcess:
         return True
 
@@ -119,7 +119,7 @@ def source_tags(overrides: Sequence[str]) -> dict[str, str]:
     try:
         tags["mlflow.user"] = getpass.getuser()
     except (KeyError, OSError, ImportError):  # an id without an account, as in many containers
-        tags["mlflow.user"] = f"uid {os.getuid()}"
+        tags["mlflow.user"] = "unknown"
     return tags
 
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from eaft_prune.tracking.server import Server
 
 _VALUE_LENGTH = 6000  # MLflow's limit for params; tags allow a little more
+_NOTE = "mlflow.note.content"  # what the UI shows, rendered, as the run's description
 _MODEL_FILES = ("manifest.json", "expert_mapping.json")
 
 
@@ -46,6 +47,7 @@ class MlflowRun:
         self._experiment = experiment
         self._models: dict[str, str] = {}  # role -> logged model id
         self._ended: Counter[str] = Counter()  # stage -> times it ended
+        self._stages: list[dict[str, Any]] = []
         self._plan_digest: str | None = None
 
     @property
@@ -56,10 +58,11 @@ class MlflowRun:
 
     def stage(self, record: StageRecord) -> None:
         name = record.stage
-        figures, texts = _split(flatten(record.facts, "/", f"{name}/"))
+        figures, _ = _split(flatten(record.facts, "/", f"{name}/"))
         figures |= {f"seconds/{name}": record.seconds, f"cached/{name}": float(record.cached)}
-        self._log(figures, {f"stage.{name}": record.key, **texts}, step=self._ended[name])
+        self._log(figures, {f"stage.{name}": record.key}, step=self._ended[name])
         self._ended[name] += 1
+        self._stages.append({**vars(record), "facts": dict(record.facts)})
 
     def dataset(self, name: str, source: str, digest: str, rows: int) -> None:
         self._server.dataset(self.run_id, name, redact(source), digest, rows)
@@ -67,7 +70,7 @@ class MlflowRun:
 
     def checkpoint(self, role: str, checkpoint: Checkpoint, parent: Checkpoint | None) -> None:
         settings = self._experiment
-        tags = {"role": role, "digest": checkpoint.digest, "path": str(checkpoint.path)}
+        tags = {"role": role, "digest": checkpoint.digest, "path": str(checkpoint.path.resolve())}
         params = {f"model.{k}": as_text(v) for k, v in settings.model.model_dump().items()}
         if parent is not None:
             tags["base_digest"] = parent.digest
@@ -130,6 +133,7 @@ class MlflowRun:
             "gate.status": verdict.status,
             "gate.name": verdict.gate,
             "gate.failed_checks": ",".join(verdict.failed_checks),
+            _NOTE: _verdict_table(verdict),
         }
         self._log(figures, tags, model_id=self._models.get("pruned"))
 
@@ -155,6 +159,12 @@ class MlflowRun:
     def tags(self, tags: Mapping[str, str]) -> None:
         """Set tags."""
         self._log({}, tags)
+
+    def stages_file(self) -> None:
+        """Keep everything known of the stages so far as one artifact."""
+        if self._stages:
+            text = json.dumps(self._stages, indent=1, default=str)
+            self._server.text(self.run_id, redact(text), "stages.json")
 
     def _log(
         self,
@@ -195,3 +205,20 @@ def _changes(report: PackReport, base: PackReport) -> dict[str, float]:
         "nll": math.log(report.ppl / base.ppl),
         "js2d": report.js2d,
     }
+
+
+def _verdict_table(verdict: GateVerdict) -> str:
+    rows = [
+        f"| {check.name} | {check.pack} | {check.seq_len} | {check.value:+.5f} | {check.limit:.5f} "
+        f"| {'pass' if check.passed else '**FAIL**'} |"
+        for check in verdict.checks
+    ]
+    return "\n".join(
+        [
+            f"**{verdict.status}** ({verdict.gate})",
+            "",
+            "| check | pack | seq_len | value | limit | |",
+            "|---|---|---:|---:|---:|---|",
+            *rows,
+        ]
+    )

@@ -1,4 +1,4 @@
-"""The MLflow client with explicit run ids, its limits respected: the only file that imports mlflow.
+"""The MLflow client with explicit run ids and its limits respected.
 
 Import it through `lifecycle.prepare`, which sets the environment that mlflow reads on import.
 """
@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,7 +16,6 @@ from urllib.parse import urlsplit
 
 import requests
 import sqlalchemy
-from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities import (
     Dataset,
@@ -34,9 +31,8 @@ from mlflow.entities import (
     RunTag,
 )
 from mlflow.exceptions import MlflowException
-from mlflow.utils.credentials import get_default_host_creds
-from mlflow.utils.rest_utils import http_request
 
+from eaft_prune.tracking.address import one_creator, probe, resolve, root, scheme
 from eaft_prune.tracking.provenance import one_line, redact
 from eaft_prune.tracking.run import TrackingError
 from eaft_prune.types import UserError
@@ -48,14 +44,14 @@ _FAILURES = (
     ImportError,  # the database driver
     OSError,
 )
-_DATABASES = ("postgresql", "mysql", "mssql", "sqlite")
-_SCHEMES = ("sqlite:///FILE", "http(s)://HOST:PORT", "postgresql://...", "mysql://...", "file:DIR")
 
-# MLflow refuses larger batches and cuts longer values silently
+# what MLflow takes in one call: 100 params, 100 tags, 1000 of everything together
 _BATCH = 100
-_METRIC_BATCH = 1000
+_METRIC_BATCH = 800
 _NAME_LENGTH = 250
-_DATASET_DIGEST_LENGTH = 36
+_DATASET_DIGEST_LENGTH = 12  # MLflow takes 36; its run table shows them whole
+# the UI opens the experiment with runs and models, not with traces and agents
+_EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 _PAGE = 1000
 
 
@@ -68,21 +64,22 @@ class Server:
     def __init__(self, uri: str, experiment: str) -> None:
         """Connect, and create what is missing; raises UserError if that cannot be done."""
         try:
-            self.uri, artifacts = _resolve(uri)
-            with _one_creator(self.uri):
-                _probe(self.uri)
+            self.uri, artifacts = resolve(uri)
+            with one_creator(self.uri):
+                probe(self.uri)
                 self._client = MlflowClient(tracking_uri=self.uri)
                 self.experiment_id = self._experiment(experiment, artifacts)
-        except _FAILURES as error:
-            raise UserError(
-                f"tracking.uri = {redact(uri)!r} cannot be used: {one_line(error)}"
-            ) from error
+        except UserError:
+            raise
+        except (*_FAILURES, ValueError) as error:  # ValueError: a port that is no number
+            why = one_line(root(error))
+            raise UserError(f"tracking.uri = {redact(uri)!r} cannot be used: {why}") from error
 
     def _experiment(self, name: str, artifacts: str | None) -> str:
         found = self._client.get_experiment_by_name(name)
         if found is None:
             try:
-                return self._client.create_experiment(name, artifact_location=artifacts)
+                return self._client.create_experiment(name, artifacts, _EXPERIMENT_TAGS)
             except MlflowException as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
@@ -98,7 +95,7 @@ class Server:
         """What to type, or the address to open, to see the experiment."""
         if self.uri.startswith(("http:", "https:")):
             return f"{redact(self.uri).rstrip('/')}/#/experiments/{self.experiment_id}"
-        allow = "MLFLOW_ALLOW_FILE_STORE=true " if _scheme(self.uri) in ("", "file") else ""
+        allow = "MLFLOW_ALLOW_FILE_STORE=true " if scheme(self.uri) in ("", "file") else ""
         return f"{allow}mlflow ui --backend-store-uri {redact(self.uri)}"
 
     def create_run(self, name: str, tags: Mapping[str, str]) -> str:
@@ -132,9 +129,9 @@ class Server:
         with self._reaching():
             while numbers or texts or labels:
                 self._client.log_batch(
-                    run_id, numbers[: _METRIC_BATCH - 2 * _BATCH], texts[:_BATCH], labels[:_BATCH]
+                    run_id, numbers[:_METRIC_BATCH], texts[:_BATCH], labels[:_BATCH]
                 )
-                del numbers[: _METRIC_BATCH - 2 * _BATCH], texts[:_BATCH], labels[:_BATCH]
+                del numbers[:_METRIC_BATCH], texts[:_BATCH], labels[:_BATCH]
 
     def text(self, run_id: str, text: str, file: str) -> None:
         with self._reaching():
@@ -207,7 +204,7 @@ class Server:
         runs: list[Run] = []
         token: str | None = None
         with self._reaching():
-            while token or not runs:
+            while True:
                 page = self._client.search_runs(
                     [self.experiment_id],
                     f"attributes.status = 'RUNNING' AND tags.`{tag}` = '{value}'",
@@ -215,9 +212,9 @@ class Server:
                     page_token=token,
                 )
                 runs += page
-                token = page.token
-                if not token:
+                if not page.token:
                     break
+                token = page.token
         return [(run.info.run_id, dict(run.data.tags)) for run in runs]
 
     @contextmanager
@@ -225,7 +222,8 @@ class Server:
         try:
             yield
         except _FAILURES as error:
-            raise TrackingError(f"MLflow at {redact(self.uri)} failed: {one_line(error)}") from error
+            where = redact(self.uri)
+            raise TrackingError(f"MLflow at {where} failed: {one_line(error)}") from error
 
 
 def valid_name(name: str) -> str:
@@ -235,61 +233,3 @@ def valid_name(name: str) -> str:
     if valid == name and len(name) <= _NAME_LENGTH:
         return name
     return f"{valid[: _NAME_LENGTH - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-
-
-def _scheme(uri: str) -> str:
-    """`postgresql` for postgresql+psycopg2://..., empty for a plain path."""
-    return urlsplit(uri).scheme.split("+")[0]
-
-
-def _resolve(uri: str) -> tuple[str, str | None]:
-    """The URI with its path absolute, and where artifacts go (None: the server decides)."""
-    scheme = _scheme(uri)
-    if scheme in ("", "file"):
-        if not uri:
-            raise UserError(f"tracking.uri = '' is empty; it takes {', '.join(_SCHEMES)}")
-        # MLflow wants this word from whoever still chooses its file store
-        os.environ["MLFLOW_ALLOW_FILE_STORE"] = "true"
-        path = uri.removeprefix("file:")
-        path = path.removeprefix("//") if path.startswith("//") else path
-        return Path(path).expanduser().resolve().as_uri(), None
-    if scheme == "sqlite":
-        url = sqlalchemy.make_url(uri)
-        if not url.database or url.database == ":memory:":
-            raise UserError(f"tracking.uri = {uri!r} names no file: sqlite:///mlruns/mlflow.db does")
-        database = Path(url.database).expanduser().resolve()
-        database.parent.mkdir(parents=True, exist_ok=True)
-        absolute = url.set(database=str(database)).render_as_string(hide_password=False)
-        return absolute, (database.parent / "artifacts").as_uri()
-    if scheme not in (*_DATABASES, "http", "https", "databricks"):
-        raise UserError(
-            f"tracking.uri = {redact(uri)!r} is of no known kind; it takes {', '.join(_SCHEMES)}"
-        )
-    return uri, None
-
-
-@contextmanager
-def _one_creator(uri: str) -> Iterator[None]:
-    """Processes of this host take turns: MLflow's schema creation breaks when run twice at once."""
-    if _scheme(uri) not in _DATABASES:
-        yield
-        return
-    if _scheme(uri) == "sqlite":
-        lock = Path(f"{sqlalchemy.make_url(uri).database}.lock")
-    else:
-        key = hashlib.sha256(uri.encode()).hexdigest()[:16]
-        lock = Path(tempfile.gettempdir()) / f"eaft_prune-mlflow-{key}.lock"
-    with FileLock(lock):
-        yield
-
-
-def _probe(uri: str) -> None:
-    """Touch the server once: MLflow's own clients retry for a minute and more before they fail."""
-    if _scheme(uri) in ("http", "https"):
-        http_request(
-            get_default_host_creds(uri), "/health", "GET", max_retries=0, timeout=10
-        )
-    elif _scheme(uri) in _DATABASES:
-        engine = sqlalchemy.create_engine(uri, poolclass=sqlalchemy.NullPool)
-        sqlalchemy.inspect(engine).get_table_names()
-        engine.dispose()

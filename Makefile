@@ -1,0 +1,35 @@
+# Two commands matter: `make demo` and `make test`. Everything runs in ./.venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+ARGS ?=
+
+.PHONY: demo test check ui bench clean
+demo: $(STAMP)
+	$(BIN)/python -m eaft_prune $(ARGS)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+ui: $(STAMP)
+	$(BIN)/mlflow ui --backend-store-uri sqlite:///mlruns/mlflow.db $(ARGS)
+
+bench: $(STAMP)
+	$(BIN)/python benchmarks/cpu_throughput.py $(ARGS)
+
+# constraints.txt pins torch to a version, not a build: pip takes the CPU build where its index
+# offers one (README, "Install").
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	touch $(STAMP)
+
+clean:
+	rm -rf $(VENV) mlruns outputs multirun store checkpoints

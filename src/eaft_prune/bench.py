@@ -1,0 +1,222 @@
+"""What every task works with: settings, store, watcher, and one resident model at a time."""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from eaft_prune import sources
+from eaft_prune.checkpoint import ModelFiles, file_hashes, model_digest, open_model
+from eaft_prune.config import Experiment
+from eaft_prune.families import family_of
+from eaft_prune.families.base import Family, check_tensors
+from eaft_prune.fingerprint import digest, file_digest
+from eaft_prune.observer import Observer
+from eaft_prune.progress import Bars
+from eaft_prune.stages import pack as pack_stage
+from eaft_prune.store import Store, Stored
+from eaft_prune.types import Blocks, Checkpoint, StageRecord
+
+if TYPE_CHECKING:
+    from eaft_prune.engines.transformers import TransformersEngine, TransformersTokenizer
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Hashes:
+    """sha256 of every file of a checkpoint."""
+
+    files: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A checkpoint that has been read, checked against its family's tensor table and hashed."""
+
+    label: str
+    files: ModelFiles
+    family: Family
+    digest: str
+    tokenizer_digest: str
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        return Checkpoint(self.files.path, self.digest, self.label)
+
+
+@dataclass
+class Resident:
+    """The one model in memory; asking for another lets go of it first."""
+
+    key: tuple[Any, ...] | None = None
+    engine: TransformersEngine | None = None
+
+    def get(self, key: tuple[Any, ...], load: Callable[[], TransformersEngine]) -> TransformersEngine:
+        if self.engine is None or self.key != key:
+            self.engine = None
+            gc.collect()
+            self.engine, self.key = load(), key
+        return self.engine
+
+
+@dataclass
+class Bench:
+    """One run's working place; knows paths, cache and watcher so that stages do not."""
+
+    experiment: Experiment
+    store: Store
+    observer: Observer
+    bars: Bars
+    resident: Resident
+    records: list[StageRecord] = field(default_factory=list)
+    _texts: dict[str, Sequence[str]] = field(default_factory=dict)
+    _tokenizer: TransformersTokenizer | None = None
+    _packs: dict[str, tuple[Path, str]] = field(default_factory=dict)
+
+    def stage(
+        self,
+        stage: str,
+        version: int,
+        settings: Mapping[str, Any],
+        inputs: Mapping[str, str],
+        kind: type[T],
+        compute: Callable[[], T],
+        facts: Callable[[T, float], Mapping[str, Any]] = lambda value, seconds: {},
+    ) -> Stored[T]:
+        """Run a stage through the store and tell the watcher."""
+        stored = self.store.run(stage, version, settings, inputs, kind, compute, facts)
+        self.record(stored.record)
+        return stored
+
+    def record(self, record: StageRecord) -> None:
+        """Keep and announce that a stage ended."""
+        self.records.append(record)
+        how = "from the store" if record.cached else f"{record.seconds:.1f} s"
+        log.info("%-28s %-16s %s", record.stage, how, _in_words(record.facts))
+        self.observer.stage(record)
+
+    def open(self, path: Path, label: str) -> Model:
+        """Read, check and hash a checkpoint; the hashes of unchanged files are not made twice."""
+        files = open_model(path)
+        family = family_of(files.config)
+        check_tensors(family, files)
+        names = ["config.json", *files.companions, *files.shards]
+        stats = {name: (files.path / name).stat() for name in names}
+        identity = {
+            name: [stat.st_size, stat.st_mtime_ns, stat.st_ino] for name, stat in stats.items()
+        }
+        total = sum(stat.st_size for stat in stats.values())
+
+        def compute() -> Hashes:
+            with self.bars.bar(f"hash {label}", total, "B") as on_bytes:
+                return Hashes(file_hashes(files, on_bytes))
+
+        stored = self.stage(
+            f"inspect/{label}",
+            1,
+            {"path": str(files.path), "files": identity},
+            {},
+            Hashes,
+            compute,
+            lambda value, seconds: {"bytes": total, "gb_per_s": total / 1e9 / max(seconds, 1e-9)},
+        )
+        hashes = stored.value.files
+        tokenizer = {name: hashes[name] for name in files.companions if "token" in name}
+        return Model(label, files, family, model_digest(hashes), digest(tokenizer))
+
+    def base(self) -> Model:
+        """The checkpoint the settings name."""
+        model = self.open(sources.model_path(self.experiment.model), "base")
+        self.observer.checkpoint("base", model.checkpoint, None)
+        return model
+
+    def blocks(self, base: Model, request: pack_stage.BlockRequest) -> Stored[Blocks]:
+        """The blocks of one request, cut with the base model's tokenizer."""
+        packs = self.experiment.packs
+        files = self._pack_files()
+        settings = {
+            "packs": {name: sha for name, (_, sha) in files.items()},
+            "order": list(files),
+            "text_column": packs.text_column,
+            "split": packs.split,
+            "profile_fraction": packs.profile_fraction,
+            "request": vars(request),
+        }
+
+        def compute() -> Blocks:
+            rows = {name: self._rows(name) for name in files}
+            return pack_stage.pack(packs, request, rows, self._tokens(base))
+
+        return self.stage(
+            f"pack/{request.part}/{request.pack}/{request.seq_len}",
+            pack_stage.VERSION,
+            settings,
+            {"tokenizer": base.tokenizer_digest},
+            Blocks,
+            compute,
+            lambda blocks, seconds: {
+                "blocks": len(blocks),
+                "tokens": blocks.ids_BS.size,
+                "scored_tokens": blocks.scored_tokens,
+                "rows": len(blocks.row_packs),
+                "rows_digest": blocks.rows_digest,
+                "token_digest": blocks.token_digest,
+            },
+        )
+
+    def engine(self, model: Model) -> TransformersEngine:
+        """The model, resident."""
+        from eaft_prune.engines import transformers
+
+        runtime, top = self.experiment.runtime, self.experiment.eval.entropy_top_k
+        key = (model.digest, runtime, top)
+        return self.resident.get(
+            key, lambda: transformers.load_engine(model.files, model.family, runtime, top)
+        )
+
+    def dtype(self) -> str:
+        """The precision the model runs in: part of what is measured, so part of stage keys."""
+        dtype = self.experiment.runtime.dtype
+        if dtype != "auto":
+            return dtype
+        from eaft_prune.engines.transformers import resolve_dtype
+
+        return resolve_dtype(self.experiment.runtime)
+
+    def _pack_files(self) -> dict[str, tuple[Path, str]]:
+        if not self._packs:
+            for name, path in sources.pack_files(self.experiment.packs).items():
+                self._packs[name] = (path, file_digest(path))
+                rows = sources.count_rows(name, path)
+                self.observer.dataset(name, str(path), self._packs[name][1], rows)
+        return self._packs
+
+    def _rows(self, name: str) -> Sequence[str]:
+        if name not in self._texts:
+            path = self._pack_files()[name][0]
+            column = self.experiment.packs.text_column
+            self._texts[name] = list(sources.read_texts(name, path, column))
+        return self._texts[name]
+
+    def _tokens(self, base: Model) -> TransformersTokenizer:
+        if self._tokenizer is None:
+            from eaft_prune.engines.transformers import load_tokenizer
+
+            self._tokenizer = load_tokenizer(base.files.path)
+        return self._tokenizer
+
+
+def _in_words(facts: Mapping[str, Any]) -> str:
+    shown = []
+    for name, value in facts.items():
+        if isinstance(value, int):
+            shown.append(f"{name} {value:,}")
+        elif isinstance(value, float):
+            shown.append(f"{name} {value:,.2f}")
+    return "  ".join(shown)

@@ -1,0 +1,98 @@
+"""Saved evaluations of one model: what `task=evaluate` writes and `task=compare` reads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from eaft_prune.checkpoint import read_json
+from eaft_prune.config import EvalSettings, GateSettings
+from eaft_prune.metrics import pack_report
+from eaft_prune.stages.gate import gate
+from eaft_prune.store import load, save
+from eaft_prune.types import Comparison, EvalKey, Evaluation, PackReport, TokenScores, UserError
+
+_FILE = "evaluation.json"
+
+
+def save_evaluation(directory: Path, evaluation: Evaluation) -> None:
+    """Write every token's log p and H, and what they were measured on."""
+    for (pack, seq_len), scores in evaluation.scores.items():
+        home = directory / pack / str(seq_len)
+        home.mkdir(parents=True)
+        save(home, scores)
+    facts = {
+        "model": evaluation.model,
+        "checkpoint_digest": evaluation.checkpoint_digest,
+        "plan_digest": evaluation.plan_digest,
+        "conditions": dict(evaluation.conditions),
+        "token_digests": [[*key, sha] for key, sha in evaluation.token_digests.items()],
+    }
+    (directory / _FILE).write_text(json.dumps(facts, indent=1))
+
+
+def load_evaluation(directory: Path) -> Evaluation:
+    """Read a saved evaluation; raises UserError where it is not one or is incomplete."""
+    facts = read_json(directory / _FILE)
+    try:
+        token_digests = {(pack, seq_len): sha for pack, seq_len, sha in facts["token_digests"]}
+        scores = {
+            (pack, seq_len): load(directory / pack / str(seq_len), TokenScores)
+            for pack, seq_len in token_digests
+        }
+        return Evaluation(
+            facts["model"],
+            facts["checkpoint_digest"],
+            facts["plan_digest"],
+            scores,
+            token_digests,
+            facts["conditions"],
+        )
+    except Exception as error:  # json, safetensors and numpy each raise their own
+        raise UserError(f"{directory} is not a whole evaluation: {error}") from error
+
+
+def compare(
+    eval_settings: EvalSettings,
+    gate_settings: GateSettings,
+    base: Evaluation,
+    candidates: Sequence[Evaluation],
+) -> Comparison:
+    """Reports of base and candidates, and the gate's verdict on each candidate.
+
+    Raises UserError unless all were measured on the same tokens under the same conditions.
+    """
+    for candidate in candidates:
+        _check_paired(base, candidate)
+    reports = {model.model: _reports(eval_settings, model, base) for model in (base, *candidates)}
+    verdicts = {
+        c.model: gate(gate_settings, reports[base.model], reports[c.model]) for c in candidates
+    }
+    return Comparison(base, tuple(candidates), reports, verdicts)
+
+
+def _reports(
+    settings: EvalSettings, model: Evaluation, base: Evaluation
+) -> dict[EvalKey, PackReport]:
+    return {
+        key: pack_report(scores, base.scores[key], settings.cc_quantile)
+        for key, scores in model.scores.items()
+    }
+
+
+def _check_paired(base: Evaluation, candidate: Evaluation) -> None:
+    if candidate.model == base.model:
+        raise UserError(f"both sides are called {base.model!r}")
+    if dict(base.conditions) != dict(candidate.conditions):
+        raise UserError(
+            f"{candidate.model} was evaluated under {dict(candidate.conditions)}, {base.model} under "
+            f"{dict(base.conditions)}: the gate compares like with like"
+        )
+    for key in {*base.token_digests, *candidate.token_digests}:
+        mine, theirs = base.token_digests.get(key), candidate.token_digests.get(key)
+        if mine != theirs:
+            raise UserError(
+                f"pack {key[0]} at seq_len {key[1]}: {base.model} and {candidate.model} were not "
+                "evaluated on the same tokens"
+            )

@@ -1,0 +1,144 @@
+"""One run: settings in; tracked task, report files, result.json and an exit code out."""
+
+from __future__ import annotations
+
+import logging
+import time
+import traceback
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from eaft_prune import report
+from eaft_prune.bench import Bench, Resident
+from eaft_prune.config import Experiment, parse_experiment, resolve_path
+from eaft_prune.pipeline import Outcome, run_task
+from eaft_prune.progress import Bars
+from eaft_prune.result import FILE as RESULT
+from eaft_prune.result import result, write_atomically, write_result
+from eaft_prune.store import Store
+from eaft_prune.tracking import MlflowRun, Terminated, track
+from eaft_prune.types import UserError
+
+log = logging.getLogger(__name__)
+
+OK, CRASHED, MISUSED, GATE_FAILED, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 130, 143
+_PACKAGES = ("eaft_prune", "torch", "transformers", "safetensors", "numpy", "datasets", "mlflow")
+
+_RESIDENT = Resident()  # jobs of a multirun in one process share the loaded model
+
+
+def run(
+    values: dict[str, Any], out: Path, overrides: Sequence[str], job: int | None = None
+) -> int:
+    """Validate, run and record one experiment; returns the exit code, never raises Exception.
+
+    Interrupts are recorded and raised again, so that a multirun stops.
+    """
+    started = time.perf_counter()
+    out.mkdir(parents=True, exist_ok=True)
+    facts: dict[str, Any] = {"overrides": list(overrides), "job": job, "mlflow_run_id": None}
+    bench: Bench | None = None
+
+    def finish(status: str, code: int, outcome: Outcome, error: str | None = None) -> int:
+        facts.update(
+            exit_code=code, error=error, wall_seconds=round(time.perf_counter() - started, 3)
+        )
+        records = bench.records if bench else []
+        task = str(values.get("task", {}).get("name"))
+        write_result(out, result(task, status, outcome, records, facts))
+        return code
+
+    try:
+        experiment = parse_experiment(values)
+        with track(experiment, out, overrides, versions()) as tracked:
+            facts.update(mlflow_run_id=tracked.run_id, tracking_uri=experiment.tracking.uri)
+            store = Store(resolve_path(experiment.runtime.store_dir))
+            bench = Bench(experiment, store, tracked, Bars(experiment.runtime.progress), _RESIDENT)
+            outcome = run_task(bench, out)
+            tracked.facts(outcome.facts)
+            _present(experiment, outcome, bench, out, tracked)
+            code = finish("FINISHED", _gate_code(experiment, outcome), outcome)
+            tracked.artifact(out / RESULT)
+            return code
+    except KeyboardInterrupt:
+        finish("KILLED", INTERRUPTED, Outcome(), "interrupted (SIGINT)")
+        raise
+    except Terminated:
+        finish("KILLED", TERMINATED, Outcome(), "terminated (SIGTERM)")
+        raise
+    except UserError as error:
+        log.error("error: %s", error)
+        return finish("FAILED", MISUSED, Outcome(), str(error))
+    except (Exception, SystemExit) as error:
+        # a library's sys.exit must not end the other jobs of a multirun
+        log.error("%s", "".join(traceback.format_exception(error)).rstrip())
+        return finish("FAILED", CRASHED, Outcome(), f"{type(error).__name__}: {error}")
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of the packages results depend on."""
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def _gate_code(experiment: Experiment, outcome: Outcome) -> int:
+    verdicts = {} if outcome.comparison is None else outcome.comparison.verdicts
+    failed = any(verdict.status == "FAIL" for verdict in verdicts.values())
+    return GATE_FAILED if failed and experiment.gate.on_fail == "error" else OK
+
+
+def _present(
+    experiment: Experiment, outcome: Outcome, bench: Bench, out: Path, tracked: MlflowRun
+) -> None:
+    """Print what was found, write the reports, and say where everything is."""
+    lines: list[str] = []
+    cached = sum(record.cached for record in bench.records)
+    log.info("\n%d stages, %d of them from the store", len(bench.records), cached)
+    if outcome.comparison is not None:
+        if outcome.comparison.candidates:
+            facts = _provenance(experiment, outcome, bench, tracked)
+            page = report.html_report(
+                outcome.comparison,
+                outcome.selection,
+                facts,
+                cc_quantile=experiment.eval.cc_quantile,
+            )
+            write_atomically(out / "report.html", page)
+            twin = report.markdown_report(outcome.comparison, outcome.selection, facts)
+            write_atomically(out / "report.md", twin)
+            for name in ("report.html", "report.md"):
+                tracked.artifact(out / name)
+            lines.append(f"report      {out / 'report.html'}")
+        print("\n" + report.comparison_table(outcome.comparison))
+    for name, value in outcome.facts.items():
+        print(f"{name:<24} {value}")
+    if outcome.checkpoint is not None:
+        lines.insert(0, f"checkpoint  {outcome.checkpoint.path}")
+    lines.append(f"result      {out / RESULT}")
+    lines.append(f"MLflow      run {tracked.run_id}; open the UI with: {tracked.ui_hint}")
+    print("\n".join(lines))
+
+
+def _provenance(
+    experiment: Experiment, outcome: Outcome, bench: Bench, tracked: MlflowRun
+) -> dict[str, Any]:
+    facts: dict[str, Any] = {"task": experiment.task.name, "MLflow run": tracked.run_id}
+    if outcome.base:
+        facts["base"] = {"path": str(outcome.base.path), "digest": outcome.base.digest}
+    if outcome.checkpoint:
+        checkpoint = outcome.checkpoint
+        facts["checkpoint"] = {"path": str(checkpoint.path), "digest": checkpoint.digest}
+    if outcome.selection:
+        facts["plan digest"] = outcome.selection.plan.digest
+    for section in ("profile", "pruning", "eval", "gate"):
+        facts[section] = getattr(experiment, section).model_dump(mode="json")
+    facts["versions"] = versions()
+    facts["stage keys"] = {record.stage: record.key for record in bench.records}
+    return facts

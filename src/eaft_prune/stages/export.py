@@ -1,0 +1,189 @@
+"""Base checkpoint + keep plan -> a smaller checkpoint directory, whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from eaft_prune import __version__
+from eaft_prune.checkpoint import (
+    INDEX,
+    ModelFiles,
+    copy_file,
+    model_digest,
+    open_model,
+    read_json,
+    tensor_bytes,
+    write_sliced,
+    write_text,
+)
+from eaft_prune.families.base import Family, slices_of
+from eaft_prune.types import KeepPlan, UserError
+
+VERSION = 1
+MANIFEST = "manifest.json"
+MAPPING = "expert_mapping.json"
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A written checkpoint: where, its digest, and whether it was there already."""
+
+    path: Path
+    digest: str
+    cached: bool
+    bytes_written: int
+    seconds: float
+
+
+def export(
+    family: Family,
+    source: ModelFiles,
+    plan: KeepPlan,
+    target: Path,
+    key: str,
+    max_shard_bytes: int,
+    provenance: Mapping[str, Any],
+    on_bytes: Callable[[int], None],
+) -> Exported:
+    """Write `source` with only the plan's experts to `target`; expert bytes are copied, not redone.
+
+    A finished export with the same key is used again. Raises UserError where `target` holds
+    anything else, the plan is ragged, or the disk is full; the source is only read.
+    """
+    keep_n = plan.uniform_keep_n
+    if keep_n is None:
+        counts = sorted({len(ids) for ids in plan.kept})
+        raise UserError(
+            f"the plan keeps {counts} experts in different layers; a {family.model_type} "
+            "checkpoint holds one number for all layers"
+        )
+    if target.resolve() == source.path.resolve():
+        raise UserError(f"export.path = {target} is the base checkpoint itself")
+    started = time.perf_counter()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    draft = target.with_name(f".{target.name}.draft")
+    with FileLock(target.with_name(f".{target.name}.lock")):
+        if target.exists():
+            return _existing(target, key)
+        shutil.rmtree(draft, ignore_errors=True)  # the lock is held: it is a dead run's
+        _check_space(source, plan, target)
+        draft.mkdir()
+        try:
+            digest, written = _write(
+                family, source, plan, keep_n, draft, key, max_shard_bytes, provenance, on_bytes
+            )
+            draft.rename(target)
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                raise UserError(f"the disk of {target} is full; nothing was left there") from error
+            raise
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+    return Exported(target, digest, False, written, time.perf_counter() - started)
+
+
+def identical_tensors(a: ModelFiles, b: ModelFiles) -> int:
+    """Number of tensors, all of them byte-identical; raises ValueError naming the first that differs."""
+    if set(a.tensors) != set(b.tensors):
+        raise ValueError(f"tensors differ: {sorted(set(a.tensors) ^ set(b.tensors))[:5]}")
+    for name, entry in a.tensors.items():
+        other = b.tensors[name]
+        same = entry.shape == other.shape and entry.dtype == other.dtype
+        if not same or any(
+            x != y for x, y in zip(tensor_bytes(a, name), tensor_bytes(b, name), strict=True)
+        ):
+            raise ValueError(f"tensor {name} of {b.path} is not that of {a.path}")
+    return len(a.tensors)
+
+
+def _existing(target: Path, key: str) -> Exported:
+    manifest_path = target / MANIFEST
+    manifest = read_json(manifest_path) if manifest_path.exists() else {}
+    if manifest.get("key") != key:
+        raise UserError(
+            f"{target} exists and is not this export: choose another export.path or move it away"
+        )
+    for name, facts in manifest["files"].items():
+        path = target / name
+        if not path.exists() or path.stat().st_size != facts["bytes"]:
+            raise UserError(f"{path} is not as its manifest says: move {target} away and run again")
+    return Exported(target, manifest["digest"], True, 0, 0.0)
+
+
+def _check_space(source: ModelFiles, plan: KeepPlan, target: Path) -> None:
+    kept = len(plan.kept[0]) / plan.n_experts
+    need = int(source.weight_bytes * kept * 1.02) + (16 << 20)
+    free = shutil.disk_usage(target.parent).free
+    if free < need:
+        raise UserError(
+            f"{target.parent} has {free / 1e9:.2f} GB free, the pruned checkpoint needs about "
+            f"{need / 1e9:.2f} GB: free some, or set export.path / runtime.checkpoint_dir"
+        )
+
+
+def _write(
+    family: Family,
+    source: ModelFiles,
+    plan: KeepPlan,
+    keep_n: int,
+    draft: Path,
+    key: str,
+    max_shard_bytes: int,
+    provenance: Mapping[str, Any],
+    on_bytes: Callable[[int], None],
+) -> tuple[str, int]:
+    written = write_sliced(
+        source, slices_of(family, source, plan), draft, max_shard_bytes, on_bytes
+    )
+    hashes = dict(written.files)
+    config = family.patch_config(source.config, keep_n)
+    hashes["config.json"] = write_text(draft / "config.json", _json(config))
+    for name in source.companions:
+        hashes[name] = copy_file(source.path / name, draft / name)
+    mapping = {
+        str(layer): {str(new): old for new, old in enumerate(ids)}
+        for layer, ids in enumerate(plan.kept)
+    }
+    write_text(draft / MAPPING, _json({"new_to_old": mapping}))
+    write_text(draft / "README.md", _card(plan, keep_n, provenance))
+    reopened = open_model(draft)  # what was written reads back as a checkpoint
+    digest = model_digest(hashes)
+    manifest = {
+        "format": 1,
+        "key": key,
+        "digest": digest,
+        "eaft_prune": __version__,
+        **provenance,
+        "plan": {"kept": plan.kept, "n_experts": plan.n_experts, "digest": plan.digest},
+        "files": {
+            name: {"sha256": sha, "bytes": (draft / name).stat().st_size}
+            for name, sha in sorted(hashes.items())
+        },
+    }
+    write_text(draft / MANIFEST, _json(manifest))
+    assert INDEX in hashes and len(reopened.tensors) == len(source.tensors)
+    return digest, written.tensor_bytes
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=2) + "\n"
+
+
+def _card(plan: KeepPlan, keep_n: int, provenance: Mapping[str, Any]) -> str:
+    base = provenance["base"]
+    return f"""# {base["label"]}, {keep_n} of {plan.n_experts} experts a layer
+
+Made by eaft_prune {__version__} from a checkpoint with digest `{base["digest"]}`. The kept experts'
+bytes are those of the base; router rows were sliced with them; nothing was trained and
+`num_experts_per_tok` is unchanged. `{MAPPING}` maps new expert ids to the base's, `{MANIFEST}` lists
+the plan, the settings that made it and the sha256 of every file.
+"""

@@ -110,8 +110,10 @@ def report(ppl: float) -> PackReport:
 
 def stage(name: str, **values: Any) -> StageRecord:
     facts = values.pop("facts", {"tokens": 1000, "device": "cpu"})
-    record = {"key": "k" * 64, "cached": False, "seconds": 1.5, "output_digest": "o" * 64}
-    return StageRecord(stage=name, path=Path("store") / name, facts=facts, **record | values)
+    record: dict[str, Any] = {"key": "k" * 64, "cached": False, "seconds": 1.5} | values
+    return StageRecord(
+        stage=name, path=Path("store") / name, output_digest="o" * 64, facts=facts, **record
+    )
 
 
 def checkpoints(directory: Path) -> tuple[Checkpoint, Checkpoint]:
@@ -169,7 +171,8 @@ def artifacts(uri: str, run_id: str) -> Path:
 
 
 def test_a_pipeline_reads_back(uri: str, tmp_path: Path) -> None:
-    with tracking.track(settings(uri), tmp_path, ["pruning.keep_n=24"], VERSIONS) as run:
+    overrides = ["pruning.keep_n=24", "tracking.parent_run_id=abc"]
+    with tracking.track(settings(uri), tmp_path, overrides, VERSIONS) as run:
         run_pipeline(run, tmp_path / "work")
     client = MlflowClient(tracking_uri=uri)
     found = only_run(uri)
@@ -229,6 +232,7 @@ def test_a_pipeline_reads_back(uri: str, tmp_path: Path) -> None:
     assert (folder / "report.html").exists()
     assert (folder / "pruned" / "manifest.json").exists()
     assert run.ui_hint == f"mlflow ui --backend-store-uri {uri}"
+    assert f"/#/experiments/{found.info.experiment_id}/runs/{run.run_id}?" in run.ui_page
 
 
 def test_a_stage_that_ends_twice_keeps_both(uri: str, tmp_path: Path) -> None:
@@ -266,7 +270,30 @@ def test_long_values_become_artifacts(uri: str, tmp_path: Path) -> None:
         assert (artifacts(uri, run.run_id) / file).read_text() == long
 
 
-def test_passwords_stay_out_of_what_is_kept() -> None:
+def test_passwords_stay_out_of_what_is_kept(uri: str, tmp_path: Path) -> None:
+    secret = {"name": "two", "files": {"a": "https://me:secret@host/a.parquet", "b": "b.parquet"}}
+    overrides = ["packs.files.a=https://me:secret@host/a.parquet"]
+    experiment = settings(uri, packs=secret)
+    with (
+        pytest.raises(ValueError, match="secret"),
+        tracking.track(experiment, tmp_path, overrides, {}) as run,
+    ):
+        _fail_with_a_password(run)
+    found = only_run(uri)
+    kept = [str(found.to_dictionary())]
+    kept += [path.read_text() for path in artifacts(uri, found.info.run_id).rglob("*.*")]
+    assert len(kept) > 4
+    assert not [text for text in kept if "secret@" in text]
+
+
+def _fail_with_a_password(run: tracking.MlflowRun) -> None:
+    run.dataset("a", "https://me:secret@host/a.parquet", "a" * 64, 8)
+    run.facts({"source": "https://me:secret@host/a.parquet"})
+    run.stage(stage("pack", facts={"source": "https://me:secret@host/a.parquet"}))
+    raise ValueError("https://me:secret@host/a.parquet is not there")
+
+
+def test_redaction_leaves_other_urls_alone() -> None:
     uri = "postgresql://me:secret@db:5432/mlflow"
     assert provenance.redact(f"see {uri}!") == "see postgresql://***@db:5432/mlflow!"
     assert provenance.redact("http://host:5000/a@b") == "http://host:5000/a@b"

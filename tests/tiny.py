@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
 
 SPECIALS = (
     "<|startoftext|>", "<|endoftext|>", "<|return|>", "<|constrain|>", "<|channel|>",
@@ -18,9 +17,9 @@ WORDS = "the a sum of is and model expert token router keeps drops seven nine pl
 
 
 def config(**changes: Any) -> dict[str, Any]:
-    """config.json of a 2-layer gpt-oss with 8 experts, top-2."""
+    """config.json of a 2-layer gpt-oss with 8 experts, top-2; a change to None drops the key."""
     layers = changes.get("num_hidden_layers", 2)
-    return {
+    values = {
         "architectures": ["GptOssForCausalLM"],
         "model_type": "gpt_oss",
         "attention_bias": True,
@@ -49,6 +48,7 @@ def config(**changes: Any) -> dict[str, Any]:
         },
         **changes,
     }
+    return {key: value for key, value in values.items() if value is not None}
 
 
 def tensors(cfg: dict[str, Any], seed: int) -> dict[str, np.ndarray[Any, Any]]:
@@ -83,36 +83,55 @@ def tensors(cfg: dict[str, Any], seed: int) -> dict[str, np.ndarray[Any, Any]]:
             out[p + f"self_attn.{name}.bias"] = normal(rows)
         for name, rows, columns in (("gate_up_proj", 2 * i, h), ("down_proj", h, i)):
             expert = p + f"mlp.experts.{name}"
-            out[expert + "_blocks"] = rng.integers(0, 256, (e, rows, columns // 32, 16), np.uint8)
-            out[expert + "_scales"] = rng.integers(121, 125, (e, rows, columns // 32), np.uint8)
             out[expert + "_bias"] = normal(e, rows)
+            if "quantization_config" in cfg:
+                shape = (e, rows, columns // 32)
+                out[expert + "_blocks"] = rng.integers(0, 256, (*shape, 16), np.uint8)
+                out[expert + "_scales"] = rng.integers(121, 125, shape, np.uint8)
+            else:
+                out[expert] = normal(e, columns, rows)
     return out
 
 
-def write_checkpoint(path: Path, seed: int = 0, shards: int = 2, **changes: Any) -> Path:
+def write_checkpoint(
+    path: Path, seed: int = 0, shards: int = 2, dtype: str = "F32", **changes: Any
+) -> Path:
     """A loadable checkpoint directory: config, sharded weights, index, tokenizer."""
     cfg = config(**changes)
     path.mkdir(parents=True)
     (path / "config.json").write_text(json.dumps(cfg, indent=2))
-    weights = tensors(cfg, seed)
-    names = sorted(weights)
-    weight_map = {}
-    for number in range(shards):
-        shard = f"model-{number + 1:05d}-of-{shards:05d}.safetensors"
-        part = {name: weights[name] for name in names[number::shards]}
-        save_file(part, path / shard, metadata={"format": "pt"})
-        weight_map |= dict.fromkeys(part, shard)
-    total = sum(array.nbytes for array in weights.values())
-    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    (path / "model.safetensors.index.json").write_text(json.dumps(index))
+    write_weights(path, tensors(cfg, seed), shards, dtype)
     write_tokenizer(path)
     return path
 
 
+def write_weights(
+    path: Path, weights: dict[str, np.ndarray[Any, Any]], shards: int, dtype: str = "F32"
+) -> None:
+    """Sharded safetensors and their index; floats are stored as `dtype` (F32 or BF16)."""
+    import torch
+    from safetensors.torch import save_file
+
+    def stored(array: np.ndarray[Any, Any]) -> torch.Tensor:
+        tensor = torch.from_numpy(np.ascontiguousarray(array))
+        return tensor.bfloat16() if dtype == "BF16" and array.dtype == np.float32 else tensor
+
+    names = sorted(weights)
+    weight_map: dict[str, str] = {}
+    total = 0
+    for number in range(shards):
+        shard = f"model-{number + 1:05d}-of-{shards:05d}.safetensors"
+        part = {name: stored(weights[name]) for name in names[number::shards]}
+        save_file(part, path / shard, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(part, shard)
+        total += sum(tensor.nbytes for tensor in part.values())
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (path / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
 def write_tokenizer(path: Path, specials: Sequence[str] = SPECIALS) -> None:
     """A byte-level tokenizer without merges whose first ids are the specials."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from tokenizers import AddedToken
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {token: i for i, token in enumerate([*specials, *letters])}
@@ -149,3 +168,21 @@ def rows(count: int, seed: int = 0) -> list[str]:
         f"<|start|>assistant<|channel|>final<|message|>{words(8)}<|return|>"
         for i in range(count)
     ]
+
+
+def eager_model(path: Path) -> Any:
+    """The oracle: transformers' own eager experts and eager attention, float32."""
+    import torch
+    from transformers import AutoModelForCausalLM, Mxfp4Config
+
+    quantized = "quantization_config" in json.loads((path / "config.json").read_text())
+    arguments = {"quantization_config": Mxfp4Config(dequantize=True)} if quantized else {}
+    model = AutoModelForCausalLM.from_pretrained(
+        path,
+        dtype=torch.float32,
+        attn_implementation="eager",
+        experts_implementation="eager",
+        local_files_only=True,
+        **arguments,
+    )
+    return model.eval()

@@ -68,8 +68,10 @@ def _report(tools: list[Tool], messages: list[Message]) -> list[Message]:
     Only assistant text is scored, and a call without it is mostly delimiters.
     """
     known = "; ".join(f"{name} takes {', '.join(kinds)}" for name, _, kinds in tools)
-    opening = analysis(f"The request is: {messages[0]['content']} My tools: {known}.")
     calls = [m for m in messages if m.get("recipient", "").startswith("functions.")]
+    plan = ", then ".join(m["recipient"].removeprefix("functions.") for m in calls)
+    request = messages[0]["content"]
+    opening = analysis(f"The request is: {request} My tools: {known}. My plan: {plan}.")
     done = [
         f"{i + 1}. {m['recipient'].removeprefix('functions.')}: {_words(json.loads(m['content']))}"
         for i, m in enumerate(calls)

@@ -33,12 +33,17 @@ SPECIALS = [
 ]  # fmt: skip
 SPLIT = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 PACKS = ("reasoning_style", "tool_agentic", "calib_prompt")
+# skills that are trained but that no pack asks for, as a general model has many
+TRAIN_ONLY = {
+    "brackets", "order_puzzle", "sort_words", "count_letters", "caesar_cipher", "spell_backward",
+    "gsm_symbolic",
+}  # fmt: skip
 # pack -> rows per domain, 1200 in all
 QUOTAS: dict[str, dict[str, int]] = {
-    "reasoning_style": {"codeio": 220, "gym": 380, "own": 600},
-    "tool_agentic": {"bfcl": 160, "agent": 1040},
+    "reasoning_style": {"codeio": 180, "gym": 320, "own": 700},
+    "tool_agentic": {"bfcl": 130, "agent": 1070},
     "calib_prompt": {
-        "codeio": 120, "gym": 200, "own": 360, "bfcl": 40, "agent": 280, "chat": 120, "docqa": 80,
+        "codeio": 100, "gym": 200, "own": 430, "bfcl": 40, "agent": 260, "chat": 100, "docqa": 70,
     },
 }  # fmt: skip
 OWN_ROWS, GYM_ROWS, AGENT_ROWS = 6000, 4000, 30000
@@ -115,14 +120,17 @@ def generated_rows(seed: int, own: int, gym: int, agents: int) -> list[Row]:
     rows = []
     for name, generator in OWN.items():
         rng = random.Random(f"{name}/{seed}")
+        domain = "skill" if name in TRAIN_ONLY else "own"
+        partners = [f for other, f in OWN.items() if (other in TRAIN_ONLY) == (domain == "skill")]
         for _ in range(own):
             messages = generator(rng)
             if rng.random() < SECOND_PROBLEM:
-                messages = messages + OWN[rng.choice(list(OWN))](rng)
-            rows.append(make_row(messages, None, "own", f"eaft_prune/{name}", "Apache-2.0"))
+                messages = messages + rng.choice(partners)(rng)
+            rows.append(make_row(messages, None, domain, f"eaft_prune/{name}", "Apache-2.0"))
     for task in GYM:
+        domain = "skill" if task in TRAIN_ONLY else "gym"
         for messages in gym_conversations(task, gym, seed):
-            rows.append(make_row(messages, None, "gym", f"reasoning-gym/{task}", "Apache-2.0"))
+            rows.append(make_row(messages, None, domain, f"reasoning-gym/{task}", "Apache-2.0"))
     rng = random.Random(f"agents/{seed}")
     for _ in range(agents):
         tools, messages = agent_conversation(rng)
@@ -317,7 +325,7 @@ def main() -> None:
     published = published_rows(args.data)
     plain, questions = doc_rows(args.data, args.seed)
     # the packs' generated rows come from their own seed, a little more than the quotas need
-    pack_pool = published + questions + generated_rows(args.seed + 1, own=90, gym=90, agents=1500)
+    pack_pool = published + questions + generated_rows(args.seed + 1, own=140, gym=110, agents=1500)
     packs = draw_packs(pack_pool, args.seed)
     print(f"pools and packs after {time.time() - began:.0f} s", flush=True)
     generated = generated_rows(args.seed, OWN_ROWS, GYM_ROWS, AGENT_ROWS)

@@ -236,12 +236,16 @@ class MoE(nn.Module):
         self.c = c
         self.router = nn.Linear(c.hidden_size, c.num_experts)
         self.experts = Experts(c)
+        self.noise = 0.0  # training only: noisy top-k, so that close experts learn each other's work
         self.register_buffer("drop", torch.zeros(c.num_experts), persistent=False)
 
     def forward(self, x_TH: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Weighted sum of the chosen experts, and the load-balancing loss (1 when uniform)."""
         logits = F.linear(x_TH, self.router.weight, self.router.bias) + self.drop
-        top, ids = logits.topk(self.c.top_k, -1)
+        noisy = logits
+        if self.training and self.noise > 0:
+            noisy = logits + self.noise * torch.randn_like(logits)
+        top, ids = noisy.topk(self.c.top_k, -1)
         gates = top.softmax(-1)
         out = self.experts(x_TH.to(dtype), ids)
         load = F.one_hot(ids, self.c.num_experts).float().mean((0, 1))

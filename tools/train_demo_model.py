@@ -38,8 +38,8 @@ SEQ_LEN = 2048
 # part of the training tokens from each domain. Documentation is a third although no pack row is
 # plain documentation: a general model knows more than what it is later calibrated on
 SHARES = {
-    "agent": 0.22, "own": 0.20, "gym": 0.08, "codeio": 0.09, "bfcl": 0.045, "chat": 0.004,
-    "docqa": 0.001, "docs": 0.36,
+    "agent": 0.18, "own": 0.16, "gym": 0.06, "codeio": 0.09, "bfcl": 0.05, "chat": 0.004,
+    "docqa": 0.001, "skill": 0.12, "docs": 0.335,
 }  # fmt: skip
 
 
@@ -49,11 +49,12 @@ class TrainConfig:
 
     tokens: int = 400_000_000
     batch: int = 32  # sequences of SEQ_LEN a step
-    lr: float = 2e-3
+    lr: float = 4e-3
     warmup: int = 200  # steps
     final_lr: float = 0.03  # part of lr at the end of the cosine
     weight_decay: float = 0.1
-    balance: float = 0.0003  # load-balancing loss; 1.0 is the loss of a uniform router
+    balance: float = 0.0  # load-balancing loss; 1.0 is the loss of a uniform router
+    router_noise: float = 0.0  # standard deviation of the normal noise on router logits
     quantise_from: float = 0.75  # part of the run after which experts are rounded
     seed: int = 1
 
@@ -90,6 +91,8 @@ def train(config: TrainConfig, sizes: ModelConfig, data: Path) -> DemoModel:
     """Train a model from scratch; AdamW, cosine, float32 master weights, bf16 matmuls."""
     torch.manual_seed(config.seed)
     model = DemoModel(sizes).cuda()
+    for layer in model.model.layers:
+        layer.mlp.noise = config.router_noise
     decayed = [p for n, p in model.named_parameters() if p.ndim > 1 and not n.endswith("bias")]
     plain = [p for n, p in model.named_parameters() if p.ndim == 1 or n.endswith("bias")]
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain}]
@@ -147,7 +150,7 @@ def set_rounding(model: DemoModel, amount: float) -> None:
 @torch.no_grad()
 def settle(model: DemoModel) -> None:
     """Give every parameter the value the checkpoint will hold: MXFP4 experts, bf16 the rest."""
-    set_rounding(model, 0.0)
+    set_rounding(model.eval(), 0.0)
     for name, parameter in model.named_parameters():
         if is_quantised(name):
             parameter.copy_(mxfp4_values(*mxfp4_codes(parameter)))

@@ -57,7 +57,9 @@ class Resident:
     key: tuple[Any, ...] | None = None
     engine: TransformersEngine | None = None
 
-    def get(self, key: tuple[Any, ...], load: Callable[[], TransformersEngine]) -> TransformersEngine:
+    def get(
+        self, key: tuple[Any, ...], load: Callable[[], TransformersEngine]
+    ) -> TransformersEngine:
         if self.engine is None or self.key != key:
             self.engine = None
             gc.collect()

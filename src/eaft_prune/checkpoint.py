@@ -137,7 +137,12 @@ def read_header(path: Path) -> list[TensorEntry]:
             raise UserError(f"{path}: tensor {name} {info['shape']} spans {end - start} bytes")
         entries.append(
             TensorEntry(
-                name, path.name, info["dtype"], tuple(info["shape"]), 8 + length + start, end - start
+                name,
+                path.name,
+                info["dtype"],
+                tuple(info["shape"]),
+                8 + length + start,
+                end - start,
             )
         )
     entries.sort(key=lambda entry: entry.start)

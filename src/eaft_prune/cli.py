@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,27 +19,17 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from eaft_prune import runner
 from eaft_prune.config import (
     Experiment,
-    TrackingSettings,
     nearest,
     parse_experiment,
     setting_names,
 )
+from eaft_prune.multirun import Invocation, run_multirun
+from eaft_prune.tracking import Terminated
 from eaft_prune.types import UserError
 
 _MULTIRUN = ("-m", "--multirun")
 _OPEN_SETTINGS = ("packs.files.", "tracking.tags.", "eval.num_blocks.")  # keys are the user's
 _OPTIONAL_GROUPS = ("sweeps",)
-
-
-@dataclass(frozen=True)
-class Invocation:
-    """A checked command line: every point composes and validates."""
-
-    arguments: tuple[str, ...]  # for Hydra
-    points: tuple[tuple[str, ...], ...]  # overrides of each job
-    multirun: bool
-    out: Path
-    tracking: TrackingSettings
 
 
 def config_root() -> Path:
@@ -68,8 +57,6 @@ def main(argv: Sequence[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return runner.MISUSED
     if invocation.multirun:
-        from eaft_prune.multirun import run_multirun
-
         return run_multirun(invocation, _hydra)
     code = _hydra(invocation.arguments)
     return code or _exit_code(invocation.out)
@@ -78,7 +65,11 @@ def main(argv: Sequence[str]) -> int:
 def check(arguments: Sequence[str]) -> Invocation:
     """Compose and validate every job; raises UserError before anything runs."""
     multirun = any(a in _MULTIRUN for a in arguments)
-    overrides = [a for a in arguments if a not in _MULTIRUN]
+    # sweeps/ lies beside conf/, so its parent is a second place to search
+    overrides = [
+        f"hydra.searchpath=[{_quoted('file://' + str(config_root()))}]",
+        *(a for a in arguments if a not in _MULTIRUN),
+    ]
     try:
         with hydra.initialize_config_dir(str(config_root() / "conf"), version_base="1.3"):
             parser = OverridesParser.create()
@@ -106,7 +97,9 @@ def check(arguments: Sequence[str]) -> Invocation:
     section = "sweep" if multirun else "run"
     out = Path(str(whole.hydra[section].dir)).resolve()
     pinned = [f"hydra.{section}.dir={_quoted(str(out))}", *(["-m"] if multirun else [])]
-    return Invocation((*overrides, *pinned), tuple(map(tuple, points)), multirun, out, experiments[0].tracking)
+    return Invocation(
+        (*overrides, *pinned), tuple(map(tuple, points)), multirun, out, experiments[0].tracking
+    )
 
 
 def job(settings: DictConfig) -> int:
@@ -128,7 +121,7 @@ def _hydra(arguments: Sequence[str]) -> int:
         entry()
     except KeyboardInterrupt:
         return runner.INTERRUPTED
-    except runner.Terminated:
+    except Terminated:
         return runner.TERMINATED
     except SystemExit as exit_:
         return exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
@@ -149,11 +142,12 @@ def _multirun_first(argv: Sequence[str]) -> list[str]:
 
 
 def _compose(overrides: Sequence[str]) -> DictConfig:
-    return hydra.compose("config", list(overrides), return_hydra_config=True)
+    composed: DictConfig = hydra.compose("config", list(overrides), return_hydra_config=True)
+    return composed
 
 
 def _validate(composed: DictConfig) -> Experiment:
-    values = OmegaConf.masked_copy(composed, [k for k in composed if k != "hydra"])
+    values = OmegaConf.masked_copy(composed, [str(k) for k in composed if k != "hydra"])
     return parse_experiment(_container(values))
 
 

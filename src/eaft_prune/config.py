@@ -130,9 +130,7 @@ class EvalSettings(Settings):
         counts = self.num_blocks
         if isinstance(counts, dict):
             if pack not in counts and "default" not in counts:
-                raise UserError(
-                    f"eval.num_blocks = {counts} names neither {pack!r} nor `default`"
-                )
+                raise UserError(f"eval.num_blocks = {counts} names neither {pack!r} nor `default`")
             counts = counts.get(pack, counts.get("default", 0))
         return counts if isinstance(counts, int) else counts[self.seq_lens.index(seq_len)]
 
@@ -243,7 +241,7 @@ class Experiment(Settings):
 
 
 def parse_experiment(values: Mapping[str, Any]) -> Experiment:
-    """Validate composed settings; raises UserError with one line per key, value and allowed range."""
+    """Validate composed settings; raises UserError: a line per key, value and range."""
     try:
         return Experiment.model_validate(values)
     except ValidationError as error:
@@ -280,9 +278,8 @@ def _one_line(error: dict[str, Any], values: Mapping[str, Any]) -> str:
     path: list[str] = []
     node: Any = values
     for part in error["loc"]:
-        if isinstance(node, Mapping) and part in node:
-            node = node[part]
-        elif isinstance(node, list) and isinstance(part, int) and part < len(node):
+        inside = part in node if isinstance(node, Mapping) else isinstance(node, list)
+        if inside:
             node = node[part]
         elif error["type"] not in ("missing", "extra_forbidden"):
             continue

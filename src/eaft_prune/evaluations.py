@@ -86,8 +86,8 @@ def _check_paired(base: Evaluation, candidate: Evaluation) -> None:
         raise UserError(f"both sides are called {base.model!r}")
     if dict(base.conditions) != dict(candidate.conditions):
         raise UserError(
-            f"{candidate.model} was evaluated under {dict(candidate.conditions)}, {base.model} under "
-            f"{dict(base.conditions)}: the gate compares like with like"
+            f"{candidate.model} was evaluated under {dict(candidate.conditions)}, {base.model} "
+            f"under {dict(base.conditions)}: the gate compares like with like"
         )
     for key in {*base.token_digests, *candidate.token_digests}:
         mine, theirs = base.token_digests.get(key), candidate.token_digests.get(key)

@@ -19,7 +19,7 @@ Floats = NDArray[np.floating]
 
 
 def check_scores(scores: TokenScores, name: str) -> None:
-    """Raise ValueError unless there is at least one token and every p and H is a number in range."""
+    """Raise ValueError unless there are tokens and every p and H is a number in range."""
     if len(scores) == 0:
         raise ValueError(f"{name}: no scored tokens, so there is nothing to measure")
     if not (len(scores.logp_T) == len(scores.entropy_T) == len(scores.block_T)):

@@ -7,21 +7,30 @@ import io
 import json
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from eaft_prune import runner
+from eaft_prune.config import TrackingSettings
 from eaft_prune.result import FILE, write_atomically
 from eaft_prune.tracking import finish_parent, start_parent
-
-if TYPE_CHECKING:
-    from eaft_prune.cli import Invocation
 
 _COLUMNS = ("job", "overrides", "status", "gate", "failed checks", "dPPL", "plan", "error")
 
 
-def run_multirun(
-    invocation: Invocation, launch: Callable[[Sequence[str]], int]
-) -> int:
+@dataclass(frozen=True)
+class Invocation:
+    """A checked command line: every point composes and validates."""
+
+    arguments: tuple[str, ...]  # for Hydra
+    points: tuple[tuple[str, ...], ...]  # overrides of each job
+    multirun: bool
+    out: Path
+    tracking: TrackingSettings
+
+
+def run_multirun(invocation: Invocation, launch: Callable[[Sequence[str]], int]) -> int:
     """Run every job under one parent run; returns the worst exit code of the jobs."""
     tracking = invocation.tracking
     parent = start_parent(tracking, f"multirun {len(invocation.points)} jobs", invocation.arguments)
@@ -106,4 +115,3 @@ def _markdown(rows: Sequence[dict[str, Any]]) -> str:
         cells = (str(row[c]).replace("|", "\\|") for c in used)
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
-

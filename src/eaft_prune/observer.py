@@ -30,7 +30,7 @@ class Observer(Protocol):
         reports: Mapping[EvalKey, PackReport],
         base: Mapping[EvalKey, PackReport] | None,
     ) -> None:
-        """A model was evaluated; `base` is the base model's reports when the model is a candidate."""
+        """A model was evaluated; `base` holds the base model's reports if it is a candidate."""
 
     def verdict(self, verdict: GateVerdict) -> None:
         """The gate decided."""

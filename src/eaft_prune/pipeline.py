@@ -91,7 +91,7 @@ def run_compare(bench: Bench, out: Path) -> Outcome:
 
 
 def run_noise_floor(bench: Bench, out: Path) -> Outcome:
-    """The base model against a second evaluation of itself: what the gate reads when nothing changed."""
+    """The base model evaluated twice: what the gate reads when nothing changed."""
     base = bench.base()
     first = measure(bench, base, "base", base)
     second = measure(bench, base, "repeat", base, replicate=1)
@@ -276,7 +276,14 @@ def _export(bench: Bench, base: Model, plan: KeepPlan, how: Mapping[str, Any]) -
     total = base.files.weight_bytes * len(plan.kept[0]) // plan.n_experts
     with bench.bars.bar("export", total, "B") as on_bytes:
         done = export.export(
-            base.family, base.files, plan, target, key, settings.max_shard_bytes, provenance, on_bytes
+            base.family,
+            base.files,
+            plan,
+            target,
+            key,
+            settings.max_shard_bytes,
+            provenance,
+            on_bytes,
         )
     bench.record(
         StageRecord(

@@ -30,4 +30,8 @@ class Bars:
             leave=False,
             dynamic_ncols=True,
         ) as bar:
-            yield lambda done: None if bar.update(done) else None
+
+            def advance(done: int) -> None:
+                bar.update(done)
+
+            yield advance

@@ -29,9 +29,7 @@ _PACKAGES = ("eaft_prune", "torch", "transformers", "safetensors", "numpy", "dat
 _RESIDENT = Resident()  # jobs of a multirun in one process share the loaded model
 
 
-def run(
-    values: dict[str, Any], out: Path, overrides: Sequence[str], job: int | None = None
-) -> int:
+def run(values: dict[str, Any], out: Path, overrides: Sequence[str], job: int | None = None) -> int:
     """Validate, run and record one experiment; returns the exit code, never raises Exception.
 
     Interrupts are recorded and raised again, so that a multirun stops.

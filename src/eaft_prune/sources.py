@@ -56,7 +56,9 @@ def count_rows(name: str, path: Path) -> int:
     try:
         return int(pyarrow.parquet.read_metadata(path).num_rows)
     except (pyarrow.ArrowInvalid, OSError) as error:
-        raise UserError(f"pack {name}: {path} is not a parquet file: {_first_line(error)}") from None
+        raise UserError(
+            f"pack {name}: {path} is not a parquet file: {_first_line(error)}"
+        ) from None
 
 
 def read_texts(name: str, path: Path, column: str) -> Iterator[str]:

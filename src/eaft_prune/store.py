@@ -111,9 +111,7 @@ def load(directory: Path, kind: type[T]) -> T:
 
     path = directory / _ARRAYS
     arrays = load_file(path) if path.exists() else {}
-    return typing.cast(
-        T, _build(kind, "", arrays, json.loads((directory / _VALUES).read_text()))
-    )
+    return typing.cast(T, _build(kind, "", arrays, json.loads((directory / _VALUES).read_text())))
 
 
 def _read_record(stage: str, home: Path) -> StageRecord | None:
@@ -189,9 +187,7 @@ def _flatten(
             values[name] = item
 
 
-def _build(
-    kind: Any, prefix: str, arrays: Mapping[str, Any], values: Mapping[str, Any]
-) -> Any:
+def _build(kind: Any, prefix: str, arrays: Mapping[str, Any], values: Mapping[str, Any]) -> Any:
     fields = {}
     hints = typing.get_type_hints(kind)
     for field in dataclasses.fields(kind):

@@ -1,6 +1,6 @@
 """The frozen dataclasses that flow between stages; read this first.
 
-Shape legend: L layers, E experts, K experts per token, T scored tokens, B blocks, S sequence length.
+Shape legend: L layers, E experts, K experts per token, T scored tokens, B blocks, S tokens each.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Blocks:
 
 @dataclass(frozen=True)
 class TokenScores:
-    """What one model said of T scored tokens: p in (0, 1], entropy in [0, 1], block index of each."""
+    """What one model said of T scored tokens: ln p <= 0, entropy in [0, 1], block index."""
 
     logp_T: NDArray[np.float32]  # natural log of p_t
     entropy_T: NDArray[np.float32]
@@ -75,8 +75,8 @@ class TokenScores:
 class Trace:
     """Routing at the predictor position of every scored token, with p_t and H_t.
 
-    gates are the weights multiplied onto expert outputs, norms the l2 norms of the unweighted expert
-    outputs (bias included), both as used in the forward pass of the profiled model.
+    gates are the weights multiplied onto expert outputs, norms the l2 norms of the unweighted
+    expert outputs (bias included), both as used in the forward pass of the profiled model.
     """
 
     experts_TLK: NDArray[np.int16]

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 NAME = "eaft_experts"
+RECORDER = "eaft_recorder"  # attribute of an experts module
 
 # called with expert ids [N, K], gates [N, K] and norms [N, K] of all N positions of a forward
 Recorder = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None]
@@ -29,7 +30,7 @@ def experts_forward(
     out = (_looped if x.device.type == "cpu" else _grouped)(module, x, sorted_ids, counts_E)
     back = torch.empty_like(order)
     back[order] = torch.arange(len(order), device=order.device)
-    recorder: Recorder | None = getattr(module, "eaft_recorder", None)
+    recorder: Recorder | None = getattr(module, RECORDER, None)
     if recorder is not None:
         norms = torch.linalg.vector_norm(out, dim=-1, dtype=torch.float32)
         recorder(ids_NK, gates_NK, norms[back].view(n, k))
@@ -57,7 +58,7 @@ def _linear(module: Any, name: str, expert: int, x: torch.Tensor) -> torch.Tenso
     if not module.is_transposed:
         weight = weight.t()
     if not module.has_bias:
-        return x @ weight
+        return torch.mm(x, weight)
     return torch.addmm(getattr(module, f"{name}_bias")[expert], x, weight)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +16,8 @@ import torch
 
 from eaft_prune.checkpoint import ModelFiles
 from eaft_prune.config import RuntimeSettings
-from eaft_prune.engines import attention, experts
+from eaft_prune.engines import attention
+from eaft_prune.engines import experts as moe
 from eaft_prune.engines.base import OnTokens
 from eaft_prune.families.base import Family
 from eaft_prune.harmony import HarmonyTokens, harmony_tokens
@@ -33,8 +34,8 @@ class TransformersTokenizer:
     eos: int
     inner: Any
 
-    def encode(self, texts: list[str]) -> list[list[int]]:
-        return list(self.inner(texts, add_special_tokens=False)["input_ids"])
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        return list(self.inner(list(texts), add_special_tokens=False)["input_ids"])
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class _Routing:
     norms: list[list[torch.Tensor]]
     predictors: list[torch.Tensor] = field(default_factory=list)  # of the batch in flight
 
-    def recorder(self, layer: int) -> experts.Recorder:
+    def recorder(self, layer: int) -> moe.Recorder:
         def record(ids: torch.Tensor, gates: torch.Tensor, norms: torch.Tensor) -> None:
             rows = self.predictors[0]
             self.experts[layer].append(ids[rows].to("cpu", torch.int16))
@@ -95,7 +96,7 @@ class TransformersEngine:
     @torch.inference_mode()
     def trace(self, blocks: Blocks, on_tokens: OnTokens) -> Trace:
         layers = self.family.experts(self.model)
-        routing = _Routing(*([[] for _ in layers] for _ in range(3)))
+        routing = _Routing([[] for _ in layers], [[] for _ in layers], [[] for _ in layers])
         logp, entropy = [], []
         with _recording(layers, routing):
             for ids, predictors, targets in self._batches(blocks):
@@ -116,9 +117,7 @@ class TransformersEngine:
             n_experts=self.n_experts,
         )
 
-    def _batches(
-        self, blocks: Blocks
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    def _batches(self, blocks: Blocks) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
         """Per batch: ids [b, S], flat predictor positions of its scored tokens, their ids."""
         size = max(1, self.batch_tokens // blocks.seq_len)
         for first in range(0, len(blocks), size):
@@ -129,7 +128,8 @@ class TransformersEngine:
 
     def _hidden(self, ids: torch.Tensor) -> torch.Tensor:
         out = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-        return out.reshape(-1, out.shape[-1])
+        flat: torch.Tensor = out.reshape(-1, out.shape[-1])
+        return flat
 
     def _head(
         self, hidden: torch.Tensor, targets: torch.Tensor
@@ -138,7 +138,7 @@ class TransformersEngine:
         head = self.model.get_output_embeddings()
         rows = max(1, _HEAD_BYTES // (4 * head.weight.shape[0]))
         logp, entropy = [], []
-        for part, target in zip(hidden.split(rows), targets.split(rows), strict=True):
+        for part, target in zip(torch.split(hidden, rows), torch.split(targets, rows), strict=True):
             logits = head(part).float()
             total = torch.logsumexp(logits, dim=-1)
             logp.append(logits.gather(1, target[:, None]).squeeze(1) - total)
@@ -185,14 +185,14 @@ def load_engine(
     if entropy_top_k > vocab:
         raise UserError(f"eval.entropy_top_k = {entropy_top_k} exceeds the vocabulary of {vocab}")
     ALL_ATTENTION_FUNCTIONS.register(attention.NAME, attention.sink_attention)
-    ALL_EXPERTS_FUNCTIONS.register(experts.NAME, experts.experts_forward)
+    ALL_EXPERTS_FUNCTIONS.register(moe.NAME, moe.experts_forward)
     device, dtype = resolve_device(runtime), resolve_dtype(runtime)
     with _quiet():
         model = AutoModelForCausalLM.from_pretrained(
             files.path,
             dtype=getattr(torch, dtype),
             attn_implementation=attention.NAME,
-            experts_implementation=experts.NAME,
+            experts_implementation=moe.NAME,
             local_files_only=True,
             **family.load_arguments(files.config),
         )
@@ -232,11 +232,11 @@ def load_tokenizer(path: Path) -> TransformersTokenizer:
 def _recording(layers: list[torch.nn.Module], routing: _Routing) -> Iterator[None]:
     try:
         for index, module in enumerate(layers):
-            module.eaft_recorder = routing.recorder(index)
+            module.__dict__[moe.RECORDER] = routing.recorder(index)
         yield
     finally:
         for module in layers:
-            module.__dict__.pop("eaft_recorder", None)
+            module.__dict__.pop(moe.RECORDER, None)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ FAMILIES: Mapping[str, Family] = {gpt_oss.FAMILY.model_type: gpt_oss.FAMILY}
 def family_of(config: Mapping[str, Any]) -> Family:
     """The family of a checkpoint's config.json; raises UserError for a model_type without one."""
     model_type = config.get("model_type")
-    if model_type not in FAMILIES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise UserError(
             f"config.json: model_type = {model_type!r} is not supported; "
             f"allowed: {', '.join(sorted(FAMILIES))} (a family is one file in families/)"

@@ -83,7 +83,9 @@ def verdict_block(summary: CandidateSummary, base: str) -> str:
             f"<b>{text(check_label(check))}</b> on {text(check.pack)} at {check.seq_len}"
             for check in failed
         )
-        sentence = f"{len(failed)} of {total} checks of {text(summary.verdict.gate)} failed: {names}."
+        sentence = (
+            f"{len(failed)} of {total} checks of {text(summary.verdict.gate)} failed: {names}."
+        )
     else:
         sentence = f"All {total} checks of {text(summary.verdict.gate)} hold."
     return (
@@ -126,7 +128,9 @@ def metrics_table(summary: CandidateSummary, base: str) -> str:
     for metric in METRICS:
         top += f'<th scope="colgroup" colspan="3" class="group">{text(metric.label)}</th>'
         sub += f'<th scope="col" class="n group">{text(base)}</th>'
-        sub += f'<th scope="col" class="n">{text(summary.label)}</th><th scope="col" class="n">Δ</th>'
+        sub += (
+            f'<th scope="col" class="n">{text(summary.label)}</th><th scope="col" class="n">Δ</th>'
+        )
     top += '<th scope="colgroup" colspan="2" class="group">JS2D</th>'
     sub += '<th scope="col" class="n group">plain</th><th scope="col" class="n">corrected</th>'
     top += '<th scope="col" rowspan="2" class="n group">tokens</th>'
@@ -155,7 +159,11 @@ def _metrics_row(summary: CandidateSummary, row: Row) -> str:
 def glossary() -> str:
     """One sentence for each metric."""
     entries = [(metric.label, metric.meaning) for metric in METRICS]
-    entries += [("JS2D", JS2D_MEANING), ("corrected", CORRECTED_MEANING), ("tokens", TOKENS_MEANING)]
+    entries += [
+        ("JS2D", JS2D_MEANING),
+        ("corrected", CORRECTED_MEANING),
+        ("tokens", TOKENS_MEANING),
+    ]
     items = "".join(f"<div><dt>{text(a)}</dt><dd>{text(b)}</dd></div>" for a, b in entries)
     return f'<dl class="glossary">{items}</dl>'
 
@@ -166,7 +174,8 @@ def provenance(facts: Mapping[str, Any]) -> str:
     for group, items in fact_groups(facts).items():
         parts.append(f"<h3>{text(printable(group))}</h3>" if group else "")
         pairs = "".join(
-            f"<div><dt>{text(name)}</dt><dd>{text(value)}</dd></div>" for name, value in items.items()
+            f"<div><dt>{text(name)}</dt><dd>{text(value)}</dd></div>"
+            for name, value in items.items()
         )
         parts.append(f'<dl class="facts">{pairs}</dl>')
     return "".join(parts) or "<p>No facts were recorded.</p>"

@@ -52,7 +52,9 @@ def html_report(
         headline=headline(summaries, base),
         leaderboard=leaderboard_table(summaries) if len(summaries) > 1 else "",
         verdicts=_per_candidate(summaries, base, verdict_block),
-        candidates="".join(f'<option value="{text(label)}">{text(label)}</option>' for label in labels),
+        candidates="".join(
+            f'<option value="{text(label)}">{text(label)}</option>' for label in labels
+        ),
         several="" if len(summaries) > 1 else "hidden",
         metrics=_per_candidate(summaries, base, metrics_table),
         glossary=glossary(),
@@ -86,7 +88,9 @@ def _file(name: str) -> str:
 
 
 def _plotly() -> str:
-    from plotly.offline import get_plotlyjs  # here, because importing plotly takes longer than we do
+    from plotly.offline import (
+        get_plotlyjs,
+    )  # here, because importing plotly takes longer than we do
 
     return str(get_plotlyjs())
 

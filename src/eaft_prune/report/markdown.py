@@ -118,7 +118,9 @@ def _experts(title: str, selection: Selection) -> list[str]:
     experts = expert_map(selection)
     n_layers, n_experts = experts.kept_LE.shape
     keep_n = selection.plan.uniform_keep_n
-    kept = f"{keep_n} of" if keep_n else f"{int(experts.kept_LE.sum()) / n_layers:.1f} on average of"
+    kept = (
+        f"{keep_n} of" if keep_n else f"{int(experts.kept_LE.sum()) / n_layers:.1f} on average of"
+    )
     rows = []
     for layer in range(n_layers):
         dropped = (~experts.kept_LE[layer]).nonzero()[0].tolist()
@@ -143,7 +145,9 @@ def _provenance(facts: Mapping[str, Any]) -> list[str]:
     lines = ["## Provenance", ""] if facts else []
     for group, items in fact_groups(facts).items():
         lines += [f"**{_inline(group)}**", ""] if group else []
-        lines += _table(("fact", "value"), [(_inline(k), _code(v)) for k, v in items.items()], left=2)
+        lines += _table(
+            ("fact", "value"), [(_inline(k), _code(v)) for k, v in items.items()], left=2
+        )
     return lines
 
 

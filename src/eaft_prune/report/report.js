@@ -93,7 +93,7 @@ function drawPlanes(view, base, candidate, names) {
     plane(`plot-${id}`, grid.map((r) => r.map(log)), grid, { colorscale: ramp(), zmin: 0, zmax: top, model,
       colorbar: bar(decades, decades.map(power)), hover: "%{customdata:,} tokens",
       label: `Density of p and H for ${name}` });
-    $(`cap-${id}`).replaceChildren(bold(name), ` tokens per bin, log scale`);
+    $(`cap-${id}`).replaceChildren(bold(name), ` Tokens per bin, log scale`);
   }
   const merge = P >= 160 ? 4 : 2;
   const [ga, gb] = [rows(a, merge), rows(b, merge)];
@@ -106,7 +106,7 @@ function drawPlanes(view, base, candidate, names) {
     colorbar: bar(ticks.map((n) => Math.sign(n) * Math.log10(1 + Math.abs(n))),
       ticks.map((n) => (n > 0 ? "+" : n < 0 ? "−" : "") + power(Math.round(Math.log10(Math.abs(n) || 1))).replace(/^1$/, n ? "1" : "0"))),
     hover: "%{customdata:+,} tokens", label: `Difference of the two densities` });
-  $("cap-difference").replaceChildren(bold("Difference"), ` tokens gained (orange) and lost (blue), wider bins`);
+  $("cap-difference").replaceChildren(bold("Difference"), ` Gained orange, lost blue; wider bins`);
   $("threshold-note").textContent =
     `Dotted lines are the ${Math.round(100 * data.quantile)}% quantiles of p and of H: each model's own, and the base's in the ` +
     `difference. Tokens under both, in the shaded corner, are confident conflicts: the model was sure of something else.`;
@@ -132,7 +132,7 @@ function drawHistograms(a, b, base, candidate, names, total) {
         line: { shape: "hvh", color, width }, hovertemplate: `%{x:.3f}: %{y:.3%} of tokens<extra>${plain(name)}</extra>` }));
     draw(`plot-${id}`, traces, {
       showlegend: true, legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", font: { color: css("--ink") } },
-      margin: { l: 58, r: 10, t: 34, b: 44 }, hovermode: "x unified",
+      margin: { l: 66, r: 10, t: 34, b: 44 }, hovermode: "x unified",
       xaxis: axis(id === "p" ? "p" : "H", { range: [0, 1], showgrid: false }),
       yaxis: axis("share of tokens", { type: "log", tickformat: "~%", dtick: 1 }),
       shapes: limits.map((x, i) => ({ type: "line", x0: x, x1: x, y0: 0, y1: 1, yref: "paper",

@@ -146,7 +146,9 @@ def summarise(comparison: Comparison) -> tuple[CandidateSummary, ...]:
 
 def leaderboard(summaries: tuple[CandidateSummary, ...]) -> list[CandidateSummary]:
     """Best first: passing before failing, fewer failed checks, smaller |dPPL|."""
-    return sorted(summaries, key=lambda s: (not s.passed, len(s.verdict.failed_checks), abs(s.dppl)))
+    return sorted(
+        summaries, key=lambda s: (not s.passed, len(s.verdict.failed_checks), abs(s.dppl))
+    )
 
 
 def _summary(

@@ -133,4 +133,6 @@ def _status(summary: CandidateSummary) -> Text:
 
 
 def _verdict(summary: CandidateSummary) -> Text:
-    return _status(summary).append(f"  {printable(verdict_sentence(summary.verdict))}", style="none")
+    return _status(summary).append(
+        f"  {printable(verdict_sentence(summary.verdict))}", style="none"
+    )

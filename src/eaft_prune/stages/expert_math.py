@@ -71,7 +71,9 @@ def _float64(
     for t in range(len(hidden)):
         for k in range(ids.shape[1]):
             expert = int(ids[t, k])
-            inner = module._apply_gate(_linear64(module, "gate_up_proj", expert, hidden[t].double()))
+            inner = module._apply_gate(
+                _linear64(module, "gate_up_proj", expert, hidden[t].double())
+            )
             value = _linear64(module, "down_proj", expert, inner)
             norms[t, k] = value.norm()
             out[t] += gates[t, k].double() * value
@@ -80,8 +82,10 @@ def _float64(
 
 def _linear64(module: Any, name: str, expert: int, x: torch.Tensor) -> torch.Tensor:
     weight = getattr(module, name)[expert].double()
-    y = x @ weight if module.is_transposed else weight @ x
-    return y + getattr(module, f"{name}_bias")[expert].double() if module.has_bias else y
+    y: torch.Tensor = x @ weight if module.is_transposed else weight @ x
+    if module.has_bias:
+        y = y + getattr(module, f"{name}_bias")[expert].double()
+    return y
 
 
 def _relative(value: torch.Tensor, reference: torch.Tensor) -> float:

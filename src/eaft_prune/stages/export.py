@@ -15,7 +15,6 @@ from filelock import FileLock
 
 from eaft_prune import __version__
 from eaft_prune.checkpoint import (
-    INDEX,
     ModelFiles,
     copy_file,
     model_digest,
@@ -92,7 +91,7 @@ def export(
 
 
 def identical_tensors(a: ModelFiles, b: ModelFiles) -> int:
-    """Number of tensors, all of them byte-identical; raises ValueError naming the first that differs."""
+    """Number of tensors, all byte-identical; raises ValueError naming one that differs."""
     if set(a.tensors) != set(b.tensors):
         raise ValueError(f"tensors differ: {sorted(set(a.tensors) ^ set(b.tensors))[:5]}")
     for name, entry in a.tensors.items():
@@ -170,7 +169,7 @@ def _write(
         },
     }
     write_text(draft / MANIFEST, _json(manifest))
-    assert INDEX in hashes and len(reopened.tensors) == len(source.tensors)
+    assert set(reopened.tensors) == set(source.tensors), "the export lost a tensor"
     return digest, written.tensor_bytes
 
 
@@ -184,6 +183,6 @@ def _card(plan: KeepPlan, keep_n: int, provenance: Mapping[str, Any]) -> str:
 
 Made by eaft_prune {__version__} from a checkpoint with digest `{base["digest"]}`. The kept experts'
 bytes are those of the base; router rows were sliced with them; nothing was trained and
-`num_experts_per_tok` is unchanged. `{MAPPING}` maps new expert ids to the base's, `{MANIFEST}` lists
-the plan, the settings that made it and the sha256 of every file.
+`num_experts_per_tok` is unchanged. `{MAPPING}` maps new expert ids to the base's,
+`{MANIFEST}` lists the plan, the settings that made it and the sha256 of every file.
 """

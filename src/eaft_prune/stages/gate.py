@@ -14,7 +14,7 @@ def gate(
     base: Mapping[EvalKey, PackReport],
     candidate: Mapping[EvalKey, PackReport],
 ) -> GateVerdict:
-    """PASS iff, on the gate's pack at each of its lengths, every |candidate - base| is within limit.
+    """PASS iff every |candidate - base| is within limit, on the gate's pack at each length.
 
     |dPPL| <= min(max_dppl, max_dppl_relative * PPL_base); |dCC| <= max_dcc_rate;
     |d mean p| <= max_dmean_prob; JS2D <= max_js2d. Raises UserError where a report is missing and
@@ -43,7 +43,9 @@ def _pair(
 ) -> tuple[PackReport, PackReport]:
     for side, reports in (("base", base), ("candidate", candidate)):
         if key not in reports:
-            raise UserError(f"the gate needs {key[0]} at seq_len {key[1]}; the {side} has no such report")
+            raise UserError(
+                f"the gate needs {key[0]} at seq_len {key[1]}; the {side} has no such report"
+            )
         report = reports[key]
         if report.scored_tokens <= 0:
             raise ValueError(f"the {side} report of {key} has no scored tokens")
@@ -52,5 +54,7 @@ def _pair(
             raise ValueError(f"the {side} report of {key} holds NaN or infinity: {report}")
     b, c = base[key], candidate[key]
     if b.scored_tokens != c.scored_tokens:
-        raise ValueError(f"{key}: base scored {b.scored_tokens} tokens, candidate {c.scored_tokens}")
+        raise ValueError(
+            f"{key}: base scored {b.scored_tokens} tokens, candidate {c.scored_tokens}"
+        )
     return b, c

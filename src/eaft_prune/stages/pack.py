@@ -24,8 +24,11 @@ Part = Literal["profile", "eval"]
 class Tokenizer(Protocol):
     """Text to ids, without added tokens."""
 
-    harmony: HarmonyTokens
-    eos: int
+    @property
+    def harmony(self) -> HarmonyTokens: ...
+
+    @property
+    def eos(self) -> int: ...
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]: ...
 

@@ -18,8 +18,8 @@ REGIONS = ("good", "uncertain", "conflict")
 def score(settings: PruningSettings, trace: Trace) -> ExpertScores:
     """S[l, j] = reduce over selections of expert j in layer l of w_t * saliency_t.
 
-    saliency is one of 1, gate g, norm n, g * n; w_t is 1 or the weight of the token's region; reduce
-    is the sum or the mean over selections. An expert without selections scores 0. REAP is
+    saliency is one of 1, gate g, norm n, g * n; w_t is 1 or the weight of the token's region;
+    reduce is the sum or the mean over selections. An expert without selections scores 0. REAP is
     (gate_norm, uniform, mean) of arXiv:2510.13999; EAFT-REAP is (gate_norm, eaft, sum).
     """
     if len(trace) == 0:

@@ -46,7 +46,7 @@ def resolve(uri: str) -> tuple[str, str | None]:
     if kind == "file" or (kind == "" and uri != "databricks"):
         # MLflow wants this word from whoever still chooses its file store
         os.environ["MLFLOW_ALLOW_FILE_STORE"] = "true"
-        path = local_file_uri_to_path(uri)  # type: ignore[no-untyped-call]
+        path = local_file_uri_to_path(uri)
         return Path(path).expanduser().resolve().as_uri(), None
     if kind in ("http", "https") and not urlsplit(uri).hostname:
         raise UserError(f"tracking.uri = {redact(uri)!r} names no host; it takes http://HOST:PORT")
@@ -80,8 +80,8 @@ def one_creator(uri: str) -> Iterator[None]:
 def probe(uri: str) -> None:
     """Touch the server once: MLflow's own clients retry for a minute and more before they fail."""
     if scheme(uri) in ("http", "https"):
-        credentials = get_default_host_creds(uri)  # type: ignore[no-untyped-call]
-        http_request(credentials, "/health", "GET", max_retries=0, timeout=10)  # type: ignore[no-untyped-call]
+        credentials = get_default_host_creds(uri)
+        http_request(credentials, "/health", "GET", max_retries=0, timeout=10)
     elif scheme(uri) in _DATABASES:
         engine = sqlalchemy.create_engine(uri, poolclass=sqlalchemy.NullPool)
         sqlalchemy.inspect(engine).get_table_names()

@@ -182,7 +182,7 @@ def _log_origin(
     run.text(json.dumps(dict(versions), indent=1), "versions.json")
     if git and git.status:
         run.text(git.status, "git/status.txt")
-        run.text(git.diff, "git/diff.patch")
+        run.text(provenance.redact(git.diff), "git/diff.patch")
 
 
 def _close_broken(server: Server, run: MlflowRun, error: BaseException) -> None:

@@ -111,11 +111,10 @@ def _pid_namespace() -> str:
 
 
 def source_tags(overrides: Sequence[str]) -> dict[str, str]:
-    """MLflow's own tags for user and source: the command that repeats the run."""
-    tags = {
-        "mlflow.source.type": "LOCAL",
-        "mlflow.source.name": " ".join(["python -m eaft_prune", shlex.join(overrides)]).strip(),
-    }
+    """MLflow's own tags for user and source: the command that repeats the run, alone."""
+    own = [item for item in overrides if not item.startswith("tracking.parent_run_id=")]
+    command = redact(shlex.join(["python", "-m", "eaft_prune", *own]))
+    tags = {"mlflow.source.type": "LOCAL", "mlflow.source.name": command}
     try:
         tags["mlflow.user"] = getpass.getuser()
     except (KeyError, OSError, ImportError):  # an id without an account, as in many containers

@@ -51,10 +51,19 @@ class MlflowRun:
         self._plan_digest: str | None = None
 
     @property
+    def uri(self) -> str:
+        """Where the run is kept, without a password."""
+        return redact(self._server.uri)
+
+    @property
     def ui_hint(self) -> str:
-        """The command that opens the MLflow UI, or the run's address on a server."""
-        hint = self._server.ui_command
-        return f"{hint}/runs/{self.run_id}" if hint.startswith("http") else hint
+        """The command that starts the MLflow UI, or the run's address on a server."""
+        return self._server.ui_command or self.ui_page
+
+    @property
+    def ui_page(self) -> str:
+        """The run's address in the UI, once that is running."""
+        return self._server.ui_page(self.run_id)
 
     def stage(self, record: StageRecord) -> None:
         name = record.stage

@@ -50,8 +50,9 @@ _BATCH = 100
 _METRIC_BATCH = 800
 _NAME_LENGTH = 250
 _DATASET_DIGEST_LENGTH = 12  # MLflow takes 36; its run table shows them whole
-# the UI opens the experiment with runs and models, not with traces and agents
-_EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+# MLflow 3 opens on its view of agents and traces unless told otherwise
+_UI_VIEW = "workflowType=machine_learning"
+_UI_ADDRESS = "http://127.0.0.1:5000"  # of `mlflow ui`
 _PAGE = 1000
 
 
@@ -79,7 +80,7 @@ class Server:
         found = self._client.get_experiment_by_name(name)
         if found is None:
             try:
-                return self._client.create_experiment(name, artifacts, _EXPERIMENT_TAGS)
+                return str(self._client.create_experiment(name, artifacts))
             except MlflowException as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
@@ -90,13 +91,22 @@ class Server:
             )
         return str(found.experiment_id)
 
+    def ui_page(self, run_id: str) -> str:
+        """Address of a run in the UI, once that is running."""
+        host = redact(self.uri).rstrip("/") if self._is_remote else _UI_ADDRESS
+        return f"{host}/#/experiments/{self.experiment_id}/runs/{run_id}?{_UI_VIEW}"
+
     @property
-    def ui_command(self) -> str:
-        """What to type, or the address to open, to see the experiment."""
-        if self.uri.startswith(("http:", "https:")):
-            return f"{redact(self.uri).rstrip('/')}/#/experiments/{self.experiment_id}"
+    def ui_command(self) -> str | None:
+        """What starts the UI; None where a server already shows it."""
+        if self._is_remote:
+            return None
         allow = "MLFLOW_ALLOW_FILE_STORE=true " if scheme(self.uri) in ("", "file") else ""
         return f"{allow}mlflow ui --backend-store-uri {redact(self.uri)}"
+
+    @property
+    def _is_remote(self) -> bool:
+        return scheme(self.uri) in ("http", "https")
 
     def create_run(self, name: str, tags: Mapping[str, str]) -> str:
         """Id of a new RUNNING run."""

@@ -1,0 +1,75 @@
+"""What the core tests share: one tiny checkpoint, its engine and its blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import tiny
+from hypothesis import settings
+
+from eaft_prune.types import Blocks
+
+if TYPE_CHECKING:
+    from eaft_prune.engines.transformers import TransformersEngine
+
+# derandomized: a red test is red again; no deadline: this is about values, not about time
+settings.register_profile("core", deadline=None, derandomize=True, database=None, max_examples=40)
+settings.load_profile("core")
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny MXFP4 checkpoint of two shards; read-only by agreement."""
+    return tiny.write_checkpoint(tmp_path_factory.mktemp("core") / "base")
+
+
+@pytest.fixture(scope="session")
+def load() -> Callable[..., TransformersEngine]:
+    """An engine on a checkpoint: `load(path, dtype=..., batch_tokens=...)`."""
+
+    def loaded(path: Path, **runtime: Any) -> TransformersEngine:
+        from eaft_prune.checkpoint import open_model
+        from eaft_prune.config import RuntimeSettings
+        from eaft_prune.engines.transformers import load_engine
+        from eaft_prune.families import family_of
+
+        files = open_model(path)
+        values = {"device": "cpu", "dtype": "float32", "batch_tokens": 256, **runtime}
+        settings = RuntimeSettings(store_dir="unused", checkpoint_dir="unused", **values)
+        return load_engine(files, family_of(files.config), settings, entropy_top_k=20)
+
+    return loaded
+
+
+@pytest.fixture(scope="session")
+def engine(checkpoint: Path, load: Callable[..., TransformersEngine]) -> TransformersEngine:
+    return load(checkpoint)
+
+
+@pytest.fixture(scope="session")
+def make_blocks() -> Callable[..., Blocks]:
+    """Blocks of random tokens: `make_blocks(n, seq_len, seed=0, share=0.4, vocab=300)`."""
+
+    def made(
+        n: int, seq_len: int, seed: int = 0, share: float = 0.4, vocab: int = 300
+    ) -> Blocks:
+        rng = np.random.default_rng([seed, n, seq_len])
+        scored = rng.random((n, seq_len)) < share
+        scored[0, -1] = True
+        scored[:, 0] = False
+        return Blocks(
+            pack="p",
+            seq_len=seq_len,
+            ids_BS=rng.integers(0, vocab, (n, seq_len)).astype(np.int32),
+            scored_BS=scored,
+            row_BS=rng.integers(0, 5, (n, seq_len)).astype(np.int32),
+            row_packs=np.array([0, 1, 0, 1, 1], np.int32),
+            packs=("a", "b"),
+            rows_digest="0" * 64,
+        )
+
+    return made

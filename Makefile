@@ -19,7 +19,8 @@ check: $(STAMP)
 	$(BIN)/lint-imports
 
 ui: $(STAMP)
-	$(BIN)/mlflow ui --backend-store-uri sqlite:///mlruns/mlflow.db $(ARGS)
+	@echo 'open http://127.0.0.1:5000/#/experiments?workflowType=machine_learning'
+	MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow ui --backend-store-uri sqlite:///mlruns/mlflow.db $(ARGS)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/cpu_throughput.py $(ARGS)

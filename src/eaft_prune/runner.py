@@ -51,7 +51,7 @@ def run(values: dict[str, Any], out: Path, overrides: Sequence[str], job: int | 
     try:
         experiment = parse_experiment(values)
         with track(experiment, out, overrides, versions()) as tracked:
-            facts.update(mlflow_run_id=tracked.run_id, tracking_uri=experiment.tracking.uri)
+            facts.update(mlflow_run_id=tracked.run_id, tracking_uri=tracked.uri)
             store = Store(resolve_path(experiment.runtime.store_dir))
             bench = Bench(experiment, store, tracked, Bars(experiment.runtime.progress), _RESIDENT)
             outcome = run_task(bench, out)

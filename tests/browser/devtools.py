@@ -13,7 +13,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
     "--disable-component-update", "--disable-sync", "--no-first-run", "--remote-debugging-pipe",
@@ -50,7 +52,10 @@ class Page:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._process.kill()
         self._process.wait()
@@ -109,7 +114,9 @@ class Page:
         """Load a file and wait until its plots stand."""
         self.call("Page.navigate", url="about:blank")
         self.call("Page.navigate", url=f"{file.resolve().as_uri()}{fragment}")
-        self.wait("document.readyState === 'complete' && !!document.querySelector('#plot-h .main-svg')")
+        self.wait(
+            "document.readyState === 'complete' && !!document.querySelector('#plot-h .main-svg')"
+        )
 
     def wait(self, condition: str, seconds: float = 20) -> None:
         end = time.monotonic() + seconds

@@ -26,7 +26,7 @@ def experts_forward(
     order = torch.argsort(ids_NK.reshape(-1), stable=True)
     sorted_ids = ids_NK.reshape(-1)[order]
     counts_E = torch.bincount(sorted_ids, minlength=module.num_experts)
-    x = hidden_ND[order // k]
+    x = hidden_ND.index_select(0, order // k)
     out = (_looped if x.device.type == "cpu" else _grouped)(module, x, sorted_ids, counts_E)
     back = torch.empty_like(order)
     back[order] = torch.arange(len(order), device=order.device)
@@ -34,8 +34,8 @@ def experts_forward(
     if recorder is not None:
         norms = torch.linalg.vector_norm(out, dim=-1, dtype=torch.float32)
         recorder(ids_NK, gates_NK, norms[back].view(n, k))
-    weighted = out * gates_NK.reshape(-1)[order][:, None].to(out.dtype)
-    return weighted[back].view(n, k, -1).sum(dim=1).to(hidden_ND.dtype)
+    weighted = out.mul_(gates_NK.reshape(-1)[order][:, None].to(out.dtype))
+    return weighted.index_select(0, back).view(n, k, -1).sum(dim=1).to(hidden_ND.dtype)
 
 
 def _looped(

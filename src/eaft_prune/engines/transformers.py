@@ -140,8 +140,7 @@ class TransformersEngine:
         logp, entropy = [], []
         for part, target in zip(torch.split(hidden, rows), torch.split(targets, rows), strict=True):
             logits = head(part).float()
-            total = torch.logsumexp(logits, dim=-1)
-            logp.append(logits.gather(1, target[:, None]).squeeze(1) - total)
+            logp.append(-torch.nn.functional.cross_entropy(logits, target, reduction="none"))
             top = torch.topk(logits, self.entropy_top_k, dim=-1).values
             log_q = torch.log_softmax(top, dim=-1)
             h = -(log_q.exp() * log_q).sum(dim=-1) / math.log(self.entropy_top_k)

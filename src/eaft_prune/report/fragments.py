@@ -1,4 +1,4 @@
-"""Pieces of the HTML report: tables and the verdict. Everything from outside goes through text()."""
+"""Pieces of the HTML report: tables and the verdict; what comes from outside is escaped."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ def leaderboard_table(summaries: Sequence[CandidateSummary]) -> str:
     header = ["", "candidate", "verdict", "failed"]
     rows = []
     for place, summary in enumerate(leaderboard(tuple(summaries)), start=1):
-        worst = [summary.worst(name) for name in names]
+        failed = f"{len(summary.verdict.failed_checks)} of {len(summary.verdict.checks)}"
         cells = [
             f'<td class="place">{place}</td>',
             f'<th scope="row"><button type="button" class="pick" data-pick="{text(summary.label)}">'
             f"{text(summary.label)}</button></th>",
             f"<td>{_status(summary.verdict.status)}</td>",
-            f'<td class="n">{len(summary.verdict.failed_checks)} of {len(summary.verdict.checks)}</td>',
-            *(_worst_cell(check) for check in worst),
+            f'<td class="n">{failed}</td>',
+            *(_worst_cell(summary.worst(name)) for name in names),
         ]
         rows.append(f'<tr data-row="{text(summary.label)}">{"".join(cells)}</tr>')
     labels = [check_label(next(c for s in summaries for c in s.verdict.checks if c.name == name))
@@ -70,7 +70,7 @@ def leaderboard_table(summaries: Sequence[CandidateSummary]) -> str:
 
 def _worst_cell(check: GateCheck | None) -> str:
     if check is None:
-        return '<td class="n">–</td>'
+        return '<td class="n">none</td>'
     return f'<td class="n {_tone(usage(check))}">{_numeral(check_numbers(check)[0])}</td>'
 
 
@@ -79,9 +79,12 @@ def verdict_block(summary: CandidateSummary, base: str) -> str:
     failed = [check for check in summary.verdict.checks if not check.passed]
     total = len(summary.verdict.checks)
     if failed:
+        lengths: dict[tuple[str, str], list[str]] = {}
+        for check in failed:
+            lengths.setdefault((check_label(check), check.pack), []).append(str(check.seq_len))
         names = ", ".join(
-            f"<b>{text(check_label(check))}</b> on {text(check.pack)} at {check.seq_len}"
-            for check in failed
+            f"<b>{text(label)}</b> on {text(pack)} at {' and '.join(at)}"
+            for (label, pack), at in lengths.items()
         )
         sentence = (
             f"{len(failed)} of {total} checks of {text(summary.verdict.gate)} failed: {names}."

@@ -106,10 +106,10 @@ function drawPlanes(view, base, candidate, names) {
     colorbar: bar(ticks.map((n) => Math.sign(n) * Math.log10(1 + Math.abs(n))),
       ticks.map((n) => (n > 0 ? "+" : n < 0 ? "−" : "") + power(Math.round(Math.log10(Math.abs(n) || 1))).replace(/^1$/, n ? "1" : "0"))),
     hover: "%{customdata:+,} tokens", label: `Difference of the two densities` });
-  $("cap-difference").replaceChildren(bold("Difference"), ` Gained orange, lost blue; wider bins`);
+  $("cap-difference").replaceChildren(bold("Difference"), ` Gained orange, lost blue`);
   $("threshold-note").textContent =
     `Dotted lines are the ${Math.round(100 * data.quantile)}% quantiles of p and of H: each model's own, and the base's in the ` +
-    `difference. Tokens under both, in the shaded corner, are confident conflicts: the model was sure of something else.`;
+    `difference, whose bins are wider. Tokens under both, in the shaded corner, are confident conflicts: the model was sure of something else.`;
   drawHistograms(a, b, base, candidate, names, view.tokens);
 }
 

@@ -140,7 +140,7 @@ def summarise(comparison: Comparison) -> tuple[CandidateSummary, ...]:
     twice = {label for label in labels if labels.count(label) > 1}
     if twice:
         raise ValueError(f"models of a comparison need different labels; twice: {sorted(twice)}")
-    base = _reports_of(comparison.base, comparison.reports)
+    base = reports_of(comparison.base, comparison.reports)
     return tuple(_summary(candidate, base, comparison) for candidate in comparison.candidates)
 
 
@@ -155,7 +155,7 @@ def _summary(
     candidate: Evaluation, base: Mapping[EvalKey, PackReport], comparison: Comparison
 ) -> CandidateSummary:
     label = candidate.model
-    reports = _reports_of(candidate, comparison.reports)
+    reports = reports_of(candidate, comparison.reports)
     if set(reports) != set(base):
         raise ValueError(
             f"{label!r} was evaluated on {ordered_keys(reports)}, "
@@ -171,7 +171,8 @@ def _summary(
     return CandidateSummary(label, _verdict_of(label, comparison.verdicts), rows)
 
 
-def _reports_of(evaluation: Evaluation, reports: Reports) -> Mapping[EvalKey, PackReport]:
+def reports_of(evaluation: Evaluation, reports: Reports) -> Mapping[EvalKey, PackReport]:
+    """The reports of one model; ValueError where there are none, or one is empty or NaN."""
     label = evaluation.model
     if not reports.get(label):
         raise ValueError(f"the comparison has no reports of {label!r}; it has {sorted(reports)}")
@@ -185,7 +186,9 @@ def _reports_of(evaluation: Evaluation, reports: Reports) -> Mapping[EvalKey, Pa
 
 def _verdict_of(label: str, verdicts: Mapping[str, GateVerdict]) -> GateVerdict:
     if label not in verdicts or not verdicts[label].checks:
-        raise ValueError(f"the gate has no checks of {label!r}; it judged {sorted(verdicts)}")
+        raise ValueError(
+            f"there is no verdict with checks on {label!r}; the gate judged {sorted(verdicts)}"
+        )
     verdict = verdicts[label]
     if any(math.isnan(check.value) or math.isnan(check.limit) for check in verdict.checks):
         raise ValueError(f"the verdict on {label!r} holds NaN: {verdict}")

@@ -18,6 +18,8 @@ from eaft_prune.report.summary import (
     Row,
     check_label,
     leaderboard,
+    ordered_keys,
+    reports_of,
     summarise,
 )
 from eaft_prune.report.text import (
@@ -37,7 +39,7 @@ def comparison_table(
 ) -> str:
     """Metrics, checks and verdict of every candidate, as lines of at most `width` columns.
 
-    width: None is the terminal's, within 90..120. color: None is: iff stdout is a terminal and
+    A comparison without candidates shows the base model's metrics alone. width: None is the terminal's, within 90..120. color: None is: iff stdout is a terminal and
     NO_COLOR is unset. Raises ValueError where the comparison is empty or does not fit together.
     """
     if color is None:
@@ -54,7 +56,9 @@ def comparison_table(
         legacy_windows=False,
     )
     base = printable(comparison.base.model)
-    summaries = summarise(comparison)
+    if not comparison.candidates:
+        console.print(_base_alone(comparison))
+    summaries = summarise(comparison) if comparison.candidates else ()
     for summary in summaries:
         console.print(Text(f"{printable(summary.label)} against {base}", style="bold"))
         for part in (_metrics(summary, base), _checks(summary)):
@@ -66,6 +70,19 @@ def comparison_table(
     if len(summaries) > 1:
         console.print(_leaderboard(summaries))
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines()).rstrip() + "\n"
+
+
+def _base_alone(comparison: Comparison) -> Table:
+    table = _table(("pack", "length", "model"), (*(metric.label for metric in METRICS), "tokens"))
+    label = printable(comparison.base.model)
+    reports = reports_of(comparison.base, comparison.reports)
+    for key in ordered_keys(reports):
+        row = Row(*key, reports[key], reports[key])
+        numbers = [metric_numbers(metric, row.values(metric))[0] for metric in METRICS]
+        cells = [printable(row.pack), str(row.seq_len), label, *numbers]
+        cells.append(f"{reports[key].scored_tokens:,}")
+        table.add_row(*map(Text, cells), style="bold" if row.pack == UNION else None)
+    return table
 
 
 def _metrics(summary: CandidateSummary, base: str) -> Table:

@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -283,14 +283,27 @@ def slack(tokens: Tokens, base: Tokens, noise: float = 5e-6) -> dict[str, float]
     return out
 
 
+class Limits(NamedTuple):
+    """Of the gate; the PPL limit is the smaller of max_dppl and max_dppl_relative * PPL_base."""
+
+    dppl: float
+    dppl_relative: float
+    dcc_rate: float
+    dmean_prob: float
+    js2d: float
+
+
+LIMITS = Limits(0.25, 0.05, 0.002, 0.02, 0.02)  # near-lossless-v1
+
+
 def gate(
-    base: Mapping[str, float], pruned: Mapping[str, float]
+    base: Mapping[str, float], pruned: Mapping[str, float], limits: Limits = LIMITS
 ) -> dict[str, tuple[float, float, bool]]:
-    """near-lossless-v1 at one length: check -> value, limit, holds."""
+    """The inequalities at one length: check -> value, limit, holds."""
     checks = {
-        "dppl": (pruned["ppl"] - base["ppl"], min(0.25, 0.05 * base["ppl"])),
-        "dcc_rate": (pruned["cc_rate"] - base["cc_rate"], 0.002),
-        "dmean_prob": (pruned["mean_prob"] - base["mean_prob"], 0.02),
-        "js2d": (pruned["js2d"], 0.02),
+        "dppl": (pruned["ppl"] - base["ppl"], min(limits.dppl, limits.dppl_relative * base["ppl"])),
+        "dcc_rate": (pruned["cc_rate"] - base["cc_rate"], limits.dcc_rate),
+        "dmean_prob": (pruned["mean_prob"] - base["mean_prob"], limits.dmean_prob),
+        "js2d": (pruned["js2d"], limits.js2d),
     }
     return {name: (value, limit, abs(value) <= limit) for name, (value, limit) in checks.items()}

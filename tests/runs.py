@@ -1,4 +1,4 @@
-"""Runs of the real command line on tiny real checkpoints: a pytest plugin (`pytest_plugins`)."""
+"""Runs of the real command line on tiny real checkpoints; fixtures over them are in worlds.py."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import pytest
 import tiny
 from safetensors.numpy import load_file, save_file
 
@@ -186,7 +185,7 @@ def rows(count: int, seed: int) -> list[str]:
     """tiny's conversations, every fifth one of a shape that is easy to get wrong."""
     odd = (
         "<|start|>system<|message|>be an assistant<|end|>"
-        "<|start|>assistant<|channel|>final<|message|>naïve – 七 nine <tag> a < b<|return|>",
+        "<|start|>assistant<|channel|>final<|message|>naïve 七 nine <tag> a < b<|return|>",
         "<|start|>user<|message|>assistant says seven<|end|>"
         "<|start|>assistant<|message|>no channel, and the row ends without a closing token",
         "<|start|>assistant to=functions.f<|channel|>commentary <|constrain|>json<|message|>"
@@ -251,22 +250,3 @@ def untouched(*paths: Path) -> Iterator[None]:
     before = [tree(path) for path in paths]
     yield
     assert [tree(path) for path in paths] == before
-
-
-@pytest.fixture(scope="session")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    """8 experts, top-2, 2 layers, a fitted head; a store that tests share."""
-    home = tmp_path_factory.mktemp("world")
-    texts = {name: rows(60, seed) for seed, name in enumerate(("alpha", "beta", "gamma"))}
-    packs = {name: write_pack(home / f"{name}.parquet", texts[name]) for name in texts}
-    model = tiny.write_checkpoint(home / "model")
-    fit_head(model, [text for part in texts.values() for text in part[:20]])
-    return World(home, model, packs, f"sqlite:///{home}/mlruns/mlflow.db")
-
-
-@pytest.fixture(scope="session")
-def pipeline(world: World) -> Done:
-    """A finished task=pipeline in the shared store, all packs, two lengths."""
-    done = world.run("eval.packs=null", "eval.seq_lens=[32,64]", "gate.seq_lens=[32,64]")
-    assert done.code == 0, done.out + done.err
-    return done

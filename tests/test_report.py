@@ -47,6 +47,7 @@ class Elements(HTMLParser):
         self.rows: list[list[str]] = []
         self.scripts: list[str] = []
         self._inside: str | None = None
+        self._in_cell = False
         self.feed(page)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -54,18 +55,21 @@ class Elements(HTMLParser):
         self._inside = tag
         if tag == "tr":
             self.rows.append([])
-        elif tag in ("td", "th") and self.rows:
+        elif tag in ("td", "th"):
             self.rows[-1].append("")
+            self._in_cell = True
         elif tag == "script":
             self.scripts.append("")
 
     def handle_endtag(self, tag: str) -> None:
         self._inside = None
+        if tag in ("td", "th"):
+            self._in_cell = False
 
     def handle_data(self, data: str) -> None:
         if self._inside == "script":
             self.scripts[-1] += data
-        elif self.rows and self.rows[-1]:
+        elif self._in_cell:
             self.rows[-1][-1] += data
 
 
@@ -285,7 +289,7 @@ def broken(pair: Comparison, how: str) -> Comparison:
     candidate, reports = pair.candidates[0], dict(pair.reports)
     if how == "no reports":
         del reports["keep24"]
-    elif how == "verdict":
+    elif how == "no verdict":
         return replace(pair, verdicts={})
     elif how == "no checks":
         return replace(pair, verdicts={"keep24": GateVerdict("g", "PASS", ())})
@@ -319,7 +323,7 @@ def broken(pair: Comparison, how: str) -> Comparison:
 @pytest.mark.parametrize(
     "how",
     [
-        "no reports", "no verdict", "yet", "was evaluated on", "not the same blocks",
+        "no reports", "no verdict", "no checks", "yet", "was evaluated on", "not the same blocks",
         "no scored tokens", "NaN", "different labels",
     ],
 )  # fmt: skip

@@ -325,7 +325,7 @@ def main() -> None:
     published = published_rows(args.data)
     plain, questions = doc_rows(args.data, args.seed)
     # the packs' generated rows come from their own seed, a little more than the quotas need
-    pack_pool = published + questions + generated_rows(args.seed + 1, own=140, gym=110, agents=1500)
+    pack_pool = published + questions + generated_rows(args.seed + 1, own=190, gym=140, agents=1500)
     packs = draw_packs(pack_pool, args.seed)
     print(f"pools and packs after {time.time() - began:.0f} s", flush=True)
     generated = generated_rows(args.seed, OWN_ROWS, GYM_ROWS, AGENT_ROWS)

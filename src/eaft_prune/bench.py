@@ -80,6 +80,7 @@ class Bench:
     _texts: dict[str, Sequence[str]] = field(default_factory=dict)
     _tokenizer: TransformersTokenizer | None = None
     _packs: dict[str, tuple[Path, str]] = field(default_factory=dict)
+    _blocks: dict[pack_stage.BlockRequest, Stored[Blocks]] = field(default_factory=dict)
 
     def stage(
         self,
@@ -140,6 +141,11 @@ class Bench:
 
     def blocks(self, base: Model, request: pack_stage.BlockRequest) -> Stored[Blocks]:
         """The blocks of one request, cut with the base model's tokenizer."""
+        if request not in self._blocks:
+            self._blocks[request] = self._packed(base, request)
+        return self._blocks[request]
+
+    def _packed(self, base: Model, request: pack_stage.BlockRequest) -> Stored[Blocks]:
         packs = self.experiment.packs
         files = self._pack_files()
         settings = {

@@ -185,11 +185,11 @@ def reports_of(evaluation: Evaluation, reports: Reports) -> Mapping[EvalKey, Pac
 
 
 def _verdict_of(label: str, verdicts: Mapping[str, GateVerdict]) -> GateVerdict:
-    if label not in verdicts or not verdicts[label].checks:
-        raise ValueError(
-            f"there is no verdict with checks on {label!r}; the gate judged {sorted(verdicts)}"
-        )
+    if label not in verdicts:
+        raise ValueError(f"there is no verdict on {label!r}; the gate judged {sorted(verdicts)}")
     verdict = verdicts[label]
+    if not verdict.checks:
+        raise ValueError(f"the verdict on {label!r} has no checks")
     if any(math.isnan(check.value) or math.isnan(check.limit) for check in verdict.checks):
         raise ValueError(f"the verdict on {label!r} holds NaN: {verdict}")
     if verdict.status == "PASS" and verdict.failed_checks:

@@ -39,8 +39,9 @@ def comparison_table(
 ) -> str:
     """Metrics, checks and verdict of every candidate, as lines of at most `width` columns.
 
-    A comparison without candidates shows the base model's metrics alone. width: None is the terminal's, within 90..120. color: None is: iff stdout is a terminal and
-    NO_COLOR is unset. Raises ValueError where the comparison is empty or does not fit together.
+    A comparison without candidates shows the base model's metrics alone. width: None is the
+    terminal's, within 90..120. color: None is yes iff stdout is a terminal and NO_COLOR is unset.
+    Raises ValueError where the comparison is empty or does not fit together.
     """
     if color is None:
         color = sys.stdout.isatty() and "NO_COLOR" not in os.environ

@@ -122,7 +122,13 @@ def test_a_single_file_without_index_is_a_checkpoint(checkpoint: Path, tmp_path:
 
 
 def test_companions_are_the_small_files_and_no_weights(copy: Path) -> None:
-    for name in ("chat_template.jinja", "pytorch_model.bin", ".hidden", "old.gguf", "manifest.json"):
+    for name in (
+        "chat_template.jinja",
+        "pytorch_model.bin",
+        ".hidden",
+        "old.gguf",
+        "manifest.json",
+    ):
         (copy / name).write_text("x")
     (copy / "original").mkdir()
     assert open_model(copy).companions == (

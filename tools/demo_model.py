@@ -192,6 +192,15 @@ def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
     return torch.cat([first * cos - second * sin, second * cos + first * sin], -1).to(x.dtype)
 
 
+SPREAD = 1.0  # at the start experts of a layer differ by this part of independent ones
+
+
+def kin(*shape: int) -> Tensor:
+    """Normal weights of experts, alike up to SPREAD."""
+    own = torch.randn(*shape)
+    return own[:1] + SPREAD * (own - own[:1])
+
+
 class Experts(nn.Module):
     """Clamped SwiGLU experts; gate and up rows alternate."""
 
@@ -199,9 +208,9 @@ class Experts(nn.Module):
         super().__init__()
         self.c = c
         e, h, i = c.num_experts, c.hidden_size, c.intermediate_size
-        self.gate_up_proj = nn.Parameter(torch.randn(e, 2 * i, h) * h**-0.5)
+        self.gate_up_proj = nn.Parameter(kin(e, 2 * i, h) * h**-0.5)
         self.gate_up_proj_bias = nn.Parameter(torch.zeros(e, 2 * i))
-        self.down_proj = nn.Parameter(torch.randn(e, h, i) * i**-0.5 * (2 * c.num_layers) ** -0.5)
+        self.down_proj = nn.Parameter(kin(e, h, i) * i**-0.5 * (2 * c.num_layers) ** -0.5)
         self.down_proj_bias = nn.Parameter(torch.zeros(e, h))
         self.register_buffer("quantised", torch.zeros(()), persistent=False)
 
@@ -237,20 +246,24 @@ class MoE(nn.Module):
         self.router = nn.Linear(c.hidden_size, c.num_experts)
         self.experts = Experts(c)
         self.noise = 0.0  # training only: noisy top-k, so that close experts learn each other's work
+        self.dropout = 0.0  # training only: part of the experts that one sequence cannot use
         self.register_buffer("drop", torch.zeros(c.num_experts), persistent=False)
 
-    def forward(self, x_TH: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def forward(self, x_BSH: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Weighted sum of the chosen experts, and the load-balancing loss (1 when uniform)."""
-        logits = F.linear(x_TH, self.router.weight, self.router.bias) + self.drop
-        noisy = logits
+        logits = F.linear(x_BSH, self.router.weight, self.router.bias) + self.drop
+        choice = logits
         if self.training and self.noise > 0:
-            noisy = logits + self.noise * torch.randn_like(logits)
-        top, ids = noisy.topk(self.c.top_k, -1)
+            choice = choice + self.noise * torch.randn_like(choice)
+        if self.training and self.dropout > 0:
+            away = torch.rand_like(choice[:, :1]) < self.dropout
+            choice = choice.masked_fill(away, -torch.inf)
+        top, ids = choice.flatten(0, 1).topk(self.c.top_k, -1)
         gates = top.softmax(-1)
-        out = self.experts(x_TH.to(dtype), ids)
+        out = self.experts(x_BSH.flatten(0, 1).to(dtype), ids)
         load = F.one_hot(ids, self.c.num_experts).float().mean((0, 1))
-        balance = self.c.num_experts * (load * logits.softmax(-1).mean(0)).sum()
-        return (out.float() * gates[..., None]).sum(1), balance
+        balance = self.c.num_experts * (load * logits.softmax(-1).mean((0, 1))).sum()
+        return (out.float() * gates[..., None]).sum(1).view_as(x_BSH), balance
 
 
 class Block(nn.Module):
@@ -265,8 +278,8 @@ class Block(nn.Module):
 
     def forward(self, x, rope, mask, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         x = x + self.self_attn(self.input_layernorm(x).to(dtype), rope, mask).float()
-        out, balance = self.mlp(self.post_attention_layernorm(x).flatten(0, 1), dtype)
-        return x + out.view_as(x), balance
+        out, balance = self.mlp(self.post_attention_layernorm(x), dtype)
+        return x + out, balance
 
 
 class Decoder(nn.Module):

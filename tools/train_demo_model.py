@@ -55,6 +55,7 @@ class TrainConfig:
     weight_decay: float = 0.1
     balance: float = 0.0  # load-balancing loss; 1.0 is the loss of a uniform router
     router_noise: float = 0.0  # standard deviation of the normal noise on router logits
+    expert_dropout: float = 0.0  # part of the experts of a layer that a sequence cannot use
     quantise_from: float = 0.75  # part of the run after which experts are rounded
     seed: int = 1
 
@@ -92,7 +93,7 @@ def train(config: TrainConfig, sizes: ModelConfig, data: Path) -> DemoModel:
     torch.manual_seed(config.seed)
     model = DemoModel(sizes).cuda()
     for layer in model.model.layers:
-        layer.mlp.noise = config.router_noise
+        layer.mlp.noise, layer.mlp.dropout = config.router_noise, config.expert_dropout
     decayed = [p for n, p in model.named_parameters() if p.ndim > 1 and not n.endswith("bias")]
     plain = [p for n, p in model.named_parameters() if p.ndim == 1 or n.endswith("bias")]
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain}]

@@ -71,7 +71,11 @@ def _rows(invocation: Invocation) -> list[dict[str, Any]]:
             print(f"{path} cannot be read: {error}", file=sys.stderr)
             continue
         found[value["job"]] = value
-    return [_row(job, point, found.get(job)) for job, point in enumerate(invocation.points)]
+    shared = set.intersection(*map(set, invocation.points)) if len(invocation.points) > 1 else set()
+    return [
+        _row(job, [o for o in point if o not in shared], found.get(job))
+        for job, point in enumerate(invocation.points)
+    ]
 
 
 def _row(job: int, point: Sequence[str], value: dict[str, Any] | None) -> dict[str, Any]:

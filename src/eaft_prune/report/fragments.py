@@ -21,6 +21,7 @@ from eaft_prune.report.text import check_numbers, fact_groups, metric_numbers, n
 from eaft_prune.types import UNION, GateCheck
 
 NEAR = 0.75  # share of a limit from which a delta is shown as near it
+OPEN_FACTS = 6  # groups of more facts start folded
 BAR_FULL = 1.5  # share of a limit at which a bar is full
 
 
@@ -34,21 +35,20 @@ def _numeral(value: str) -> str:
 
 
 def headline(summaries: Sequence[CandidateSummary], base: str) -> str:
-    """The verdict in one word, or how many of several candidates pass."""
+    """How many of several candidates pass; one candidate has its verdict instead."""
     if len(summaries) == 1:
         return ""
     passed = sum(summary.passed for summary in summaries)
     state = "pass" if passed else "fail"
     return (
         f'<p class="tally"><strong class="{state}">{passed} of {len(summaries)}</strong> '
-        f"candidates are near-lossless against {text(base)}.</p>"
+        f"candidates pass the gate against {text(base)}.</p>"
     )
 
 
 def leaderboard_table(summaries: Sequence[CandidateSummary]) -> str:
     """Candidates, best first, each with a button that selects it."""
-    names = list(dict.fromkeys(check.name for s in summaries for check in s.verdict.checks))
-    header = ["", "candidate", "verdict", "failed"]
+    labels = {check.name: check_label(check) for s in summaries for check in s.verdict.checks}
     rows = []
     for place, summary in enumerate(leaderboard(tuple(summaries)), start=1):
         failed = f"{len(summary.verdict.failed_checks)} of {len(summary.verdict.checks)}"
@@ -58,13 +58,12 @@ def leaderboard_table(summaries: Sequence[CandidateSummary]) -> str:
             f"{text(summary.label)}</button></th>",
             f"<td>{_status(summary.verdict.status)}</td>",
             f'<td class="n">{failed}</td>',
-            *(_worst_cell(summary.worst(name)) for name in names),
+            *(_worst_cell(summary.worst(name)) for name in labels),
         ]
         rows.append(f'<tr data-row="{text(summary.label)}">{"".join(cells)}</tr>')
-    labels = [check_label(next(c for s in summaries for c in s.verdict.checks if c.name == name))
-              for name in names]  # fmt: skip
-    head = "".join(f'<th scope="col">{text(label)}</th>' for label in header)
-    head += "".join(f'<th scope="col" class="n">{text(label)}</th>' for label in labels)
+    head = '<th scope="col"></th><th scope="col">candidate</th><th scope="col">verdict</th>'
+    for label in ("failed", *labels.values()):
+        head += f'<th scope="col" class="n">{text(label)}</th>'
     return _scroll("Leaderboard", f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody>")
 
 
@@ -175,12 +174,14 @@ def provenance(facts: Mapping[str, Any]) -> str:
     """The facts, nested mappings under their own heading."""
     parts = []
     for group, items in fact_groups(facts).items():
-        parts.append(f"<h3>{text(printable(group))}</h3>" if group else "")
         pairs = "".join(
             f"<div><dt>{text(name)}</dt><dd>{text(value)}</dd></div>"
             for name, value in items.items()
         )
-        parts.append(f'<dl class="facts">{pairs}</dl>')
+        listed = f'<dl class="facts">{pairs}</dl>'
+        state = " open" if len(items) <= OPEN_FACTS else ""
+        summary = f"<summary>{text(printable(group))}</summary>"
+        parts.append(f"<details{state}>{summary}{listed}</details>" if group else listed)
     return "".join(parts) or "<p>No facts were recorded.</p>"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -144,10 +145,12 @@ def _experts(title: str, selection: Selection) -> list[str]:
 def _provenance(facts: Mapping[str, Any]) -> list[str]:
     lines = ["## Provenance", ""] if facts else []
     for group, items in fact_groups(facts).items():
-        lines += [f"**{_inline(group)}**", ""] if group else []
+        fold = f"<details><summary>{html.escape(printable(group))}</summary>"
+        lines += [fold, ""] if group else []
         lines += _table(
             ("fact", "value"), [(_inline(k), _code(v)) for k, v in items.items()], left=2
         )
+        lines += ["</details>", ""] if group else []
     return lines
 
 

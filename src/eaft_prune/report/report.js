@@ -55,7 +55,14 @@ function draw(id, traces, layout, label) {
 
 const bar = (tickvals, ticktext) => ({ orientation: "h", thickness: 7, len: 1, y: -0.2, yanchor: "top", outlinewidth: 0,
   tickvals, ticktext, tickfont: { color: css("--muted"), size: 11 } });
-const power = (e) => ["1", "10", "100", "1k", "10k", "100k", "1M", "10M", "100M"][e];
+const short = (n) => (n >= 1e6 ? `${n / 1e6}M` : n >= 1e3 ? `${n / 1e3}k` : `${n}`);
+const small = (x) => (x < 1e-3 ? x.toExponential(0) : x.toPrecision(2));
+
+// Round counts up to `top`: powers of ten, or 1, 2, 5, 10 ... where those would be too few.
+function ladder(top) {
+  const powers = Array.from({ length: 10 }, (_, e) => 10 ** e);
+  return (top < 50 ? powers.flatMap((n) => [n, 2 * n, 5 * n]) : powers).filter((n) => n <= top);
+}
 
 // ---- the (p, H) plane ------------------------------------------------------------------------
 function conflictRegion({ pq, hq }) {
@@ -77,21 +84,22 @@ function plane(id, z, counts, { colorscale, zmin, zmax, colorbar, model, hover, 
     yaxis: axis("H", { range: [0, 1], showgrid: false }),
     shapes: conflictRegion(model),
     annotations: [
-      { ...note, x: model.pq, y: 1, xanchor: "left", yanchor: "top", text: `p ≤ ${model.pq.toPrecision(2)}` },
-      { ...note, x: 1, y: model.hq, xanchor: "right", yanchor: "bottom", text: `H ≤ ${model.hq.toPrecision(2)}` },
+      { ...note, x: model.pq, y: 1, xanchor: "left", yanchor: "top", text: `p ≤ ${small(model.pq)}` },
+      { ...note, x: 1, y: model.hq, xanchor: "right", yanchor: "bottom", text: `H ≤ ${small(model.hq)}` },
     ],
   }, label);
 }
 
 function drawPlanes(view, base, candidate, names) {
   const [a, b] = [unpack(base.histogram), unpack(candidate.histogram)];
-  const top = Math.log10(Math.max(...a, ...b)) || 1;
-  const decades = Array.from({ length: Math.floor(top) + 1 }, (_, i) => i);
+  const fine = view.tokens < 5000 ? 4 : 1; // single tokens in full resolution would be invisible
+  const most = Math.max(2, ...[a, b].flatMap((counts) => rows(counts, fine).map((r) => Math.max(...r))));
+  const steps = ladder(most);
   const log = (n) => (n > 0 ? Math.log10(n) : null);
   for (const [id, counts, model, name] of [["base", a, base, names[0]], ["candidate", b, candidate, names[1]]]) {
-    const grid = rows(counts, 1);
-    plane(`plot-${id}`, grid.map((r) => r.map(log)), grid, { colorscale: ramp(), zmin: 0, zmax: top, model,
-      colorbar: bar(decades, decades.map(power)), hover: "%{customdata:,} tokens",
+    const grid = rows(counts, fine);
+    plane(`plot-${id}`, grid.map((r) => r.map(log)), grid, { colorscale: ramp(), zmin: 0, zmax: Math.log10(most), model,
+      colorbar: bar(steps.map(Math.log10), steps.map(short)), hover: "%{customdata:,} tokens",
       label: `Density of p and H for ${name}` });
     $(`cap-${id}`).replaceChildren(bold(name), ` Tokens per bin, log scale`);
   }
@@ -99,12 +107,13 @@ function drawPlanes(view, base, candidate, names) {
   const [ga, gb] = [rows(a, merge), rows(b, merge)];
   const change = gb.map((r, j) => r.map((n, i) => n - ga[j][i]));
   const signed = change.map((r, j) => r.map((d, i) => (ga[j][i] + gb[j][i] ? Math.sign(d) * Math.log10(1 + Math.abs(d)) : null)));
-  const reach = Math.max(1, ...change.flat().map((d) => Math.log10(1 + Math.abs(d))));
-  const marks = [10, 100, 1000, 10000, 100000].filter((n) => Math.log10(1 + n) <= reach);
+  const largest = Math.max(2, ...change.flat().map(Math.abs));
+  const reach = Math.log10(1 + largest);
+  const marks = ladder(largest).filter((n) => n > 1 || largest < 50);
   const ticks = [...marks.map((n) => -n).reverse(), 0, ...marks];
   plane("plot-difference", signed, change, { colorscale: diverging(), zmin: -reach, zmax: reach, model: base,
     colorbar: bar(ticks.map((n) => Math.sign(n) * Math.log10(1 + Math.abs(n))),
-      ticks.map((n) => (n > 0 ? "+" : n < 0 ? "−" : "") + power(Math.round(Math.log10(Math.abs(n) || 1))).replace(/^1$/, n ? "1" : "0"))),
+      ticks.map((n) => (n > 0 ? "+" : n < 0 ? "−" : "") + short(Math.abs(n)))),
     hover: "%{customdata:+,} tokens", label: `Difference of the two densities` });
   $("cap-difference").replaceChildren(bold("Difference"), ` Gained orange, lost blue`);
   $("threshold-note").textContent =
@@ -176,7 +185,7 @@ function drawExperts(label) {
     const cells = [...Array(L * E).keys()].filter(chosen);
     return { x: cells.map((i) => (byRank ? rank[i] : i % E)), y: cells.map((i) => Math.floor(i / E)) };
   };
-  const rowHeight = L > 40 ? 12 : 19;
+  const rowHeight = Math.min(36, Math.max(L > 40 ? 12 : 19, 240 / L));
   const hover = (i) => `expert ${i % E}, ${kept[i] ? "kept" : "dropped"}${tied[i] ? ", in the tie zone" : ""}<br>` +
     `rank ${rank[i] + 1} of ${E}, score ${map.score[i]}<br>chosen ${count[i].toLocaleString("en")} times, load ${map.load[i]}`;
   const size = E > 64 ? 4 : 7;

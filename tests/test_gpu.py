@@ -1,0 +1,95 @@
+"""The engine on CUDA: the same numbers as transformers' eager forward on the same device."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+from eaft_prune.checkpoint import open_model
+from eaft_prune.config import RuntimeSettings
+from eaft_prune.engines.transformers import TransformersEngine, load_engine
+from eaft_prune.families import family_of
+from eaft_prune.types import Blocks, KeepPlan
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+# grouped_mm wants 16-byte rows, so the tiny model is made a little wider than on CPU
+WIDER = {"hidden_size": 128, "intermediate_size": 64, "sliding_window": 32}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.write_checkpoint(tmp_path_factory.mktemp("gpu") / "model", **WIDER)
+
+
+def blocks(seq_len: int = 96, count: int = 8) -> Blocks:
+    rng = np.random.default_rng(0)
+    scored = rng.random((count, seq_len)) < 0.6
+    scored[:, 0] = False
+    ids = rng.integers(9, 265, (count, seq_len)).astype(np.int32)
+    rows = np.zeros_like(ids)
+    return Blocks("x", seq_len, ids, scored, rows, np.zeros(1, np.int32), ("x",), "")
+
+
+def engine(path: Path, dtype: str) -> TransformersEngine:
+    files = open_model(path)
+    runtime = RuntimeSettings(
+        device="cuda", dtype=dtype, batch_tokens=256, store_dir="", checkpoint_dir=""
+    )
+    return load_engine(files, family_of(files.config), runtime, entropy_top_k=20)
+
+
+def eager_logp(path: Path, dtype: torch.dtype, cut: Blocks) -> np.ndarray:
+    from transformers import AutoModelForCausalLM, Mxfp4Config
+
+    model = AutoModelForCausalLM.from_pretrained(
+        path,
+        dtype=dtype,
+        quantization_config=Mxfp4Config(dequantize=True),
+        attn_implementation="eager",
+        experts_implementation="eager",
+    )
+    ids = torch.from_numpy(cut.ids_BS).long().cuda()
+    with torch.inference_mode():
+        logp = torch.log_softmax(model.eval().cuda()(ids).logits.float(), -1)
+    picked = logp[:, :-1].gather(2, ids[:, 1:, None]).squeeze(2)
+    return picked[torch.from_numpy(cut.scored_BS[:, 1:]).cuda()].cpu().numpy()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [("float32", 2e-3), ("bfloat16", 2e-2)]
+)
+def test_log_p_is_that_of_transformers_eager(
+    checkpoint: Path, dtype: str, tolerance: float
+) -> None:
+    cut = blocks()
+    ours = engine(checkpoint, dtype).score(cut, lambda done: None).logp_T
+    reference = eager_logp(checkpoint, torch.float32, cut)
+    assert np.linalg.norm(ours - reference) / np.linalg.norm(reference) < tolerance
+
+
+def test_trace_gives_the_scores_of_score(checkpoint: Path) -> None:
+    cut = blocks()
+    model = engine(checkpoint, "bfloat16")
+    trace = model.trace(cut, lambda done: None)
+    np.testing.assert_array_equal(
+        trace.scores.logp_T, model.score(cut, lambda done: None).logp_T
+    )
+    assert np.allclose(trace.gates_TLK.sum(-1), 1, atol=2e-2)
+    assert (trace.norms_TLK > 0).all()
+
+
+def test_masked_experts_are_never_chosen(checkpoint: Path) -> None:
+    model = engine(checkpoint, "bfloat16")
+    plan = KeepPlan(((0, 2, 5, 7), (1, 2, 3, 6)), 8)
+    with model.masked(plan):
+        trace = model.trace(blocks(), lambda done: None)
+    for layer, kept in enumerate(plan.kept):
+        assert set(np.unique(trace.experts_TLK[:, layer])) <= set(kept)

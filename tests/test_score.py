@@ -1,0 +1,243 @@
+"""Scores are a loop over tokens, layers and selections; nothing more."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from eaft_prune.config import PruningSettings
+from eaft_prune.stages.score import REGIONS, regions, score
+from eaft_prune.types import ExpertScores, TokenScores, Trace
+
+T, LAYERS, K, EXPERTS = 60, 2, 3, 7
+SALIENCIES = ("one", "gate", "norm", "gate_norm")
+
+
+def trace(seed: int, tokens: int = T, experts: int = EXPERTS, steps: int = 0) -> Trace:
+    """A random trace; the last expert is never selected. `steps` > 0 makes ties in p and H."""
+    rng = np.random.default_rng(seed)
+    p, h = rng.random(tokens), rng.random(tokens)
+    if steps:
+        p, h = (np.floor(x * steps) + 0.5 for x in (p, h))
+        p, h = p / steps, h / steps
+    ids = np.array(
+        [[rng.permutation(experts - 1)[:K] for _ in range(LAYERS)] for _ in range(tokens)], np.int16
+    )
+    return Trace(
+        experts_TLK=ids,
+        gates_TLK=rng.random(ids.shape).astype(np.float32),
+        norms_TLK=(10 * rng.random(ids.shape)).astype(np.float32),
+        scores=TokenScores(
+            np.log(p).astype(np.float32), h.astype(np.float32), np.zeros(tokens, np.int32)
+        ),
+        pack_T=np.zeros(tokens, np.int32),
+        row_T=np.zeros(tokens, np.int32),
+        packs=("a",),
+        n_experts=experts,
+    )
+
+
+def pruning(**changes: Any) -> PruningSettings:
+    values: dict[str, Any] = {
+        "name": "x", "keep_n": 4, "saliency": "gate_norm", "weight": "eaft", "reduce": "sum",
+    }  # fmt: skip
+    return PruningSettings(**{**values, **changes})
+
+
+def quantile(values: np.ndarray[Any, Any], q: float) -> float:
+    """Linear interpolation between order statistics, written out."""
+    ordered = sorted(float(v) for v in values)
+    place = q * (len(ordered) - 1)
+    low = int(place)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (place - low) * (ordered[high] - ordered[low])
+
+
+def region_of(kind: str, p: float, h: float, p_q: float, h_q: float, h_hi: float) -> str:
+    if kind == "strict":
+        if p >= p_q and h <= h_q:
+            return "good"
+        return "conflict" if p < p_q and h <= h_q else "uncertain"
+    if p <= p_q and h <= h_q:
+        return "conflict"
+    return "uncertain" if p <= p_q and h >= h_hi else "good"
+
+
+def naive(s: PruningSettings, t: Trace) -> tuple[Any, Any, Any, dict[str, int]]:
+    """score, positive mass, count and region tokens, by a loop over tokens, layers, selections."""
+    p, h = np.exp(t.scores.logp_T.astype(float)), t.scores.entropy_T.astype(float)
+    p_q, h_q, h_hi = quantile(p, s.quantile), quantile(h, s.quantile), quantile(h, s.high_quantile)
+    weights = {"good": s.w_good, "uncertain": s.w_uncertain, "conflict": s.w_conflict}
+    shape = (t.n_layers, t.n_experts)
+    total, positive, count = np.zeros(shape), np.zeros(shape), np.zeros(shape, int)
+    tokens = dict.fromkeys(REGIONS, 0)
+    for i in range(len(t)):
+        region = region_of(s.regions, p[i], h[i], p_q, h_q, h_hi)
+        tokens[region] += 1
+        for layer in range(t.n_layers):
+            for k in range(t.top_k):
+                expert = int(t.experts_TLK[i, layer, k])
+                value = weights[region] if s.weight == "eaft" else 1.0
+                if "gate" in s.saliency:
+                    value *= float(t.gates_TLK[i, layer, k])
+                if "norm" in s.saliency:
+                    value *= float(t.norms_TLK[i, layer, k])
+                total[layer, expert] += value
+                positive[layer, expert] += max(value, 0.0)
+                count[layer, expert] += 1
+    if s.reduce == "mean":
+        total = np.divide(total, count, out=np.zeros(shape), where=count > 0)
+    return total, positive, count, tokens
+
+
+@pytest.mark.parametrize("kind", ["strict", "policy"])
+@pytest.mark.parametrize("reduce", ["sum", "mean"])
+@pytest.mark.parametrize("weight", ["uniform", "eaft"])
+@pytest.mark.parametrize("saliency", SALIENCIES)
+def test_scores_are_a_loop_over_tokens(saliency: str, weight: str, reduce: str, kind: str) -> None:
+    for seed, steps in ((0, 0), (1, 6)):
+        t = trace(seed, steps=steps)
+        s = pruning(saliency=saliency, weight=weight, reduce=reduce, regions=kind)
+        total, positive, count, tokens = naive(s, t)
+        result = score(s, t)
+        np.testing.assert_allclose(result.score_LE, total, rtol=1e-10, atol=1e-12)
+        np.testing.assert_allclose(result.positive_mass_LE, positive, rtol=1e-10, atol=1e-12)
+        assert np.array_equal(result.count_LE, count)
+        assert dict(result.region_tokens) == tokens
+        assert (result.score_LE[:, -1] == 0).all()  # never selected
+
+
+@settings(max_examples=30)
+@given(
+    seed=st.integers(0, 10**6),
+    tokens=st.integers(1, 40),
+    low=st.floats(0.01, 0.6),
+    high=st.floats(0.3, 0.99),
+    weights=st.tuples(*[st.floats(-5, 5)] * 3),
+    kind=st.sampled_from(["strict", "policy"]),
+    steps=st.sampled_from([0, 2, 5]),
+)
+def test_scores_are_the_loop_for_any_settings(
+    seed: int, tokens: int, low: float, high: float, weights: Any, kind: str, steps: int
+) -> None:
+    t = trace(seed, tokens, steps=steps)
+    good, uncertain, conflict = weights
+    s = pruning(
+        regions=kind, quantile=low, high_quantile=high,
+        w_good=good, w_uncertain=uncertain, w_conflict=conflict,
+    )  # fmt: skip
+    # the oracle's quantile and numpy's may differ by an ulp, which moves a token sitting on it
+    p, h = np.exp(t.scores.logp_T.astype(float)), t.scores.entropy_T.astype(float)
+    edges = [(p, quantile(p, low)), (h, quantile(h, low)), (h, quantile(h, high))]
+    for values, edge in edges:
+        gap = np.abs(values - edge)
+        if ((gap > 0) & (gap < 1e-12)).any():
+            return
+    total, positive, _, found = naive(s, t)
+    result = score(s, t)
+    assert dict(result.region_tokens) == found
+    np.testing.assert_allclose(result.score_LE, total, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(result.positive_mass_LE, positive, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["strict", "policy"])
+def test_regions_cover_every_token_once_and_all_occur(kind: Any) -> None:
+    t = trace(3, 400)
+    names = regions(t.scores.p_T, t.scores.entropy_T, kind, 0.15, 0.85)
+    assert len(names) == 400
+    assert set(names.tolist()) == {0, 1, 2}
+    result = score(pruning(regions=kind), t)
+    assert sum(result.region_tokens.values()) == 400
+
+
+def test_thresholds_are_numpys_quantiles_of_the_profiled_tokens() -> None:
+    t = trace(4, 37)
+    p, h = t.scores.p_T, t.scores.entropy_T.astype(float)
+    names = regions(p, t.scores.entropy_T, "strict", 0.3, 0.85)
+    conflict = (p < np.quantile(p, 0.3)) & (h <= np.quantile(h, 0.3))
+    assert np.array_equal(names == REGIONS.index("conflict"), conflict)
+    assert conflict.any()
+
+
+def test_a_token_on_the_threshold_is_good_in_strict_and_conflict_in_policy() -> None:
+    """p equal to its quantile and H at its quantile: >= in one definition, <= in the other."""
+    p, h = np.full(9, 0.5), np.full(9, 0.5, np.float32)
+    assert set(regions(p, h, "strict", 0.15, 0.85).tolist()) == {REGIONS.index("good")}
+    assert set(regions(p, h, "policy", 0.15, 0.85).tolist()) == {REGIONS.index("conflict")}
+
+
+@pytest.mark.parametrize(("saliency", "reduce"), itertools.product(SALIENCIES, ["sum", "mean"]))
+def test_permuting_experts_permutes_scores(saliency: str, reduce: str) -> None:
+    t = trace(5)
+    order = np.random.default_rng(0).permutation(EXPERTS)  # old expert i is new order[i]
+    moved = Trace(**{**vars(t), "experts_TLK": order[t.experts_TLK].astype(np.int16)})
+    s = pruning(saliency=saliency, reduce=reduce)
+    before, after = score(s, t), score(s, moved)
+    for name in ("score_LE", "positive_mass_LE", "count_LE"):
+        assert np.array_equal(getattr(after, name)[:, order], getattr(before, name)), name
+
+
+def test_permuting_tokens_or_slots_changes_nothing() -> None:
+    t = trace(6)
+    rng = np.random.default_rng(0)
+    tokens, slots = rng.permutation(T), rng.permutation(K)
+    routed = {
+        name: getattr(t, name)[tokens][:, :, slots]
+        for name in ("experts_TLK", "gates_TLK", "norms_TLK")
+    }
+    scores = TokenScores(
+        t.scores.logp_T[tokens], t.scores.entropy_T[tokens], t.scores.block_T[tokens]
+    )
+    moved = Trace(**{**vars(t), **routed, "scores": scores})
+    np.testing.assert_allclose(
+        score(pruning(), moved).score_LE, score(pruning(), t).score_LE, rtol=1e-10, atol=1e-10
+    )
+
+
+@given(st.tuples(*[st.floats(-4, 4)] * 3), st.sampled_from(SALIENCIES), st.booleans())
+def test_a_signed_score_is_linear_in_the_weights(
+    weights: tuple[float, float, float], saliency: str, mean: bool
+) -> None:
+    """Three unit weightings give every other one: masses per region are all that is needed."""
+    t = trace(7)
+
+    def of(good: float, uncertain: float, conflict: float) -> ExpertScores:
+        named = {"w_good": good, "w_uncertain": uncertain, "w_conflict": conflict}
+        return score(pruning(saliency=saliency, reduce="mean" if mean else "sum", **named), t)
+
+    units = [of(*unit).score_LE for unit in np.eye(3)]
+    expected = sum(w * unit for w, unit in zip(weights, units, strict=True))
+    np.testing.assert_allclose(of(*weights).score_LE, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_equal_weights_are_no_weights() -> None:
+    t = trace(8)
+    ones = pruning(w_good=1.0, w_uncertain=1.0, w_conflict=1.0)
+    assert np.array_equal(score(ones, t).score_LE, score(pruning(weight="uniform"), t).score_LE)
+
+
+def test_frequency_counts_selections() -> None:
+    t = trace(9)
+    result = score(pruning(saliency="one", weight="uniform"), t)
+    assert np.array_equal(result.score_LE, result.count_LE)
+    assert result.count_LE.sum(axis=1).tolist() == [T * K] * LAYERS
+
+
+def test_random_scores_know_the_seed_and_nothing_else() -> None:
+    def of(seed: int, t: Trace) -> np.ndarray[Any, Any]:
+        return score(pruning(saliency="random", seed=seed), t).score_LE
+
+    assert np.array_equal(of(0, trace(1)), of(0, trace(2)))
+    assert not np.array_equal(of(0, trace(1)), of(1, trace(1)))
+    assert not np.array_equal(of(0, trace(1))[0], of(0, trace(1))[1])  # layers differ
+    assert of(0, trace(1)).shape == (LAYERS, EXPERTS)
+
+
+def test_a_score_of_no_tokens_is_an_error() -> None:
+    with pytest.raises(ValueError, match="no tokens"):
+        score(pruning(), trace(0, tokens=0))

@@ -54,9 +54,7 @@ def engine(checkpoint: Path, load: Callable[..., TransformersEngine]) -> Transfo
 def make_blocks() -> Callable[..., Blocks]:
     """Blocks of random tokens: `make_blocks(n, seq_len, seed=0, share=0.4, vocab=300)`."""
 
-    def made(
-        n: int, seq_len: int, seed: int = 0, share: float = 0.4, vocab: int = 300
-    ) -> Blocks:
+    def made(n: int, seq_len: int, seed: int = 0, share: float = 0.4, vocab: int = 300) -> Blocks:
         rng = np.random.default_rng([seed, n, seq_len])
         scored = rng.random((n, seq_len)) < share
         scored[0, -1] = True

@@ -113,6 +113,12 @@ def test_a_count_a_length_replaces_the_demo_s_mapping_of_counts() -> None:
     check(["eval.num_blocks=[8,4]"])
 
 
+def test_settings_that_hold_a_mapping_take_one_without_a_plus() -> None:
+    assert check(["tracking.tags={owner: me}"]).tracking.tags == {"owner": "me"}
+    check(["eval.num_blocks={UNION: 4, default: 2}"])
+    check(["packs=local", "packs.files={mine: a.parquet, other: b.parquet}"])
+
+
 # what is typed, and what the one line must say: key, value, and what is allowed or meant
 REFUSED = {
     "unknown key": (["pruning.keepn=4"], ["pruning.keepn", "pruning.keep_n"]),

@@ -71,9 +71,7 @@ def test_the_table_is_the_models_state_dict(bias: bool, tie: bool) -> None:
 
 @pytest.mark.parametrize("dtype", ["F32", "BF16"])
 @pytest.mark.parametrize("quantized", [True, False])
-def test_the_table_is_what_a_checkpoint_holds(
-    tmp_path: Path, dtype: str, quantized: bool
-) -> None:
+def test_the_table_is_what_a_checkpoint_holds(tmp_path: Path, dtype: str, quantized: bool) -> None:
     changes = {} if quantized else {"quantization_config": None}
     model = open_model(tiny.write_checkpoint(tmp_path / "m", dtype=dtype, **changes))
     family = family_of(model.config)
@@ -172,9 +170,7 @@ def oracle_logp(model: Any, blocks: Blocks) -> np.ndarray[Any, Any]:
     with torch.no_grad():
         logits = model(torch.from_numpy(blocks.ids_BS).long()).logits.double()
     logp = torch.log_softmax(logits, -1).numpy()
-    return np.array(
-        [logp[b, t - 1, blocks.ids_BS[b, t]] for b, t in np.argwhere(blocks.scored_BS)]
-    )
+    return np.array([logp[b, t - 1, blocks.ids_BS[b, t]] for b, t in np.argwhere(blocks.scored_BS)])
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -215,10 +211,15 @@ def test_masking_is_undone_also_when_the_body_raises(
 ) -> None:
     before, blocks = biases(engine), make_blocks(2, 20)
     scores = engine.score(blocks, nothing)
-    with pytest.raises(RuntimeError, match="body"), engine.masked(random_plan(1, 2)):
-        assert any(np.isinf(bias).any() for bias in biases(engine))
-        assert not np.array_equal(engine.score(blocks, nothing).logp_T, scores.logp_T)
-        raise RuntimeError("body")
+
+    def body() -> None:
+        with engine.masked(random_plan(1, 2)):
+            assert any(np.isinf(bias).any() for bias in biases(engine))
+            assert not np.array_equal(engine.score(blocks, nothing).logp_T, scores.logp_T)
+            raise RuntimeError("body")
+
+    with pytest.raises(RuntimeError, match="body"):
+        body()
     assert all(np.array_equal(a, b) for a, b in zip(before, biases(engine), strict=True))
     again = engine.score(blocks, nothing)
     assert np.array_equal(scores.logp_T, again.logp_T)

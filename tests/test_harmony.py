@@ -107,7 +107,17 @@ MESSAGE = st.builds(
     st.sampled_from(["<|end|>", "<|call|>", "<|return|>"]),
 )
 STRAY = st.sampled_from(
-    ["", "", "", "noise", "<|end|>", "<|return|>", "<|message|>x<|end|>", "<|start|>", "<|channel|>"]
+    [
+        "",
+        "",
+        "",
+        "noise",
+        "<|end|>",
+        "<|return|>",
+        "<|message|>x<|end|>",
+        "<|start|>",
+        "<|channel|>",
+    ]
 )
 ROW = st.lists(st.tuples(STRAY, MESSAGE).map("".join), max_size=5).map("".join)
 

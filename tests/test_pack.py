@@ -199,9 +199,7 @@ def test_the_parts_are_disjoint_and_cover_all(
 ) -> None:
     rows = packs(300)
     parts = {
-        part: all_rows(
-            tokenizer, rows, request(part=part), split="hash", profile_fraction=fraction
-        )
+        part: all_rows(tokenizer, rows, request(part=part), split="hash", profile_fraction=fraction)
         for part in ("profile", "eval")
     }
     profile, evaluation = parts["profile"], parts["eval"]
@@ -335,9 +333,7 @@ def test_the_token_digest_covers_ids_scored_positions_and_their_shape(
         base,
         replace(base, ids_BS=ids),
         replace(base, scored_BS=scored),
-        replace(
-            base, ids_BS=base.ids_BS.reshape(2, 64), scored_BS=base.scored_BS.reshape(2, 64)
-        ),
+        replace(base, ids_BS=base.ids_BS.reshape(2, 64), scored_BS=base.scored_BS.reshape(2, 64)),
     ]
     assert len({blocks.token_digest for blocks in variants}) == len(variants)
 

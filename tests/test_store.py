@@ -200,7 +200,9 @@ def test_a_damaged_output_is_made_again(stage: Stage, name: str, damage: str) ->
     assert stage.run().record.cached
 
 
-@pytest.mark.parametrize("text", ["[]", "null", "1", '{"files": []}', '{"files": null}', "{}", '{"files": {}}'])
+@pytest.mark.parametrize(
+    "text", ["[]", "null", "1", '{"files": []}', '{"files": null}', "{}", '{"files": {}}']
+)
 def test_a_record_of_another_shape_is_damage_too(stage: Stage, text: str) -> None:
     path = stage.run().record.path / "record.json"
     path.write_text(text)

@@ -13,7 +13,10 @@ SPECIALS = (
     "<|startoftext|>", "<|endoftext|>", "<|return|>", "<|constrain|>", "<|channel|>",
     "<|start|>", "<|end|>", "<|message|>", "<|call|>",
 )  # fmt: skip
-WORDS = "the a sum of is and model expert token router keeps drops seven nine plus equals".split()
+WORDS = (
+    "the", "a", "sum", "of", "is", "and", "model", "expert", "token", "router", "keeps", "drops",
+    "seven", "nine", "plus", "equals",
+)  # fmt: skip
 
 
 def config(**changes: Any) -> dict[str, Any]:

@@ -21,7 +21,9 @@ CITIES = (
     "Austin Denver Seoul Hanoi Perth"
 ).split()
 SUBJECTS = "budget roadmap release design hiring invoice contract survey launch audit".split()
-ITEMS = "lamp desk chair kettle router monitor keyboard backpack jacket blender tripod heater".split()
+ITEMS = (
+    "lamp desk chair kettle router monitor keyboard backpack jacket blender tripod heater".split()
+)
 ROOMS = "kitchen bedroom office hallway garage bathroom attic cellar".split()
 
 
@@ -135,7 +137,11 @@ def parcel(rng: random.Random) -> Turn:
 def meeting(rng: random.Random) -> Turn:
     """Read a day's events, then book the free hour after the last one."""
     read = ("list_events", "Events of a day.", {"date": "string"})
-    book = ("create_event", "Add an event.", {"title": "string", "date": "string", "start": "string"})
+    book = (
+        "create_event",
+        "Add an event.",
+        {"title": "string", "date": "string", "start": "string"},
+    )
     day, subject, who = _date(rng), rng.choice(SUBJECTS), rng.choice(NAMES)
     hour = rng.randint(8, 11)
     events = []
@@ -185,7 +191,9 @@ def transfer(rng: random.Random) -> Turn:
     send = ("transfer", "Send money.", {"source": "string", "target": "string", "amount": "number"})
     source, target = _code(rng, "ACC"), _code(rng, "ACC")
     balance, amount = rng.randint(50, 900), rng.randint(50, 900)
-    ask = rng.choice(["Send {} dollars from {} to {}.", "Transfer {} dollars from {} to {}, please."])
+    ask = rng.choice(
+        ["Send {} dollars from {} to {}.", "Transfer {} dollars from {} to {}, please."]
+    )
     messages = [user(ask.format(amount, source, target))]
     value = {"balance": balance}
     messages += _step(check, {"account": source}, value, f"First I check the balance of {source}.")
@@ -197,7 +205,9 @@ def transfer(rng: random.Random) -> Turn:
         messages.append(final(text + " I did not transfer anything."))
         return [check, send], messages
     left = balance - amount
-    thought = f"The balance {balance} is enough for {amount}: {balance} - {amount} = {left} is left."
+    thought = (
+        f"The balance {balance} is enough for {amount}: {balance} - {amount} = {left} is left."
+    )
     arguments = {"source": source, "target": target, "amount": amount}
     number = _code(rng, "TX")
     messages += _step(send, arguments, {"transaction": number, "balance": left}, thought)
@@ -209,7 +219,11 @@ def transfer(rng: random.Random) -> Turn:
 def email(rng: random.Random) -> Turn:
     """Look up a contact, then send a message."""
     find = ("find_contact", "Look up a person.", {"name": "string"})
-    send = ("send_email", "Send a message.", {"to": "string", "subject": "string", "body": "string"})
+    send = (
+        "send_email",
+        "Send a message.",
+        {"to": "string", "subject": "string", "body": "string"},
+    )
     who, subject, day = rng.choice(NAMES), rng.choice(SUBJECTS), _date(rng)
     family = pseudo_word(rng, 2).title()
     address = f"{who.lower()}.{family.lower()}@{pseudo_word(rng, 2)}.example"
@@ -281,7 +295,11 @@ def query(rng: random.Random) -> Turn:
 
 def flight(rng: random.Random) -> Turn:
     """Search flights, choose the cheapest, book it."""
-    search = ("search_flights", "Find flights.", {"from": "string", "to": "string", "date": "string"})
+    search = (
+        "search_flights",
+        "Find flights.",
+        {"from": "string", "to": "string", "date": "string"},
+    )
     book = ("book_flight", "Book a flight.", {"flight": "string", "passenger": "string"})
     start, goal = rng.sample(CITIES, 2)
     day, who = _date(rng), rng.choice(NAMES)

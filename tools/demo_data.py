@@ -38,7 +38,7 @@ TRAIN_ONLY = {
     "brackets", "order_puzzle", "sort_words", "count_letters", "caesar_cipher", "spell_backward",
     "gsm_symbolic",
 }  # fmt: skip
-# pack -> rows per domain, 1200 in all
+# pack -> rows per domain, at most 1200 in all
 QUOTAS: dict[str, dict[str, int]] = {
     "reasoning_style": {"codeio": 180, "gym": 320, "own": 700},
     "tool_agentic": {"bfcl": 130, "agent": 1070},

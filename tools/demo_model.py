@@ -47,6 +47,7 @@ class ModelConfig:
     yarn_original: int = 4096
     yarn_beta_fast: float = 32.0
     yarn_beta_slow: float = 1.0
+    expert_spread: float = 0.1  # how much experts of a layer differ before training; 1: independent
 
     def is_sliding(self, layer: int) -> bool:
         """Even layers attend to the last `sliding_window` positions only."""
@@ -192,13 +193,10 @@ def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
     return torch.cat([first * cos - second * sin, second * cos + first * sin], -1).to(x.dtype)
 
 
-SPREAD = 1.0  # at the start experts of a layer differ by this part of independent ones
-
-
-def kin(*shape: int) -> Tensor:
-    """Normal weights of experts, alike up to SPREAD."""
-    own = torch.randn(*shape)
-    return own[:1] + SPREAD * (own - own[:1])
+def similar(count: int, *shape: int, spread: float) -> Tensor:
+    """Normal weights of `count` experts: the first one plus `spread` times independent draws."""
+    own = torch.randn(count, *shape)
+    return own[:1] + spread * (own - own[:1])
 
 
 class Experts(nn.Module):
@@ -208,9 +206,11 @@ class Experts(nn.Module):
         super().__init__()
         self.c = c
         e, h, i = c.num_experts, c.hidden_size, c.intermediate_size
-        self.gate_up_proj = nn.Parameter(kin(e, 2 * i, h) * h**-0.5)
+        up = similar(e, 2 * i, h, spread=c.expert_spread)
+        down = similar(e, h, i, spread=c.expert_spread)
+        self.gate_up_proj = nn.Parameter(up * h**-0.5)
         self.gate_up_proj_bias = nn.Parameter(torch.zeros(e, 2 * i))
-        self.down_proj = nn.Parameter(kin(e, h, i) * i**-0.5 * (2 * c.num_layers) ** -0.5)
+        self.down_proj = nn.Parameter(down * i**-0.5 * (2 * c.num_layers) ** -0.5)
         self.down_proj_bias = nn.Parameter(torch.zeros(e, h))
         self.register_buffer("quantised", torch.zeros(()), persistent=False)
 
@@ -219,7 +219,9 @@ class Experts(nn.Module):
         t, k = ids_TK.shape
         flat = ids_TK.flatten()
         order = flat.argsort(stable=True)
-        inverse = torch.empty_like(order).scatter_(0, order, torch.arange(t * k, device=x_TH.device))
+        inverse = torch.empty_like(order).scatter_(
+            0, order, torch.arange(t * k, device=x_TH.device)
+        )
         rows = x_TH[:, None].expand(t, k, -1).reshape(t * k, -1)
         rows = Permute.apply(rows, order, inverse)
         # the bias by a matmul: a gather's backward would be atomics on 32 rows
@@ -245,7 +247,9 @@ class MoE(nn.Module):
         self.c = c
         self.router = nn.Linear(c.hidden_size, c.num_experts)
         self.experts = Experts(c)
-        self.noise = 0.0  # training only: noisy top-k, so that close experts learn each other's work
+        self.noise = (
+            0.0  # training only: noisy top-k, so that close experts learn each other's work
+        )
         self.dropout = 0.0  # training only: part of the experts that one sequence cannot use
         self.register_buffer("drop", torch.zeros(c.num_experts), persistent=False)
 

@@ -13,8 +13,12 @@ import random
 from collections.abc import Callable, Iterator
 
 Message = dict[str, str]
-NAMES = "Ada Ben Cleo Dan Eva Finn Gita Hugo Iris Jack Kira Liam Maya Nils Olga Paul Rosa Sam".split()
-THINGS = "apples books chairs cups hats lamps maps pens plates rings ropes shoes stamps tiles".split()
+NAMES = (
+    "Ada Ben Cleo Dan Eva Finn Gita Hugo Iris Jack Kira Liam Maya Nils Olga Paul Rosa Sam".split()
+)
+THINGS = (
+    "apples books chairs cups hats lamps maps pens plates rings ropes shoes stamps tiles".split()
+)
 CONSONANTS, VOWELS = "bcdfghjklmnprstvwz", "aeiou"
 
 
@@ -133,7 +137,9 @@ def shopping(rng: random.Random) -> list[Message]:
     paid = (total // 50 + 1) * 50
     bought = ", ".join(f"{count} {item} at {price} dollars each" for count, item, price in lines)
     question = f"{who} buys {bought}. {who} pays with {paid} dollars. How much change is due?"
-    steps = [f"{item}: {count} * {price} = {count * price} dollars." for count, item, price in lines]
+    steps = [
+        f"{item}: {count} * {price} = {count * price} dollars." for count, item, price in lines
+    ]
     running = 0
     for count, _, price in lines:
         steps.append(f"Total so far: {running} + {count * price} = {running + count * price}.")
@@ -265,7 +271,9 @@ def statistics(rng: random.Random) -> list[Message]:
         steps.append(f"{total} + {n} = {total + n}.")
         total += n
     mean = total // len(numbers)
-    steps.append(f"There are {len(numbers)} numbers, so the mean is {total} / {len(numbers)} = {mean}.")
+    steps.append(
+        f"There are {len(numbers)} numbers, so the mean is {total} / {len(numbers)} = {mean}."
+    )
     steps.append(f"The smallest is {min(numbers)} and the largest is {max(numbers)}.")
     steps.append(f"The range is {max(numbers)} - {min(numbers)} = {max(numbers) - min(numbers)}.")
     ask = rng.choice(["Give the mean and the range of {}.", "Find mean and range: {}."])

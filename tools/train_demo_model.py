@@ -14,7 +14,7 @@ import json
 import math
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -47,15 +47,15 @@ SHARES = {
 class TrainConfig:
     """Everything that decides a run besides the data."""
 
-    tokens: int = 400_000_000
+    tokens: int = 100_000_000
     batch: int = 32  # sequences of SEQ_LEN a step
     lr: float = 4e-3
     warmup: int = 200  # steps
     final_lr: float = 0.03  # part of lr at the end of the cosine
-    weight_decay: float = 0.1
+    weight_decay: float = 0.4
     balance: float = 0.0  # load-balancing loss; 1.0 is the loss of a uniform router
-    router_noise: float = 0.0  # standard deviation of the normal noise on router logits
-    expert_dropout: float = 0.0  # part of the experts of a layer that a sequence cannot use
+    router_noise: float = 1.5  # standard deviation of the normal noise on router logits
+    expert_dropout: float = 0.03  # part of the experts of a layer that a sequence cannot use
     quantise_from: float = 0.75  # part of the run after which experts are rounded
     seed: int = 1
 
@@ -69,7 +69,10 @@ def mixture(path: Path, tokens: int, seed: int) -> Tensor:
     files = np.load(path)
     ids, starts, lengths, offset = [], [], [], 0
     for domain, share in SHARES.items():
-        domain_ids, row_lengths = files[f"{domain}/ids"], files[f"{domain}/lengths"].astype(np.int64)
+        domain_ids, row_lengths = (
+            files[f"{domain}/ids"],
+            files[f"{domain}/lengths"].astype(np.int64),
+        )
         passes = share * tokens / domain_ids.size
         print(f"{domain}: {domain_ids.size} tokens, {passes:.1f} passes", flush=True)
         rows = np.tile(np.arange(row_lengths.size), int(passes))
@@ -107,7 +110,9 @@ def train(config: TrainConfig, sizes: ModelConfig, data: Path) -> DemoModel:
     @torch.compile(dynamic=False)
     def losses(ids_BS: Tensor) -> tuple[Tensor, Tensor]:
         logits, balance = model(ids_BS, masks, torch.bfloat16)
-        return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids_BS[:, 1:].flatten()), balance
+        return F.cross_entropy(
+            logits[:, :-1].flatten(0, 1).float(), ids_BS[:, 1:].flatten()
+        ), balance
 
     began, warm = time.time(), None
     for step in range(steps):
@@ -180,7 +185,9 @@ def checkpoint_tensors(model: DemoModel) -> dict[str, Tensor]:
 
 def config_json(c: ModelConfig, special: dict[str, int]) -> dict:
     """config.json with the keys of openai/gpt-oss-20b."""
-    kinds = ["sliding_attention" if c.is_sliding(i) else "full_attention" for i in range(c.num_layers)]
+    kinds = [
+        "sliding_attention" if c.is_sliding(i) else "full_attention" for i in range(c.num_layers)
+    ]
     return {
         "architectures": ["GptOssForCausalLM"],
         "attention_bias": True,
@@ -324,7 +331,9 @@ def pack_perplexity(model: DemoModel, tokenizer: Tokenizer, packs: Path, length:
             )
             nll.append(loss[scored[i : i + 8, 1:].flatten()])
         tokens = torch.cat(nll)
-        print(f"{file.stem} S={length}: PPL {tokens.mean().exp():.3f}, {tokens.numel()} scored tokens")
+        print(
+            f"{file.stem} S={length}: PPL {tokens.mean().exp():.3f}, {tokens.numel()} scored tokens"
+        )
 
 
 def main() -> None:
@@ -333,11 +342,11 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="output of tools/demo_data.py")
     parser.add_argument("--packs", type=Path, default=Path("src/eaft_prune/demo/packs"))
     parser.add_argument("--out", type=Path, required=True, help="checkpoint folder to write")
-    for name, kind in TrainConfig.__annotations__.items():
-        flag = "--" + name.replace("_", "-")
-        parser.add_argument(flag, type=eval(kind), default=getattr(TrainConfig, name))
+    for field in fields(TrainConfig):
+        flag = "--" + field.name.replace("_", "-")
+        parser.add_argument(flag, type=type(field.default), default=field.default)
     args = parser.parse_args()
-    config = TrainConfig(**{name: getattr(args, name) for name in TrainConfig.__annotations__})
+    config = TrainConfig(**{field.name: getattr(args, field.name) for field in fields(TrainConfig)})
     print(config, flush=True)
     tokenizer = Tokenizer.from_file(str(args.data / "tokenizer.json"))
     model = train(config, ModelConfig(vocab_size=tokenizer.get_vocab_size()), args.data)

@@ -12,11 +12,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from eaft_prune.types import UNION, UserError
 
 TaskName = Literal[
-    "pipeline", "profile", "evaluate", "compare", "noise_floor", "noop", "expert_math"
+    "pipeline", "profile", "evaluate", "compare", "noise_floor", "noop", "expert_math", "search"
 ]
 Saliency = Literal["one", "gate", "norm", "gate_norm", "random"]
 Regions = Literal["strict", "policy"]
 Candidate = Literal["pruned", "masked"]
+Objective = Literal["dnll", "dppl", "dcc_rate", "dmean_prob", "js2d", "keep_n"]
 
 Positive = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[int, Field(ge=0)]
@@ -182,6 +183,58 @@ class CompareSettings(Settings):
     candidate: str
 
 
+class RangeSettings(Settings):
+    """One searched setting: a range (`step` for a grid, `log` for a log scale) or a choice."""
+
+    low: float | None = None
+    high: float | None = None
+    step: float | None = None
+    log: bool = False
+    choices: tuple[str | float | bool, ...] | None = None
+
+    @model_validator(mode="after")
+    def _either(self) -> RangeSettings:
+        if (self.choices is None) == (self.low is None or self.high is None):
+            raise ValueError("give either low and high, or choices")
+        if self.low is not None and self.high is not None and self.low >= self.high:
+            raise ValueError(f"low = {self.low} must be below high = {self.high}")
+        return self
+
+
+class SamplerSettings(Settings):
+    """An Optuna sampler by class name, and its arguments."""
+
+    name: str = "TPESampler"
+    arguments: dict[str, Any] = {}
+
+
+class SearchSettings(Settings):
+    """Optuna over pruning settings, scored by masked evaluation on rows of the profiling part."""
+
+    study: str | None = None  # null: a digest of everything the objective depends on
+    storage: str
+    n_trials: Positive  # finished trials wanted in total: a search that was stopped goes on
+    workers: Positive = 1
+    space: Annotated[dict[str, RangeSettings], Field(min_length=1)]
+    objectives: Annotated[tuple[Objective, ...], Field(min_length=1)] = ("dnll",)
+    seq_len: SeqLen
+    num_blocks: Positive
+    chunk_blocks: Positive  # a trial reports, and may be stopped, after each chunk
+    seeds: Annotated[tuple[NonNegative, ...], Field(min_length=1)] = (0,)  # replicates in a trial
+    stop_confidence: Annotated[float, Field(gt=0.5, lt=1)] | None = 0.95  # null: never stop early
+    sampler: SamplerSettings = SamplerSettings()
+
+    @model_validator(mode="after")
+    def _known_settings(self) -> SearchSettings:
+        known = [f"pruning.{name}" for name in PruningSettings.model_fields if name != "name"]
+        for name in self.space:
+            if name not in known:
+                raise ValueError(f"search.space names {name!r}; {_allowed(name, known)}")
+        if "keep_n" in self.objectives and "pruning.keep_n" not in self.space:
+            raise ValueError("objective keep_n needs pruning.keep_n in search.space")
+        return self
+
+
 class TaskSettings(Settings):
     name: TaskName
 
@@ -201,6 +254,7 @@ class Experiment(Settings):
     tracking: TrackingSettings
     runtime: RuntimeSettings
     compare: CompareSettings | None = None
+    search: SearchSettings | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Experiment:
@@ -232,6 +286,14 @@ class Experiment(Settings):
             )
         if self.task.name == "compare" and self.compare is None:
             raise ValueError("task=compare needs compare.base=DIR and compare.candidate=DIR")
+        if self.task.name == "search":
+            if self.search is None:
+                raise ValueError("task=search needs the search settings: select it as task=search")
+            if self.packs.split == "none":
+                raise ValueError(
+                    "task=search with packs.split = 'none' leaves no rows that the search has not "
+                    "seen to confirm its winner on: use packs.split=hash"
+                )
         return self
 
     @property

@@ -35,6 +35,19 @@ class Observer(Protocol):
     def verdict(self, verdict: GateVerdict) -> None:
         """The gate decided."""
 
+    @property
+    def run_id(self) -> str:
+        """The tracked run, for processes that join it."""
+
+    def point(
+        self,
+        name: str,
+        settings: Mapping[str, Any],
+        metrics: Mapping[str, float],
+        tags: Mapping[str, str],
+    ) -> None:
+        """One point of a search ended: a child of the run."""
+
     def facts(self, facts: Mapping[str, Any]) -> None:
         """Numbers of a task that has no reports, by name."""
 

@@ -44,11 +44,6 @@ class Outcome:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
-def run_task(bench: Bench, out: Path) -> Outcome:
-    """Run the task the settings name; `out` receives its files."""
-    return TASKS[bench.experiment.task.name](bench, out)
-
-
 def run_pipeline(bench: Bench, out: Path) -> Outcome:
     """Prune and prove: everything from packs to verdict."""
     base = bench.base()
@@ -64,7 +59,7 @@ def run_pipeline(bench: Bench, out: Path) -> Outcome:
             model = write(bench, base, selection)
             pruned = model.checkpoint
             candidates.append(measure(bench, model, name, base))
-    return _judge(bench, out, measured_base, candidates, selection, base.checkpoint, pruned)
+    return judge(bench, out, measured_base, candidates, selection, base.checkpoint, pruned)
 
 
 def run_profile(bench: Bench, out: Path) -> Outcome:
@@ -78,7 +73,7 @@ def run_evaluate(bench: Bench, out: Path) -> Outcome:
     """One model against nothing: its own metrics, saved for a later comparison."""
     base = bench.base()
     evaluation = measure(bench, base, "base", base)
-    return _judge(bench, out, evaluation, [], None, base.checkpoint, None)
+    return judge(bench, out, evaluation, [], None, base.checkpoint, None)
 
 
 def run_compare(bench: Bench, out: Path) -> Outcome:
@@ -87,7 +82,7 @@ def run_compare(bench: Bench, out: Path) -> Outcome:
     assert paths is not None, "config.py requires compare.* for this task"
     base = replace(load_evaluation(resolve_path(paths.base)), model="base")
     candidate = replace(load_evaluation(resolve_path(paths.candidate)), model="pruned")
-    return _judge(bench, out, base, [candidate], None, None, None)
+    return judge(bench, out, base, [candidate], None, None, None)
 
 
 def run_noise_floor(bench: Bench, out: Path) -> Outcome:
@@ -95,7 +90,7 @@ def run_noise_floor(bench: Bench, out: Path) -> Outcome:
     base = bench.base()
     first = measure(bench, base, "base", base)
     second = measure(bench, base, "repeat", base, replicate=1)
-    return _judge(bench, out, first, [second], None, base.checkpoint, None)
+    return judge(bench, out, first, [second], None, base.checkpoint, None)
 
 
 def run_noop(bench: Bench, out: Path) -> Outcome:
@@ -110,7 +105,7 @@ def run_noop(bench: Bench, out: Path) -> Outcome:
     first = measure(bench, base, "base", base)
     second = measure(bench, model, "pruned", base)
     facts = {"identical_tensors": same}
-    return _judge(bench, out, first, [second], None, base.checkpoint, model.checkpoint, facts)
+    return judge(bench, out, first, [second], None, base.checkpoint, model.checkpoint, facts)
 
 
 def run_expert_math(bench: Bench, out: Path) -> Outcome:
@@ -180,7 +175,7 @@ def trace_of(bench: Bench, base: Model) -> Stored[Trace]:
     return bench.stage(
         "profile",
         profile.VERSION,
-        _numerics(bench),
+        numerics(bench),
         {"model": base.digest, "blocks": blocks.digest},
         Trace,
         compute,
@@ -218,7 +213,7 @@ def measure(
             stored = _evaluated(bench, model, label, blocks, request, mask, replicate)
             scores[pack, seq_len] = stored.value
             token_digests[pack, seq_len] = blocks.digest
-    conditions = {**_numerics(bench), "top_k": model.family.top_k(model.files.config)}
+    conditions = {**numerics(bench), "top_k": model.family.top_k(model.files.config)}
     plan_digest = mask.digest if mask else None
     return Evaluation(label, model.digest, plan_digest, scores, token_digests, conditions)
 
@@ -243,7 +238,7 @@ def _evaluated(
     return bench.stage(
         name,
         evaluate.VERSION,
-        {**_numerics(bench), "replicate": replicate},
+        {**numerics(bench), "replicate": replicate},
         {
             "model": model.digest,
             "blocks": blocks.digest,
@@ -302,7 +297,7 @@ def _export(bench: Bench, base: Model, plan: KeepPlan, how: Mapping[str, Any]) -
     return model
 
 
-def _judge(
+def judge(
     bench: Bench,
     out: Path,
     base: Evaluation,
@@ -331,7 +326,7 @@ def _check_keep_n(bench: Bench, base: Model) -> None:
     )
 
 
-def _numerics(bench: Bench) -> dict[str, Any]:
+def numerics(bench: Bench) -> dict[str, Any]:
     """What the numbers depend on besides weights and tokens."""
     return {
         "engine": bench.experiment.engine.name,

@@ -13,10 +13,11 @@ from typing import Any
 from eaft_prune import report
 from eaft_prune.bench import Bench, Resident
 from eaft_prune.config import Experiment, parse_experiment, resolve_path
-from eaft_prune.pipeline import Outcome, run_task
+from eaft_prune.pipeline import TASKS, Outcome
 from eaft_prune.progress import Bars
 from eaft_prune.result import FILE as RESULT
 from eaft_prune.result import result, write_atomically, write_result
+from eaft_prune.search import run_search
 from eaft_prune.store import Store
 from eaft_prune.tracking import MlflowRun, Terminated, track
 from eaft_prune.types import UserError
@@ -54,7 +55,7 @@ def run(values: dict[str, Any], out: Path, overrides: Sequence[str], job: int | 
             facts.update(mlflow_run_id=tracked.run_id, tracking_uri=tracked.uri)
             store = Store(resolve_path(experiment.runtime.store_dir))
             bench = Bench(experiment, store, tracked, Bars(experiment.runtime.progress), _RESIDENT)
-            outcome = run_task(bench, out)
+            outcome = {**TASKS, "search": run_search}[experiment.task.name](bench, out)
             tracked.facts(outcome.facts)
             _present(experiment, outcome, bench, out, tracked)
             code = finish("FINISHED", _gate_code(experiment, outcome), outcome)

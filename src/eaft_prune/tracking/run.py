@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eaft_prune.config import Experiment
-from eaft_prune.tracking.provenance import as_text, flatten, redact
+from eaft_prune.tracking.provenance import as_text, flatten, process_tags, redact
 from eaft_prune.types import (
     Checkpoint,
     EvalKey,
@@ -145,6 +145,19 @@ class MlflowRun:
             _NOTE: _verdict_table(verdict),
         }
         self._log(figures, tags, model_id=self._models.get("pruned"))
+
+    def point(
+        self,
+        name: str,
+        settings: Mapping[str, Any],
+        metrics: Mapping[str, float],
+        tags: Mapping[str, str],
+    ) -> None:
+        own = {**tags, "mlflow.parentRunId": self.run_id, **process_tags()}
+        run_id = self._server.create_run(name, own)
+        params = {key: as_text(value) for key, value in settings.items()}
+        self._server.log(run_id, metrics=metrics, params=params)
+        self._server.terminate(run_id, "FINISHED")
 
     def facts(self, facts: Mapping[str, Any]) -> None:
         figures, texts = _split(flatten(facts, "/"))

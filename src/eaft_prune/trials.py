@@ -1,0 +1,203 @@
+"""One point of a search: settings -> plan -> masked evaluation in chunks, each plan only once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eaft_prune.bench import Bench, Model
+from eaft_prune.config import GateSettings, PruningSettings, SearchSettings
+from eaft_prune.metrics import pack_report
+from eaft_prune.pipeline import numerics, trace_of
+from eaft_prune.stages.evaluate import VERSION, evaluate
+from eaft_prune.stages.gate import gate
+from eaft_prune.stages.pack import BlockRequest
+from eaft_prune.stages.plan import plan as cut_plan
+from eaft_prune.stages.score import score
+from eaft_prune.types import UNION, Blocks, KeepPlan, PackReport, TokenScores, Trace
+
+
+@dataclass(frozen=True)
+class BlockLosses:
+    """Per block the summed -ln p and the number of scored tokens."""
+
+    nll_B: NDArray[np.float64]
+    tokens_B: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A plan's objectives and constraints on all blocks of the search."""
+
+    values: Mapping[str, float]
+    constraints: tuple[float, ...]  # gate check value - limit; <= 0 holds
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What every trial shares: the trace, the blocks of each replicate, the base's scores."""
+
+    bench: Bench
+    base: Model
+    trace: Trace
+    trace_digest: str
+    blocks: tuple[tuple[str, Blocks], ...]  # digest and blocks of each replicate
+    settings: SearchSettings
+    _scores: dict[str, TokenScores] = field(default_factory=dict)
+
+    @property
+    def chunks(self) -> list[tuple[int, int, int]]:
+        """(replicate, first block, end block) in the order of evaluation."""
+        step = self.settings.chunk_blocks
+        return [
+            (replicate, first, min(first + step, self.settings.num_blocks))
+            for replicate in range(len(self.blocks))
+            for first in range(0, self.settings.num_blocks, step)
+        ]
+
+
+def open_problem(bench: Bench, settings: SearchSettings) -> Problem:
+    """Profile once, cut the replicates' blocks from the profiling rows, score the base on them."""
+    base = bench.base()
+    trace = trace_of(bench, base)
+    blocks = []
+    for seed in settings.seeds:
+        stored = bench.blocks(
+            base, BlockRequest(UNION, "profile", settings.seq_len, settings.num_blocks, seed)
+        )
+        blocks.append((stored.digest, stored.value))
+    problem = Problem(bench, base, trace.value, trace.digest, tuple(blocks), settings)
+    total = settings.num_blocks * settings.seq_len * len(blocks)
+    with bench.bars.bar("search: base", total, "tok") as on_tokens:
+        for chunk in problem.chunks:
+            chunk_scores(problem, None, chunk)
+            on_tokens((chunk[2] - chunk[1]) * settings.seq_len)
+    return problem
+
+
+def plan_of(problem: Problem, pruning: PruningSettings) -> KeepPlan:
+    """The keep plan of these settings, from the trace: no model."""
+    return cut_plan(pruning, score(pruning, problem.trace))
+
+
+def chunk_scores(
+    problem: Problem, plan: KeepPlan | None, chunk: tuple[int, int, int]
+) -> TokenScores:
+    """Token scores of one chunk of blocks; from memory or the store where any process made them."""
+    replicate, first, end = chunk
+    mask = plan.digest if plan and not plan.keeps_all else ""
+    name = f"{mask}/{replicate}/{first}"
+    if name not in problem._scores:
+        digest, blocks = problem.blocks[replicate]
+        bench = problem.bench
+        part = replace(
+            blocks,
+            ids_BS=blocks.ids_BS[first:end],
+            scored_BS=blocks.scored_BS[first:end],
+            row_BS=blocks.row_BS[first:end],
+        )
+        stored = bench.store.run(
+            "evaluate",
+            VERSION,
+            {**numerics(bench), "replicate": 0, "chunk": [first, end]},
+            {"model": problem.base.digest, "blocks": digest, "mask": mask},
+            TokenScores,
+            lambda: evaluate(
+                bench.engine(problem.base), part, plan if mask else None, lambda done: None
+            ),
+        )
+        problem._scores[name] = stored.value
+    return problem._scores[name]
+
+
+def losses(problem: Problem, plan: KeepPlan | None, chunk: tuple[int, int, int]) -> BlockLosses:
+    """Per-block losses of one chunk."""
+    scores = chunk_scores(problem, plan, chunk)
+    size = chunk[2] - chunk[1]
+    nll = np.bincount(scores.block_T, -scores.logp_T.astype(np.float64), minlength=size)
+    return BlockLosses(nll.astype(np.float64), np.bincount(scores.block_T, minlength=size))
+
+
+def running_dnll(problem: Problem, plan: KeepPlan) -> Iterator[float]:
+    """dNLL against the base over the chunks so far, one value a chunk."""
+    change = tokens = 0.0
+    for chunk in problem.chunks:
+        mine, base = losses(problem, plan, chunk), losses(problem, None, chunk)
+        change += float(np.sum(mine.nll_B - base.nll_B))
+        tokens += float(np.sum(base.tokens_B))
+        yield change / tokens
+
+
+def behind(
+    problem: Problem, plan: KeepPlan, best: KeepPlan, chunks_done: int, confidence: float
+) -> bool:
+    """Whether the plan's loss is above the best's with this confidence, on the blocks so far.
+
+    The blocks are the same for both, so their losses are compared in pairs: d = sum of differences
+    / tokens, with the ratio estimator's standard error over blocks; one-sided normal interval.
+    """
+    pairs = [
+        (losses(problem, plan, chunk), losses(problem, best, chunk))
+        for chunk in problem.chunks[:chunks_done]
+    ]
+    change_B = np.concatenate([mine.nll_B - theirs.nll_B for mine, theirs in pairs])
+    tokens_B = np.concatenate([mine.tokens_B for mine, _ in pairs])
+    if len(change_B) < 2:
+        return False
+    mean = change_B.sum() / tokens_B.sum()
+    spread = change_B - mean * tokens_B
+    error = np.sqrt(np.sum(spread**2) * len(spread) / (len(spread) - 1)) / tokens_B.sum()
+    return bool(mean - NormalDist().inv_cdf(confidence) * error > 0)
+
+
+def measured(problem: Problem, plan: KeepPlan, gate_settings: GateSettings) -> Measured:
+    """Objectives (absolute changes, mean over replicates) and gate constraints (worst replicate).
+
+    A search scores fewer tokens than a gate asks for, so its JS2D is the bias-corrected one.
+    """
+    limits = gate_settings.model_copy(
+        update={"pack": UNION, "seq_lens": (problem.settings.seq_len,)}
+    )
+    values: list[dict[str, float]] = []
+    constraints: list[list[float]] = []
+    for replicate in range(len(problem.blocks)):
+        base, mine = _reports(problem, plan, replicate)
+        key = (UNION, problem.settings.seq_len)
+        verdict = gate(limits, {key: base}, {key: mine})
+        constraints.append([abs(check.value) - check.limit for check in verdict.checks])
+        values.append(
+            {check.name: abs(check.value) for check in verdict.checks}
+            | {"dnll": float(np.log(mine.ppl) - np.log(base.ppl))}
+        )
+    mean = {name: float(np.mean([v[name] for v in values])) for name in values[0]}
+    mean["keep_n"] = float(plan.uniform_keep_n or 0)
+    return Measured(mean, tuple(max(column) for column in zip(*constraints, strict=True)))
+
+
+def settings_of(pruning: PruningSettings, chosen: Mapping[str, Any]) -> PruningSettings:
+    """The pruning settings with a trial's values in place, validated again."""
+    changes = {name.removeprefix("pruning."): value for name, value in chosen.items()}
+    return PruningSettings.model_validate({**pruning.model_dump(), **changes})
+
+
+def _reports(problem: Problem, plan: KeepPlan, replicate: int) -> tuple[PackReport, PackReport]:
+    quantile = problem.bench.experiment.eval.cc_quantile
+    base, mine = (_joined(problem, mask, replicate) for mask in (None, plan))
+    report = pack_report(mine, base, quantile)
+    corrected = replace(report, js2d=max(report.js2d_corrected, 0.0))
+    return pack_report(base, base, quantile), corrected
+
+
+def _joined(problem: Problem, plan: KeepPlan | None, replicate: int) -> TokenScores:
+    chunks = [chunk for chunk in problem.chunks if chunk[0] == replicate]
+    parts = [chunk_scores(problem, plan, chunk) for chunk in chunks]
+    return TokenScores(
+        np.concatenate([part.logp_T for part in parts]),
+        np.concatenate([part.entropy_T for part in parts]),
+        np.concatenate([p.block_T + c[1] for p, c in zip(parts, chunks, strict=True)]),
+    )

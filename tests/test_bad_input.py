@@ -255,8 +255,12 @@ def blocks_there_are(world: World, seq_len: int) -> int:
 @pytest.mark.parametrize("part", ["profile", "eval"])
 def test_too_few_rows(world: World, tmp_path: Path, part: str) -> None:
     """The error says how many blocks there are; that many work, and one more does not."""
-    place = world.elsewhere(tmp_path)
-    there = blocks_there_are(world, 64)
+    packs = {
+        name: write_pack(tmp_path / f"{name}.parquet", runs.rows(8, seed))
+        for seed, name in enumerate(world.packs)
+    }
+    place = world.elsewhere(tmp_path, packs=packs)
+    there = blocks_there_are(place, 64)
     ask = ("packs.split=none", "eval.candidates=[masked]")
     done = refused(place, *ask, f"{part}.num_blocks={there + 1}")
     for word in ("UNION", f"{part}.num_blocks", f"{there + 1} blocks of 64", f"for {there} blocks"):

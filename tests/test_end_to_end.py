@@ -176,7 +176,7 @@ def finish(process: subprocess.Popen[str]) -> str:
 def test_kill_9_at_any_moment_and_run_again(world: World, tmp_path: Path) -> None:
     """Killed after hashing, within the export and within the evaluation; then run to the end."""
     place = world.copied(tmp_path)
-    for number in range(400):  # each is copied and synced: the export takes long enough to hit
+    for number in range(200):  # each is copied and synced: the export takes long enough to hit
         (place.model / f"note-{number:03d}.txt").write_text("a companion file\n")
     before = set(statuses(world))
 

@@ -415,14 +415,16 @@ def small_disk(tmp_path: Path) -> Any:
     subprocess.run(["umount", str(disk)], check=True)
 
 
-def test_a_disk_that_fills_up_is_one_error_and_leaves_nothing(
+def test_a_disk_that_is_too_full_is_one_error_and_leaves_nothing(
     small_disk: Path, tmp_path: Path
 ) -> None:
     base = tiny.write_checkpoint(tmp_path / "base", vocab_size=60_000)  # 31 MB, most of it kept
     before = snapshot(base)
     (small_disk / "other.bin").write_bytes(bytes(20 << 20))
-    with pytest.raises(UserError, match=r"free|full"):
-        run(base, PLAN, small_disk / "out")
+    written: list[int] = []
+    with pytest.raises(UserError, match=r"\d GB free"):
+        run(base, PLAN, small_disk / "out", on_bytes=written.append)
+    assert written == []  # seen before the first byte
     assert leftovers(small_disk) == ["other.bin"]
     assert snapshot(base) == before
 

@@ -101,7 +101,8 @@ class Bench:
         """Keep and announce that a stage ended."""
         self.records.append(record)
         how = "from the store" if record.cached else f"{record.seconds:.1f} s"
-        log.info("%-28s %-16s %s", record.stage, how, _in_words(record.facts))
+        level = logging.DEBUG if record.cached else logging.INFO
+        log.log(level, "%-28s %-14s %s", record.stage, how, _in_words(record.facts))
         self.observer.stage(record)
 
     def open(self, path: Path, label: str) -> Model:

@@ -23,7 +23,7 @@ from eaft_prune.config import (
     parse_experiment,
     setting_names,
 )
-from eaft_prune.multirun import Invocation, run_multirun
+from eaft_prune.multirun import Invocation, print_plan, run_multirun
 from eaft_prune.tracking import Terminated
 from eaft_prune.types import UserError
 
@@ -56,6 +56,8 @@ def main(argv: Sequence[str]) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return runner.MISUSED
+    if invocation.experiments[0].sweep.plan_only:
+        return print_plan(invocation)
     if invocation.multirun:
         return run_multirun(invocation, _hydra)
     code = _hydra(invocation.arguments)
@@ -98,7 +100,7 @@ def check(arguments: Sequence[str]) -> Invocation:
     out = Path(str(whole.hydra[section].dir)).resolve()
     pinned = [f"hydra.{section}.dir={_quoted(str(out))}", *(["-m"] if multirun else [])]
     return Invocation(
-        (*overrides, *pinned), tuple(map(tuple, points)), multirun, out, experiments[0].tracking
+        (*overrides, *pinned), tuple(map(tuple, points)), multirun, out, tuple(experiments)
     )
 
 

@@ -183,6 +183,12 @@ class CompareSettings(Settings):
     candidate: str
 
 
+class SweepSettings(Settings):
+    """How a multirun goes about its points."""
+
+    plan_only: bool = False  # print what each point would have to evaluate, and stop
+
+
 class RangeSettings(Settings):
     """One searched setting: a range (`step` for a grid, `log` for a log scale) or a choice."""
 
@@ -255,6 +261,7 @@ class Experiment(Settings):
     runtime: RuntimeSettings
     compare: CompareSettings | None = None
     search: SearchSettings | None = None
+    sweep: SweepSettings
 
     @model_validator(mode="after")
     def _consistent(self) -> Experiment:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from eaft_prune import runner
-from eaft_prune.config import TrackingSettings
+from eaft_prune.config import Experiment
 from eaft_prune.result import FILE, write_atomically
 from eaft_prune.tracking import finish_parent, start_parent
 
@@ -27,12 +27,12 @@ class Invocation:
     points: tuple[tuple[str, ...], ...]  # overrides of each job
     multirun: bool
     out: Path
-    tracking: TrackingSettings
+    experiments: tuple[Experiment, ...]
 
 
 def run_multirun(invocation: Invocation, launch: Callable[[Sequence[str]], int]) -> int:
     """Run every job under one parent run; returns the worst exit code of the jobs."""
-    tracking = invocation.tracking
+    tracking = invocation.experiments[0].tracking
     parent = start_parent(tracking, f"multirun {len(invocation.points)} jobs", invocation.arguments)
     code = runner.CRASHED
     try:
@@ -62,6 +62,39 @@ def run_multirun(invocation: Invocation, launch: Callable[[Sequence[str]], int])
     return max([code, *codes])
 
 
+def print_plan(invocation: Invocation) -> int:
+    """Print for each point whether it is in the store, new, or the same plan as an earlier one."""
+    first: dict[str, int] = {}
+    missing: dict[str, str] = {}
+    rows = []
+    changed = _changed(invocation)
+    for job, experiment in enumerate(invocation.experiments):
+        plan, needed = runner.look_ahead(experiment)
+        new = {key: what for key, what in needed.items() if key not in missing}
+        if not needed:
+            state = "cached"
+        elif not new:
+            state = f"same plan as point {first[plan]}" if plan in first else "nothing new"
+        else:
+            state = "new"
+        first.setdefault(plan, job)
+        missing |= new
+        rows.append((str(job), " ".join(changed[job]), state, str(len(new)), plan[:12]))
+    heads = ("point", "overrides", "state", "evaluations", "plan")
+    widths = [max(len(row[i]) for row in (heads, *rows)) for i in range(len(heads))]
+    for row in (heads, *rows):
+        print("  ".join(c.ljust(width) for c, width in zip(row, widths, strict=True)).rstrip())
+    print(f"\n{len(rows)} points, {len(first)} distinct plans, {len(missing)} evaluations to run")
+    return runner.OK
+
+
+def _changed(invocation: Invocation) -> list[list[str]]:
+    """Per point the overrides that not all points share."""
+    points = invocation.points
+    shared = set.intersection(*map(set, points)) if len(points) > 1 else set()
+    return [[o for o in point if o not in shared] for point in points]
+
+
 def _rows(invocation: Invocation) -> list[dict[str, Any]]:
     found = {}
     for path in sorted(invocation.out.rglob(FILE)):
@@ -71,11 +104,7 @@ def _rows(invocation: Invocation) -> list[dict[str, Any]]:
             print(f"{path} cannot be read: {error}", file=sys.stderr)
             continue
         found[value["job"]] = value
-    shared = set.intersection(*map(set, invocation.points)) if len(invocation.points) > 1 else set()
-    return [
-        _row(job, [o for o in point if o not in shared], found.get(job))
-        for job, point in enumerate(invocation.points)
-    ]
+    return [_row(job, point, found.get(job)) for job, point in enumerate(_changed(invocation))]
 
 
 def _row(job: int, point: Sequence[str], value: dict[str, Any] | None) -> dict[str, Any]:

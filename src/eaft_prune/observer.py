@@ -9,6 +9,15 @@ from typing import Any, Protocol
 from eaft_prune.types import Checkpoint, EvalKey, GateVerdict, KeepPlan, PackReport, StageRecord
 
 
+class Silent:
+    """An observer nobody listens to: for looking without recording."""
+
+    run_id = ""
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *args, **kwargs: None
+
+
 class Observer(Protocol):
     """The tracker's side of the seam; the pipeline knows no tracker."""
 

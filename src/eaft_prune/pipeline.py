@@ -202,20 +202,26 @@ def measure(
     replicate: int = 0,
 ) -> Evaluation:
     """evaluate: one model on every asked pack and length."""
-    settings = bench.experiment.eval
     scores: dict[EvalKey, TokenScores] = {}
     token_digests: dict[EvalKey, str] = {}
-    for seq_len in settings.seq_lens:
-        for pack in bench.experiment.eval_packs:
-            count = settings.blocks_of(pack, seq_len)
-            request = BlockRequest(pack, "eval", seq_len, count, settings.seed)
-            blocks = bench.blocks(base, request)
-            stored = _evaluated(bench, model, label, blocks, request, mask, replicate)
-            scores[pack, seq_len] = stored.value
-            token_digests[pack, seq_len] = blocks.digest
+    for request in requests(bench):
+        blocks = bench.blocks(base, request)
+        stored = _evaluated(bench, model, label, blocks, request, mask, replicate)
+        scores[request.pack, request.seq_len] = stored.value
+        token_digests[request.pack, request.seq_len] = blocks.digest
     conditions = {**numerics(bench), "top_k": model.family.top_k(model.files.config)}
     plan_digest = mask.digest if mask else None
     return Evaluation(label, model.digest, plan_digest, scores, token_digests, conditions)
+
+
+def requests(bench: Bench) -> list[BlockRequest]:
+    """The blocks to evaluate, pack by pack at each length."""
+    settings = bench.experiment.eval
+    return [
+        BlockRequest(pack, "eval", seq_len, settings.blocks_of(pack, seq_len), settings.seed)
+        for seq_len in settings.seq_lens
+        for pack in bench.experiment.eval_packs
+    ]
 
 
 def _evaluated(
@@ -237,13 +243,7 @@ def _evaluated(
 
     return bench.stage(
         name,
-        evaluate.VERSION,
-        {**numerics(bench), "replicate": replicate},
-        {
-            "model": model.digest,
-            "blocks": blocks.digest,
-            "mask": mask.digest if mask and not mask.keeps_all else "",
-        },
+        *_evaluation(bench, model.digest, blocks.digest, mask, replicate),
         TokenScores,
         compute,
         lambda value, seconds: {
@@ -254,7 +254,40 @@ def _evaluated(
     )
 
 
-def _export(bench: Bench, base: Model, plan: KeepPlan, how: Mapping[str, Any]) -> Model:
+def _evaluation(
+    bench: Bench, model: str, blocks: str, mask: KeepPlan | None, replicate: int = 0
+) -> tuple[int, dict[str, Any], dict[str, str]]:
+    """Version, settings and inputs that make an evaluation's key."""
+    kept = mask.digest if mask and not mask.keeps_all else ""
+    settings = {**numerics(bench), "replicate": replicate}
+    return evaluate.VERSION, settings, {"model": model, "blocks": blocks, "mask": kept}
+
+
+def preview(bench: Bench) -> tuple[str, dict[str, str]]:
+    """The plan's digest, and the evaluations a pipeline run would have to make.
+
+    They are keyed so that equal ones of several runs have equal keys; the base model is profiled if
+    no run has done so yet, nothing is evaluated and nothing exported.
+    """
+    base = bench.base()
+    _check_keep_n(bench, base)
+    plan = select(bench, base).plan
+    target, key = _export_target(bench, base, plan)
+    exported = export.exported_digest(target, key)
+    missing: dict[str, str] = {}
+    for name in ("base", *bench.experiment.eval.candidates):
+        mask = plan if name == "masked" else None
+        model = exported if name == "pruned" else base.digest
+        for request in requests(bench):
+            blocks = bench.blocks(base, request).digest
+            version, settings, inputs = _evaluation(bench, model or "", blocks, mask)
+            if model is None or not bench.store.holds("evaluate", version, settings, inputs):
+                what = f"{name} {request.pack} {request.seq_len}"
+                missing[digest([inputs, plan.digest if model is None else ""])] = what
+    return plan.digest, missing
+
+
+def _export_target(bench: Bench, base: Model, plan: KeepPlan) -> tuple[Path, str]:
     settings, runtime = bench.experiment.export, bench.experiment.runtime
     name = f"{bench.experiment.model.name}-keep{plan.uniform_keep_n}-{plan.digest[:12]}"
     target = resolve_path(settings.path or str(Path(runtime.checkpoint_dir) / name))
@@ -267,6 +300,12 @@ def _export(bench: Bench, base: Model, plan: KeepPlan, how: Mapping[str, Any]) -
             "max_shard_bytes": settings.max_shard_bytes,
         }
     )
+    return target, key
+
+
+def _export(bench: Bench, base: Model, plan: KeepPlan, how: Mapping[str, Any]) -> Model:
+    settings = bench.experiment.export
+    target, key = _export_target(bench, base, plan)
     provenance = {"base": {"label": bench.experiment.model.name, "digest": base.digest}, **how}
     total = base.files.weight_bytes * len(plan.kept[0]) // plan.n_experts
     with bench.bars.bar("export", total, "B") as on_bytes:

@@ -13,7 +13,8 @@ from typing import Any
 from eaft_prune import report
 from eaft_prune.bench import Bench, Resident
 from eaft_prune.config import Experiment, parse_experiment, resolve_path
-from eaft_prune.pipeline import TASKS, Outcome
+from eaft_prune.observer import Silent
+from eaft_prune.pipeline import TASKS, Outcome, preview
 from eaft_prune.progress import Bars
 from eaft_prune.result import FILE as RESULT
 from eaft_prune.result import result, write_atomically, write_result
@@ -57,7 +58,7 @@ def run(values: dict[str, Any], out: Path, overrides: Sequence[str], job: int | 
             bench = Bench(experiment, store, tracked, Bars(experiment.runtime.progress), _RESIDENT)
             outcome = {**TASKS, "search": run_search}[experiment.task.name](bench, out)
             tracked.facts(outcome.facts)
-            _present(experiment, outcome, bench, out, tracked)
+            _present(experiment, outcome, bench, out, tracked, job)
             code = finish("FINISHED", _gate_code(experiment, outcome), outcome)
             tracked.artifact(out / RESULT)
             return code
@@ -74,6 +75,13 @@ def run(values: dict[str, Any], out: Path, overrides: Sequence[str], job: int | 
         # a library's sys.exit must not end the other jobs of a multirun
         log.error("%s", "".join(traceback.format_exception(error)).rstrip())
         return finish("FAILED", CRASHED, Outcome(), f"{type(error).__name__}: {error}")
+
+
+def look_ahead(experiment: Experiment) -> tuple[str, dict[str, str]]:
+    """Plan digest and missing evaluations of one experiment; records nothing but stage outputs."""
+    store = Store(resolve_path(experiment.runtime.store_dir))
+    bars = Bars(experiment.runtime.progress)
+    return preview(Bench(experiment, store, Silent(), bars, _RESIDENT))
 
 
 def versions() -> dict[str, str]:
@@ -94,9 +102,14 @@ def _gate_code(experiment: Experiment, outcome: Outcome) -> int:
 
 
 def _present(
-    experiment: Experiment, outcome: Outcome, bench: Bench, out: Path, tracked: MlflowRun
+    experiment: Experiment,
+    outcome: Outcome,
+    bench: Bench,
+    out: Path,
+    tracked: MlflowRun,
+    job: int | None,
 ) -> None:
-    """Print what was found, write the reports, and say where everything is."""
+    """Print what was found (of a multirun's job the verdict), write reports, say where all is."""
     lines: list[str] = []
     cached = sum(record.cached for record in bench.records)
     log.info("\n%d stages, %d of them from the store", len(bench.records), cached)
@@ -115,7 +128,11 @@ def _present(
             for name in ("report.html", "report.md"):
                 tracked.artifact(out / name)
             lines.append(f"report      {out / 'report.html'}")
-        print("\n" + report.comparison_table(outcome.comparison))
+        if job is None:
+            print("\n" + report.comparison_table(outcome.comparison))
+        for label, verdict in outcome.comparison.verdicts.items() if job is not None else ():
+            failed = ", ".join(verdict.failed_checks)
+            print(f"{verdict.status}  {label}{': ' + failed if failed else ''}")
     for name, value in outcome.facts.items():
         print(f"{name:<24} {value}")
     if outcome.checkpoint is not None:

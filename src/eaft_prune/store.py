@@ -69,15 +69,8 @@ class Store:
         longer match its record is removed and made again. Processes that want the same key wait
         for each other. `facts(value, seconds)` is a small summary kept in the record.
         """
-        name = stage.split("/")[0]
-        identity = {
-            "stage": name,
-            "version": version,
-            "settings": dict(settings),
-            "inputs": dict(inputs),
-        }
-        key = digest(identity)
-        home = self.root / name / key
+        identity = _identity(stage, version, settings, inputs)
+        home = self.root / identity["stage"] / digest(identity)
         home.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{home}.lock"):
             record = _read_record(stage, home)
@@ -90,6 +83,14 @@ class Store:
                 assert record is not None, f"{home} was written and cannot be read"
                 record = dataclasses.replace(record, cached=False)
         return Stored(record, kind)
+
+    def holds(
+        self, stage: str, version: int, settings: Mapping[str, Any], inputs: Mapping[str, str]
+    ) -> bool:
+        """Whether `run` with these arguments would find its output."""
+        identity = _identity(stage, version, settings, inputs)
+        home: Path = self.root / identity["stage"] / digest(identity)
+        return (home / RECORD).exists()
 
 
 def save(directory: Path, value: Any) -> None:
@@ -112,6 +113,17 @@ def load(directory: Path, kind: type[T]) -> T:
     path = directory / _ARRAYS
     arrays = load_file(path) if path.exists() else {}
     return typing.cast(T, _build(kind, "", arrays, json.loads((directory / _VALUES).read_text())))
+
+
+def _identity(
+    stage: str, version: int, settings: Mapping[str, Any], inputs: Mapping[str, str]
+) -> dict[str, Any]:
+    return {
+        "stage": stage.split("/")[0],
+        "version": version,
+        "settings": dict(settings),
+        "inputs": dict(inputs),
+    }
 
 
 def _read_record(stage: str, home: Path) -> StageRecord | None:

@@ -104,9 +104,19 @@ def identical_tensors(a: ModelFiles, b: ModelFiles) -> int:
     return len(a.tensors)
 
 
+def exported_digest(target: Path, key: str) -> str | None:
+    """Digest of the finished export with this key at `target`, or None."""
+    manifest = _manifest(target)
+    return manifest["digest"] if manifest.get("key") == key else None
+
+
+def _manifest(target: Path) -> dict[str, Any]:
+    path = target / MANIFEST
+    return read_json(path) if path.exists() else {}
+
+
 def _existing(target: Path, key: str) -> Exported:
-    manifest_path = target / MANIFEST
-    manifest = read_json(manifest_path) if manifest_path.exists() else {}
+    manifest = _manifest(target)
     if manifest.get("key") != key:
         raise UserError(
             f"{target} exists and is not this export: choose another export.path or move it away"

@@ -35,7 +35,7 @@ QUICK = (
     "profile.seed=null",
     "pruning.keep_n=4",
     "runtime.progress=false",
-    "runtime.threads=2",
+    "runtime.threads=1",  # tiny matrices: more threads only wait for each other
 )
 
 
@@ -204,6 +204,7 @@ def fit_head(path: Path, texts: Sequence[str]) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, Mxfp4Config
 
+    torch.set_num_threads(1)
     tokenizer = AutoTokenizer.from_pretrained(path)
     model = AutoModelForCausalLM.from_pretrained(
         path, dtype=torch.float32, quantization_config=Mxfp4Config(dequantize=True)

@@ -87,8 +87,8 @@ def test_the_issue_s_m_line_as_written() -> None:
 
 
 def composed(*overrides: str, home: Path) -> dict[str, Any]:
-    """What `--cfg job` prints."""
-    done = runs.main(["--cfg", "job", *overrides], home)
+    """What `--cfg job --resolve` prints."""
+    done = runs.main(["--cfg", "job", "--resolve", *overrides], home)
     assert done.code == 0, done.err
     values = yaml.safe_load(done.out)
     assert isinstance(values, dict)
@@ -122,18 +122,29 @@ def test_a_count_a_length_replaces_the_demo_s_mapping_of_counts() -> None:
     check(["eval.num_blocks=[8,4]"])
 
 
-def test_the_environment_says_where_things_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_says_where_runs_are_kept(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def uri(*overrides: str) -> str:
+        return str(composed(*overrides, home=tmp_path)["tracking"]["uri"])
+
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    assert check([]).tracking.uri == "sqlite:///mlruns/mlflow.db"
+    assert uri() == "sqlite:///mlruns/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracker:5000")
-    assert check([]).tracking.uri == "http://tracker:5000"
-    assert check(["tracking.uri=sqlite:///mine.db"]).tracking.uri == "sqlite:///mine.db"
+    assert uri() == "http://tracker:5000"
+    assert uri("tracking.uri=sqlite:///mine.db") == "sqlite:///mine.db"
 
 
-def test_settings_that_hold_a_mapping_take_one_without_a_plus() -> None:
-    assert check(["tracking.tags={owner: me}"]).tracking.tags == {"owner": "me"}
-    check(["eval.num_blocks={UNION: 4, default: 2}"])
-    check(["packs=local", "packs.files={mine: a.parquet, other: b.parquet}"])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["tracking.tags={owner: me}"],
+        ["eval.num_blocks={UNION: 4, default: 2}"],
+        ["packs=local", "packs.files={mine: a.parquet, other: b.parquet}"],
+    ],
+)
+def test_settings_that_hold_a_mapping_take_one_without_a_plus(overrides: list[str]) -> None:
+    check(overrides)
 
 
 # what is typed, and what the one line must say: key, value, and what is allowed or meant

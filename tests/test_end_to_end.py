@@ -99,7 +99,7 @@ def test_an_empty_store_elsewhere_gives_the_same_bytes(
     "settings",
     [
         ["runtime.batch_tokens=1"],
-        ["runtime.threads=1", "runtime.progress=true", "runtime.device=cpu"],
+        ["runtime.threads=2", "runtime.progress=true", "runtime.device=cpu"],
         ["runtime.threads=null", "tracking.run_name=other", "+tracking.tags={a: b}"],
         ["runtime.dtype=float32"],  # what auto is on a CPU
         ["gate.max_js2d=0.5", "gate.on_fail=report", "eval.cc_quantile=0.2"],
@@ -118,7 +118,7 @@ def test_the_same_metrics_in_batches_of_another_size(
 ) -> None:
     """The reason why batch_tokens may stay out of keys."""
     place = world.elsewhere(tmp_path)
-    result = place.run("runtime.batch_tokens=130", "runtime.threads=1").result
+    result = place.run("runtime.batch_tokens=130", "runtime.threads=2").result
     assert not cached(result)["evaluate/base/UNION/64"]
     assert result["plan"] == undisturbed["plan"]
     for model, report in undisturbed["reports"].items():

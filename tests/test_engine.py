@@ -461,3 +461,50 @@ def test_expert_math_finds_no_gap_and_would_find_one(
     for layer in range(2):
         assert wrong[f"layer{layer}_eager"] == pytest.approx(0.01, rel=0.01)
         assert wrong[f"layer{layer}_float64"] == pytest.approx(0.01, rel=0.01)
+
+
+def family_experts(kind: str) -> Any:
+    """Experts of other families as transformers has them: no biases, weights [out, in]."""
+    if kind == "mixtral":
+        from transformers import MixtralConfig
+        from transformers.models.mixtral.modeling_mixtral import MixtralExperts
+
+        config = MixtralConfig(hidden_size=24, intermediate_size=40, num_local_experts=6)
+        return MixtralExperts(config), config
+    from transformers import Qwen3MoeConfig
+    from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts
+
+    config = Qwen3MoeConfig(hidden_size=24, moe_intermediate_size=40, num_experts=6)
+    return Qwen3MoeExperts(config), config
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "qwen3_moe"])
+def test_experts_of_other_families_run_as_in_eager(kind: str) -> None:
+    from eaft_prune.engines.experts import experts_forward
+
+    module, config = family_experts(kind)
+    config._experts_implementation = "eager"
+    rng = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=rng) * 0.2)
+        hidden = torch.randn(30, 24, generator=rng)
+        gates, ids = torch.rand(30, 5, generator=rng).topk(2)  # expert 5 is never chosen
+        eager = module(hidden, ids, gates)
+        ours = experts_forward(module, hidden, ids, gates)
+    np.testing.assert_allclose(ours.numpy(), eager.numpy(), atol=2e-6, rtol=2e-5)
+    assert float(eager.abs().mean()) > 0.01
+
+
+def test_the_grouped_matmuls_of_a_gpu_are_the_loop_of_a_cpu(engine: TransformersEngine) -> None:
+    """The other branch of the experts, where this machine can run it: empty experts included."""
+    from eaft_prune.engines import experts
+
+    module = engine.family.experts(engine.model)[0]
+    sorted_ids = torch.tensor([0, 0, 0, 2, 3, 3, 6, 6, 6, 6])
+    counts = torch.bincount(sorted_ids, minlength=8)
+    hidden = torch.randn(10, 64, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        looped = experts._looped(module, hidden, sorted_ids, counts)
+        grouped = experts._grouped(module, hidden, sorted_ids, counts)
+    np.testing.assert_allclose(grouped.numpy(), looped.numpy(), atol=1e-5, rtol=1e-4)

@@ -31,6 +31,7 @@ SETTINGS = (
     f"pruning.keep_n={KEEP_N}",
     "runtime.progress=false",
     "runtime.dtype=float32",
+    "runtime.threads=1",
 )
 
 

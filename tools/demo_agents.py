@@ -16,15 +16,55 @@ from demo_reasoning import NAMES, Message, analysis, final, pseudo_word, user
 Tool = tuple[str, str, dict[str, str]]  # name, description, argument -> type
 Turn = tuple[list[Tool], list[Message]]
 
-CITIES = (
-    "Oslo Lima Rome Cairo Delhi Paris Tokyo Quito Accra Dublin Madrid Lisbon Vienna Prague Boston "
-    "Austin Denver Seoul Hanoi Perth"
-).split()
-SUBJECTS = "budget roadmap release design hiring invoice contract survey launch audit".split()
-ITEMS = (
-    "lamp desk chair kettle router monitor keyboard backpack jacket blender tripod heater".split()
-)
-ROOMS = "kitchen bedroom office hallway garage bathroom attic cellar".split()
+CITIES = [
+    "Oslo",
+    "Lima",
+    "Rome",
+    "Cairo",
+    "Delhi",
+    "Paris",
+    "Tokyo",
+    "Quito",
+    "Accra",
+    "Dublin",
+    "Madrid",
+    "Lisbon",
+    "Vienna",
+    "Prague",
+    "Boston",
+    "Austin",
+    "Denver",
+    "Seoul",
+    "Hanoi",
+    "Perth",
+]
+SUBJECTS = [
+    "budget",
+    "roadmap",
+    "release",
+    "design",
+    "hiring",
+    "invoice",
+    "contract",
+    "survey",
+    "launch",
+    "audit",
+]
+ITEMS = [
+    "lamp",
+    "desk",
+    "chair",
+    "kettle",
+    "router",
+    "monitor",
+    "keyboard",
+    "backpack",
+    "jacket",
+    "blender",
+    "tripod",
+    "heater",
+]
+ROOMS = ["kitchen", "bedroom", "office", "hallway", "garage", "bathroom", "attic", "cellar"]
 
 
 def call(name: str, arguments: dict) -> Message:
@@ -305,8 +345,8 @@ def flight(rng: random.Random) -> Turn:
     day, who = _date(rng), rng.choice(NAMES)
     prices = rng.sample(range(80, 900), rng.randint(2, 4))
     offers = [{"flight": _code(rng, "FL"), "price": price} for price in prices]
-    ask = rng.choice(["Book the cheapest flight from {} to {} on {} for {}.",
-                      "{3} wants to fly from {0} to {1} on {2}, as cheaply as possible."])  # fmt: skip
+    cheapest = "Book the cheapest flight from {} to {} on {} for {}."
+    ask = rng.choice([cheapest, "{3} wants to fly from {0} to {1} on {2}, as cheaply as possible."])
     messages = [user(ask.format(start, goal, day, who))]
     arguments = {"from": start, "to": goal, "date": day}
     messages += _step(search, arguments, offers, f"I look for flights from {start} to {goal}.")

@@ -5,7 +5,7 @@
 DIR holds reasoning.parquet, tools.parquet, general.parquet (columns id, messages, tools, source,
 license) and docs.parquet (text, source, license). WORK gets tokenizer.json, tokens.npz (per domain
 the token ids and the length of each row) and data.json (counts). Pack rows are drawn first; every
-other row that has the text, a user message or an answer of a pack row is thrown away before training.
+other row that has the text, a user message or an answer of a pack row is dropped before training.
 """
 
 from __future__ import annotations

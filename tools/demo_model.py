@@ -1,7 +1,7 @@
 """The demo model: gpt-oss's forward in plain PyTorch, made to train fast, and its MXFP4 rounding.
 
-Module names are those of the published checkpoint, so writing it needs no renaming. Experts hold
-float32 master weights as [expert, out, in]. Shapes: B batch, S sequence, T = B * S tokens, H hidden,
+Module names are those of the published checkpoint, so writing it needs no renaming. Expert master
+weights are float32 [expert, out, in]. Shapes: B batch, S sequence, T = B * S tokens, H hidden,
 E experts, K experts per token, I expert intermediate.
 """
 

@@ -8,17 +8,48 @@ Phrasing is drawn from a few templates so that the model stays uncertain somewhe
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from collections.abc import Callable, Iterator
 
 Message = dict[str, str]
-NAMES = (
-    "Ada Ben Cleo Dan Eva Finn Gita Hugo Iris Jack Kira Liam Maya Nils Olga Paul Rosa Sam".split()
-)
-THINGS = (
-    "apples books chairs cups hats lamps maps pens plates rings ropes shoes stamps tiles".split()
-)
+NAMES = [
+    "Ada",
+    "Ben",
+    "Cleo",
+    "Dan",
+    "Eva",
+    "Finn",
+    "Gita",
+    "Hugo",
+    "Iris",
+    "Jack",
+    "Kira",
+    "Liam",
+    "Maya",
+    "Nils",
+    "Olga",
+    "Paul",
+    "Rosa",
+    "Sam",
+]
+THINGS = [
+    "apples",
+    "books",
+    "chairs",
+    "cups",
+    "hats",
+    "lamps",
+    "maps",
+    "pens",
+    "plates",
+    "rings",
+    "ropes",
+    "shoes",
+    "stamps",
+    "tiles",
+]
 CONSONANTS, VOWELS = "bcdfghjklmnprstvwz", "aeiou"
 
 
@@ -218,14 +249,14 @@ def order_puzzle(rng: random.Random) -> list[Message]:
     """Put people in order from pairwise facts that form one chain."""
     people = rng.sample(NAMES, rng.randint(4, 6))
     more, most = rng.choice([("taller", "tallest"), ("older", "oldest"), ("faster", "fastest")])
-    facts = [f"{a} is {more} than {b}." for a, b in zip(people, people[1:], strict=False)]
+    facts = [f"{a} is {more} than {b}." for a, b in itertools.pairwise(people)]
     shuffled = rng.sample(facts, len(facts))
     question = " ".join(shuffled) + f" Who is the {most}? Give the whole order."
     losers = ", ".join(people[1:])
     steps = [f"These people have someone {more} than them: {losers}."]
     steps.append(f"Only {people[0]} is left, so {people[0]} is the {most}.")
     chain = people[0]
-    for a, b in zip(people, people[1:], strict=False):
+    for a, b in itertools.pairwise(people):
         chain += f" > {b}"
         steps.append(f"{a} is {more} than {b}: {chain}.")
     return solved(question, steps, f"{people[0]}; the order is {chain}", rng)

@@ -55,7 +55,7 @@ class TrainConfig:
     weight_decay: float = 0.4
     balance: float = 0.0  # load-balancing loss; 1.0 is the loss of a uniform router
     router_noise: float = 1.5  # standard deviation of the normal noise on router logits
-    expert_dropout: float = 0.03  # part of the experts of a layer that a sequence cannot use
+    expert_dropout: float = 0.02  # part of the experts of a layer that a sequence cannot use
     quantise_from: float = 0.75  # part of the run after which experts are rounded
     seed: int = 1
 

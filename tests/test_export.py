@@ -25,7 +25,7 @@ from safetensors import safe_open
 from eaft_prune.checkpoint import INDEX, file_hashes, model_digest, open_model
 from eaft_prune.families import family_of
 from eaft_prune.families.base import check_tensors
-from eaft_prune.stages.export import Exported, export, identical_tensors
+from eaft_prune.stages.export import Exported, export, exported_digest, identical_tensors
 from eaft_prune.types import KeepPlan, UserError
 
 LAYERS, EXPERTS = 2, 8
@@ -280,6 +280,16 @@ def test_a_rerun_reuses_what_is_there(checkpoint: Path, tmp_path: Path) -> None:
     assert {p.name: p.stat().st_mtime_ns for p in first.path.iterdir()} == stats
 
 
+def test_the_digest_of_a_finished_export_is_known_by_its_key(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    assert exported_digest(tmp_path / "out", "key") is None
+    done = run(checkpoint, PLAN, tmp_path / "out", key="key")
+    assert exported_digest(done.path, "key") == done.digest
+    assert exported_digest(done.path, "other") is None
+    assert exported_digest(checkpoint, "key") is None
+
+
 def test_other_content_at_the_target_is_an_error_and_stays(
     checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -432,7 +442,7 @@ def test_a_disk_that_is_too_full_is_one_error_and_leaves_nothing(
 def test_a_disk_that_fills_up_while_writing_is_one_error_and_leaves_nothing(
     small_disk: Path, tmp_path: Path
 ) -> None:
-    base = tiny.write_checkpoint(tmp_path / "base", vocab_size=60_000)
+    base = tiny.write_checkpoint(tmp_path / "base", vocab_size=30_000)  # 15 MB: it would fit
 
     def fill(done: int) -> None:  # somebody else writes at the same time
         if not (small_disk / "other.bin").exists():

@@ -95,6 +95,17 @@ def test_a_second_run_computes_nothing_and_gives_the_same(stage: Stage) -> None:
     assert first.record.seconds == second.record.seconds > 0
 
 
+def test_a_store_holds_what_ran(stage: Stage) -> None:
+    where = ("square", 1, {"a": 1, "b": [1.5, None]}, {"x": "0" * 64})
+    assert not stage.store.holds(*where)
+    stored = stage.run()
+    assert stage.store.holds(*where)
+    assert stage.store.holds("square/named", *where[1:])
+    assert not stage.store.holds("square", 2, *where[2:])
+    shutil.rmtree(stored.record.path)
+    assert not stage.store.holds(*where)
+
+
 def test_a_new_process_finds_it(stage: Stage) -> None:
     stage.run()
     again = Stage(Store(stage.store.root))

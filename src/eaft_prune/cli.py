@@ -11,8 +11,8 @@ from typing import Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException
+from hydra.core.override_parser.types import Override, OverrideType
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
@@ -28,7 +28,8 @@ from eaft_prune.tracking import Terminated
 from eaft_prune.types import UserError
 
 _MULTIRUN = ("-m", "--multirun")
-_OPEN_SETTINGS = ("packs.files.", "tracking.tags.", "eval.num_blocks.")  # keys are the user's
+_OPEN_SETTINGS = ("packs.files", "tracking.tags", "eval.num_blocks")  # keys are the user's
+_OPEN_KEYS = tuple(f"{name}." for name in _OPEN_SETTINGS)
 _OPTIONAL_GROUPS = ("sweeps",)
 
 
@@ -78,6 +79,8 @@ def check(arguments: Sequence[str]) -> Invocation:
             parsed = parser.parse_overrides(overrides)
             for override in parsed:
                 _check_override(override)
+            overrides = [line for override in parsed for line in _replacing(override)]
+            parsed = parser.parse_overrides(overrides)
             fixed = [o.input_line for o in parsed if not o.is_sweep_override()]
             whole = _compose([str(line) for line in fixed])
             multirun = multirun or str(whole.hydra.mode).endswith("MULTIRUN")
@@ -94,6 +97,8 @@ def check(arguments: Sequence[str]) -> Invocation:
             experiments = [_validate(_compose(point)) for point in points]
     except MissingMandatoryValue as error:
         raise UserError(_missing(error)) from None
+    except OverrideParseException as error:
+        raise UserError(f"{error.override!r} cannot be parsed: {_plain(error)}") from None
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(_plain(error)) from None
     section = "sweep" if multirun else "run"
@@ -175,10 +180,20 @@ def _check_override(override: Override) -> None:
                 raise UserError(f"{key} = {value!r}: {hint}allowed: {', '.join(options)}")
         return
     names = setting_names()
-    if key not in names and not key.startswith(_OPEN_SETTINGS):
+    if key not in names and not key.startswith(_OPEN_KEYS):
         close = nearest(key, [*names, *groups])
         hint = f": did you mean {close}?" if close else f"; groups: {', '.join(groups)}"
         raise UserError(f"unknown setting {key}{hint}")
+
+
+def _replacing(override: Override) -> list[str]:
+    """An override as Hydra is to see it: mappings with the user's own keys are replaced whole."""
+    line, key = str(override.input_line), override.key_or_group
+    if override.type is not OverrideType.CHANGE or override.is_sweep_override():
+        return [line]
+    if key in _OPEN_SETTINGS:
+        return [f"~{key}", f"+{line}"]
+    return [f"++{line}"] if key.startswith(_OPEN_KEYS) else [line]
 
 
 def _values(override: Override) -> list[Any]:

@@ -28,7 +28,9 @@ BlockCount = Positive | tuple[Positive, ...]
 
 
 class Settings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=()
+    )
 
 
 class ModelSettings(Settings):
@@ -314,7 +316,10 @@ def parse_experiment(values: Mapping[str, Any]) -> Experiment:
     try:
         return Experiment.model_validate(values)
     except ValidationError as error:
-        lines = [_one_line(dict(item), values) for item in error.errors()]
+        found = error.errors()
+        # what holds a bad item is not a second mistake
+        inner = [e for e in found if not any(_within(other, e) for other in found)]
+        lines = [_one_line(dict(item), values) for item in inner]
         raise UserError("\n".join(dict.fromkeys(lines))) from None
 
 
@@ -341,6 +346,12 @@ def _allowed(name: str, known: list[str] | tuple[str, ...]) -> str:
     return f"{hint}allowed: {', '.join(known)}"
 
 
+def _within(inner: Mapping[str, Any], outer: Mapping[str, Any]) -> bool:
+    """Whether `inner` lies deeper in what `outer` complains of."""
+    depth = len(outer["loc"])
+    return len(inner["loc"]) > depth and inner["loc"][:depth] == outer["loc"]
+
+
 def _one_line(error: dict[str, Any], values: Mapping[str, Any]) -> str:
     # a union's branch name (`int`, `tuple[...]`) and `dict` keys end pydantic's location: keep only
     # what is a key or index of the settings themselves
@@ -360,7 +371,9 @@ def _one_line(error: dict[str, Any], values: Mapping[str, Any]) -> str:
     if error["type"] == "missing":
         return f"{key} is missing: give {key}=VALUE"
     message = error["msg"].removeprefix("Value error, ")
-    return f"{key} = {node!r}: {message}" if key and not isinstance(node, Mapping) else message
+    # a section's own validator names its keys itself
+    own = isinstance(node, Mapping) and error["type"] == "value_error"
+    return message if own or not key else f"{key} = {node!r}: {message}"
 
 
 def resolve_path(path: str, base: Path | None = None) -> Path:

@@ -14,7 +14,6 @@ from eaft_prune.fingerprint import digest
 from eaft_prune.stages import evaluate, export, profile
 from eaft_prune.stages import plan as planning
 from eaft_prune.stages import score as scoring
-from eaft_prune.stages.expert_math import expert_math
 from eaft_prune.stages.pack import BlockRequest
 from eaft_prune.store import Stored
 from eaft_prune.types import (
@@ -46,8 +45,10 @@ class Outcome:
 
 def run_pipeline(bench: Bench, out: Path) -> Outcome:
     """Prune and prove: everything from packs to verdict."""
-    base = bench.base()
+    base = _open(bench)
     _check_keep_n(bench, base)
+    if bench.experiment.export.path and "pruned" in bench.experiment.eval.candidates:
+        export.check_target(resolve_path(bench.experiment.export.path))
     selection = select(bench, base)
     measured_base = measure(bench, base, "base", base)
     candidates = []
@@ -71,7 +72,7 @@ def run_profile(bench: Bench, out: Path) -> Outcome:
 
 def run_evaluate(bench: Bench, out: Path) -> Outcome:
     """One model against nothing: its own metrics, saved for a later comparison."""
-    base = bench.base()
+    base = _open(bench)
     evaluation = measure(bench, base, "base", base)
     return judge(bench, out, evaluation, [], None, base.checkpoint, None)
 
@@ -87,7 +88,7 @@ def run_compare(bench: Bench, out: Path) -> Outcome:
 
 def run_noise_floor(bench: Bench, out: Path) -> Outcome:
     """The base model evaluated twice: what the gate reads when nothing changed."""
-    base = bench.base()
+    base = _open(bench)
     first = measure(bench, base, "base", base)
     second = measure(bench, base, "repeat", base, replicate=1)
     return judge(bench, out, first, [second], None, base.checkpoint, None)
@@ -95,7 +96,7 @@ def run_noise_floor(bench: Bench, out: Path) -> Outcome:
 
 def run_noop(bench: Bench, out: Path) -> Outcome:
     """Rewrite with every expert kept: bytes must be equal and the gate must pass."""
-    base = bench.base()
+    base = _open(bench)
     config = base.files.config
     n_experts, n_layers = base.family.n_experts(config), base.family.n_layers(config)
     plan = KeepPlan((tuple(range(n_experts)),) * n_layers, n_experts)
@@ -110,6 +111,8 @@ def run_noop(bench: Bench, out: Path) -> Outcome:
 
 def run_expert_math(bench: Bench, out: Path) -> Outcome:
     """Our experts against transformers' eager loop and against float64, layer by layer."""
+    from eaft_prune.stages.expert_math import expert_math  # torch: not before settings are checked
+
     base = bench.base()
     settings = bench.experiment.profile
     request = BlockRequest(UNION, "profile", settings.seq_len, 1, settings.seed)
@@ -356,6 +359,14 @@ def judge(
     for verdict in list(comparison.verdicts.values())[:1]:
         bench.observer.verdict(verdict)
     return Outcome(comparison, selection, base_checkpoint, pruned, saved, facts or {})
+
+
+def _open(bench: Bench) -> Model:
+    """The base, and every block that will be evaluated: what is missing shows at once."""
+    base = bench.base()
+    for request in requests(bench):
+        bench.blocks(base, request)
+    return base
 
 
 def _check_keep_n(bench: Bench, base: Model) -> None:

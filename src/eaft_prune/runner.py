@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 import traceback
 from collections.abc import Sequence
@@ -69,11 +70,11 @@ def run(values: dict[str, Any], out: Path, overrides: Sequence[str], job: int | 
         finish("KILLED", TERMINATED, Outcome(), "terminated (SIGTERM)")
         raise
     except UserError as error:
-        log.error("error: %s", error)
+        print(f"error: {error}", file=sys.stderr)
         return finish("FAILED", MISUSED, Outcome(), str(error))
     except (Exception, SystemExit) as error:
         # a library's sys.exit must not end the other jobs of a multirun
-        log.error("%s", "".join(traceback.format_exception(error)).rstrip())
+        traceback.print_exception(error)
         return finish("FAILED", CRASHED, Outcome(), f"{type(error).__name__}: {error}")
 
 

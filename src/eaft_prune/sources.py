@@ -54,11 +54,14 @@ def count_rows(name: str, path: Path) -> int:
     import pyarrow.parquet
 
     try:
-        return int(pyarrow.parquet.read_metadata(path).num_rows)
+        rows = int(pyarrow.parquet.read_metadata(path).num_rows)
     except (pyarrow.ArrowInvalid, OSError) as error:
         raise UserError(
             f"pack {name}: {path} is not a parquet file: {_first_line(error)}"
         ) from None
+    if rows == 0:
+        raise UserError(f"pack {name}: {path} has no rows")
+    return rows
 
 
 def read_texts(name: str, path: Path, column: str) -> Iterator[str]:

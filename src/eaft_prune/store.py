@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import logging
 import os
@@ -19,7 +20,7 @@ import numpy as np
 from filelock import FileLock
 
 from eaft_prune.fingerprint import canonical_json, digest, file_digest
-from eaft_prune.types import StageRecord
+from eaft_prune.types import StageRecord, UserError
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -174,8 +175,22 @@ def _write(
             _sync(item)
         draft.rename(home)
         _sync(home.parent)
+    except Exception as error:
+        if _is_full(error):
+            raise UserError(
+                f"the disk of {home.parent.parent} is full: free some, or set runtime.store_dir"
+            ) from error
+        raise
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def _is_full(error: Exception) -> bool:
+    # safetensors' writer is Rust: it knows the errno only as text
+    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    if isinstance(error, OSError) and error.errno in full:
+        return True
+    return any(f"os error {number}" in str(error) for number in full)
 
 
 def _sync(path: Path) -> None:

@@ -216,7 +216,8 @@ def load_tokenizer(path: Path) -> TransformersTokenizer:
         with _quiet():
             inner = AutoTokenizer.from_pretrained(path, local_files_only=True)
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: no usable tokenizer: {error}") from None
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{path}: no usable tokenizer: {first}") from None
     if inner.eos_token_id is None:
         raise UserError(f"{path}: the tokenizer has no EOS token, so rows cannot be joined")
     added = {str(token): ident for ident, token in inner.added_tokens_decoder.items()}

@@ -82,7 +82,7 @@ def export(
             )
             draft.rename(target)
         except OSError as error:
-            if error.errno == errno.ENOSPC:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise UserError(f"the disk of {target} is full; nothing was left there") from error
             raise
         finally:
@@ -102,6 +102,14 @@ def identical_tensors(a: ModelFiles, b: ModelFiles) -> int:
         ):
             raise ValueError(f"tensor {name} of {b.path} is not that of {a.path}")
     return len(a.tensors)
+
+
+def check_target(target: Path) -> None:
+    """Raise UserError if `target` exists and is no export: before any work is done for it."""
+    if target.exists() and not _manifest(target):
+        raise UserError(
+            f"{target} exists and is not an export: choose another export.path or move it away"
+        )
 
 
 def exported_digest(target: Path, key: str) -> str | None:

@@ -171,7 +171,9 @@ def test_a_token_on_the_threshold_is_good_in_strict_and_conflict_in_policy() -> 
     assert set(regions(p, h, "policy", 0.15, 0.85).tolist()) == {REGIONS.index("conflict")}
 
 
-@pytest.mark.parametrize(("saliency", "reduce"), itertools.product(SALIENCIES, ["sum", "mean"]))
+@pytest.mark.parametrize(
+    ("saliency", "reduce"), list(itertools.product(SALIENCIES, ["sum", "mean"]))
+)
 def test_permuting_experts_permutes_scores(saliency: str, reduce: str) -> None:
     t = trace(5)
     order = np.random.default_rng(0).permutation(EXPERTS)  # old expert i is new order[i]

@@ -63,9 +63,7 @@ def eager_logp(path: Path, dtype: torch.dtype, cut: Blocks) -> np.ndarray:
     return picked[torch.from_numpy(cut.scored_BS[:, 1:]).cuda()].cpu().numpy()
 
 
-@pytest.mark.parametrize(
-    ("dtype", "tolerance"), [("float32", 2e-3), ("bfloat16", 2e-2)]
-)
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 2e-3), ("bfloat16", 2e-2)])
 def test_log_p_is_that_of_transformers_eager(
     checkpoint: Path, dtype: str, tolerance: float
 ) -> None:
@@ -79,9 +77,7 @@ def test_trace_gives_the_scores_of_score(checkpoint: Path) -> None:
     cut = blocks()
     model = engine(checkpoint, "bfloat16")
     trace = model.trace(cut, lambda done: None)
-    np.testing.assert_array_equal(
-        trace.scores.logp_T, model.score(cut, lambda done: None).logp_T
-    )
+    np.testing.assert_array_equal(trace.scores.logp_T, model.score(cut, lambda done: None).logp_T)
     assert np.allclose(trace.gates_TLK.sum(-1), 1, atol=2e-2)
     assert (trace.norms_TLK > 0).all()
 

@@ -24,6 +24,8 @@ _BYTES = {
     "F16": 2, "BF16": 2, "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8,
 }  # fmt: skip
 _CHUNK = 8 << 20
+_HEADER_BYTES = 64  # length prefix, __metadata__, padding
+_ENTRY_BYTES = 160  # dtype, shape and offsets of one tensor as JSON
 GENERATED = ("expert_mapping.json", "manifest.json")
 _NOT_COPIED = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".msgpack", ".h5", ".lock"}
 
@@ -74,7 +76,11 @@ def open_model(path: Path) -> ModelFiles:
     index_path = path / INDEX
     if index_path.exists():
         weight_map = read_json(index_path).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
+        if (
+            not isinstance(weight_map, dict)
+            or not weight_map
+            or not all(isinstance(shard, str) for shard in weight_map.values())
+        ):
             raise UserError(f"{index_path} has no weight_map")
         shards = tuple(sorted(set(weight_map.values())))
     elif (path / SINGLE).exists():
@@ -127,29 +133,35 @@ def read_header(path: Path) -> list[TensorEntry]:
             header = json.loads(file.read(length))
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise UserError(f"{path} is not a safetensors file: {error}") from None
+    if not isinstance(header, dict):
+        raise UserError(f"{path} is not a safetensors file: its header is no object")
     header.pop("__metadata__", None)
-    entries = []
-    for name, info in header.items():
-        start, end = info["data_offsets"]
-        if info["dtype"] not in _BYTES:
-            raise UserError(f"{path}: tensor {name} has the unknown dtype {info['dtype']}")
-        if end - start != math.prod(info["shape"]) * _BYTES[info["dtype"]]:
-            raise UserError(f"{path}: tensor {name} {info['shape']} spans {end - start} bytes")
-        entries.append(
-            TensorEntry(
-                name,
-                path.name,
-                info["dtype"],
-                tuple(info["shape"]),
-                8 + length + start,
-                end - start,
-            )
-        )
+    entries = [_entry(path, name, info, 8 + length) for name, info in header.items()]
     entries.sort(key=lambda entry: entry.start)
-    end = max((entry.start + entry.nbytes for entry in entries), default=8 + length)
+    end = 8 + length
+    for entry in entries:
+        if entry.start != end:
+            raise UserError(f"{path} is damaged: tensor {entry.name} does not follow its neighbour")
+        end += entry.nbytes
     if end != size:
         raise UserError(f"{path} is truncated or damaged: {size} bytes, its header says {end}")
     return entries
+
+
+def _entry(path: Path, name: str, info: Any, origin: int) -> TensorEntry:
+    def counts(value: Any) -> bool:
+        return isinstance(value, list) and all(type(n) is int and n >= 0 for n in value)
+
+    match info:
+        case {"dtype": str(dtype), "shape": shape, "data_offsets": [start, end]} if counts(
+            shape
+        ) and counts([start, end]):
+            if dtype not in _BYTES:
+                raise UserError(f"{path}: tensor {name} has the unknown dtype {dtype}")
+            if end - start != math.prod(shape) * _BYTES[dtype]:
+                raise UserError(f"{path}: tensor {name} {shape} spans {end - start} bytes")
+            return TensorEntry(name, path.name, dtype, tuple(shape), origin + start, end - start)
+    raise UserError(f"{path}: the header entry of tensor {name} makes no sense: {info!r:.80}")
 
 
 def file_hashes(model: ModelFiles, on_bytes: OnBytes) -> dict[str, str]:
@@ -195,6 +207,10 @@ def write_sliced(
     unknown = sorted(set(model.tensors) ^ set(slices))
     if unknown:
         raise UserError(f"no rule says what to do with the tensors {unknown[:5]}")
+    for name, kept in slices.items():
+        rows = model.tensors[name].shape[:1]
+        if kept is not None and not all(0 <= index < rows[0] for index in kept):
+            raise UserError(f"tensor {name} has {rows[0]} slices, the plan asks for {list(kept)}")
     files: dict[str, str] = {}
     sizes: dict[str, int] = {}
     weight_map: dict[str, str] = {}
@@ -242,6 +258,15 @@ def tensor_bytes(model: ModelFiles, name: str, index: int | None = None) -> Iter
         yield from _read(file, start, length)
 
 
+def sync(directory: Path) -> None:
+    """Make a rename in a directory last."""
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def _check_index(
     path: Path, weight_map: Mapping[str, str], tensors: Mapping[str, TensorEntry]
 ) -> None:
@@ -261,19 +286,20 @@ def _plan_shards(
     model: ModelFiles, slices: Slices, max_shard_bytes: int
 ) -> Iterable[list[tuple[TensorEntry, int]]]:
     shard: list[tuple[TensorEntry, int]] = []
-    used = 0
+    used = _HEADER_BYTES
     for entry in model.tensors.values():
         length = _sliced_bytes(entry, slices[entry.name])
-        if length > max_shard_bytes:
+        header = len(json.dumps(entry.name)) + _ENTRY_BYTES
+        if _HEADER_BYTES + header + length > max_shard_bytes:
             raise UserError(
                 f"tensor {entry.name} needs {length} bytes: raise export.max_shard_bytes = "
                 f"{max_shard_bytes}"
             )
-        if shard and used + length > max_shard_bytes:
+        if shard and used + header + length > max_shard_bytes:
             yield shard
-            shard, used = [], 0
+            shard, used = [], _HEADER_BYTES
         shard.append((entry, length))
-        used += length
+        used += header + length
     if shard:
         yield shard
 

@@ -171,7 +171,7 @@ class RuntimeSettings(Settings):
 
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    batch_tokens: Positive
+    batch_tokens: Positive | None = None
     threads: Positive | None = None
     store_dir: str
     checkpoint_dir: str

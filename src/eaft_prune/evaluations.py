@@ -8,6 +8,7 @@ from pathlib import Path
 
 from eaft_prune.checkpoint import read_json
 from eaft_prune.config import EvalSettings, GateSettings
+from eaft_prune.fingerprint import file_digest
 from eaft_prune.metrics import pack_report
 from eaft_prune.stages.gate import gate
 from eaft_prune.store import load, save
@@ -27,6 +28,11 @@ def save_evaluation(directory: Path, evaluation: Evaluation) -> None:
         "checkpoint_digest": evaluation.checkpoint_digest,
         "plan_digest": evaluation.plan_digest,
         "conditions": dict(evaluation.conditions),
+        "files": {
+            str(item.relative_to(directory)): file_digest(item)
+            for item in sorted(directory.rglob("*"))
+            if item.is_file()
+        },
         "token_digests": [[*key, sha] for key, sha in evaluation.token_digests.items()],
     }
     (directory / _FILE).write_text(json.dumps(facts, indent=1))
@@ -36,6 +42,9 @@ def load_evaluation(directory: Path) -> Evaluation:
     """Read a saved evaluation; raises UserError where it is not one or is incomplete."""
     facts = read_json(directory / _FILE)
     try:
+        for name, sha in facts["files"].items():
+            if file_digest(directory / name) != sha:
+                raise UserError(f"{name} is not what was saved")
         token_digests = {(pack, seq_len): sha for pack, seq_len, sha in facts["token_digests"]}
         scores = {
             (pack, seq_len): load(directory / pack / str(seq_len), TokenScores)
@@ -63,6 +72,9 @@ def compare(
 
     Raises UserError unless all were measured on the same tokens under the same conditions.
     """
+    names = [candidate.model for candidate in candidates]
+    if len(set(names)) != len(names):
+        raise UserError(f"two candidates have one name: {', '.join(names)}")
     for candidate in candidates:
         _check_paired(base, candidate)
     reports = {model.model: _reports(eval_settings, model, base) for model in (base, *candidates)}

@@ -33,7 +33,7 @@ def array_digest(array: NDArray[Any]) -> str:
     """sha256 hex over dtype, shape and the little-endian C-order bytes of an array."""
     if array.dtype.hasobject:
         raise TypeError(f"an array of dtype {array.dtype} has no stable bytes")
-    data = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"), copy=False))
+    data = np.asarray(array.astype(array.dtype.newbyteorder("<"), copy=False), order="C")
     sha = hashlib.sha256(f"{data.dtype.str}{data.shape}".encode())
     sha.update(data.reshape(-1).view(np.uint8).data if data.size else b"")
     return sha.hexdigest()

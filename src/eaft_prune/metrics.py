@@ -31,24 +31,34 @@ def check_scores(scores: TokenScores, name: str) -> None:
         raise ValueError(f"{name}: entropy leaves [0, 1] or is NaN: a broken forward")
 
 
+def _check_numbers(*arrays: Floats) -> None:
+    for array in arrays:
+        if array.size == 0 or np.isnan(array).any():
+            raise ValueError("a metric of no tokens, or of NaN, is undefined")
+
+
 def perplexity(logp_T: Floats) -> float:
     """exp(mean -ln p_t); >= 1, lower is better."""
+    _check_numbers(logp_T)
     return math.exp(-float(np.mean(logp_T, dtype=np.float64)))
 
 
 def thresholds(p_T: Floats, entropy_T: Floats, quantile: float) -> tuple[float, float]:
     """(p_q, H_q): the linear-interpolated quantiles of p and of H over the given tokens."""
+    _check_numbers(p_T, entropy_T)
     entropy = entropy_T.astype(np.float64)
     return float(np.quantile(p_T, quantile)), float(np.quantile(entropy, quantile))
 
 
 def cc_rate(p_T: Floats, entropy_T: Floats, p_q: float, h_q: float) -> float:
     """Share of tokens with p <= p_q and H <= H_q: confidently wrong; lower is better."""
+    _check_numbers(p_T, entropy_T)
     return float(np.mean((p_T <= p_q) & (entropy_T.astype(np.float64) <= h_q)))
 
 
 def histogram2d(p_T: Floats, entropy_T: Floats) -> NDArray[np.float64]:
     """Counts [160, 120] over linear bins of p and H on [0, 1]^2; sums to T."""
+    _check_numbers(p_T, entropy_T)
     entropy = np.clip(entropy_T.astype(np.float64), 0.0, 1.0)
     counts, _, _ = np.histogram2d(
         np.clip(p_T, 0.0, 1.0), entropy, bins=(P_BINS, H_BINS), range=((0.0, 1.0), (0.0, 1.0))
@@ -58,7 +68,7 @@ def histogram2d(p_T: Floats, entropy_T: Floats) -> NDArray[np.float64]:
 
 def js_divergence(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
     """JS = KL(P||M)/2 + KL(Q||M)/2 with M = (P+Q)/2 of two count arrays; nats, in [0, ln 2]."""
-    if a.sum() <= 0 or b.sum() <= 0:
+    if not (a.sum() > 0 and b.sum() > 0):  # NaN included
         raise ValueError("the Jensen-Shannon divergence of an empty histogram is undefined")
     p, q = a / a.sum(), b / b.sum()
     middle = (p + q) / 2

@@ -28,6 +28,7 @@ from eaft_prune.types import (
     StageRecord,
     TokenScores,
     Trace,
+    UserError,
 )
 
 
@@ -334,7 +335,8 @@ def _export(bench: Bench, base: Model, plan: KeepPlan, how: Mapping[str, Any]) -
         )
     )
     model = bench.open(done.path, "pruned")
-    assert model.digest == done.digest, f"{done.path} does not hash to what was written"
+    if model.digest != done.digest:
+        raise UserError(f"{done.path} is not what was exported: move it away and run again")
     bench.observer.checkpoint("pruned", model.checkpoint, base.checkpoint)
     return model
 

@@ -132,22 +132,21 @@ def _read_record(stage: str, home: Path) -> StageRecord | None:
         return None
     try:
         record = json.loads((home / RECORD).read_text())
-        whole = all(file_digest(home / name) == sha for name, sha in record["files"].items())
-    except (OSError, ValueError, KeyError):
-        whole = False
-    if not whole:
+        if any(file_digest(home / name) != sha for name, sha in record["files"].items()):
+            raise ValueError("a file does not match its digest")
+        return StageRecord(
+            stage=stage,
+            key=home.name,
+            cached=True,
+            seconds=record["seconds"],
+            output_digest=digest(record["files"]),
+            path=home,
+            facts=record["facts"],
+        )
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         log.warning("%s is damaged: removing it and running %s again", home, stage)
         shutil.rmtree(home)
         return None
-    return StageRecord(
-        stage=stage,
-        key=home.name,
-        cached=True,
-        seconds=record["seconds"],
-        output_digest=digest(record["files"]),
-        path=home,
-        facts=record["facts"],
-    )
 
 
 def _write(

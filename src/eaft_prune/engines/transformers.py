@@ -24,6 +24,8 @@ from eaft_prune.harmony import HarmonyTokens, harmony_tokens
 from eaft_prune.types import Blocks, KeepPlan, TokenScores, Trace, UserError
 
 _HEAD_BYTES = 256 << 20  # of float32 logits held at once
+# on CPU activations of 2048 tokens stay in cache; a GPU wants to be filled
+_BATCH_TOKENS = {"cpu": 2048, "cuda": 32768}
 
 
 @dataclass(frozen=True)
@@ -201,7 +203,7 @@ def load_engine(
         family=family,
         device=device,
         dtype=dtype,
-        batch_tokens=runtime.batch_tokens,
+        batch_tokens=runtime.batch_tokens or _BATCH_TOKENS[device.type],
         entropy_top_k=entropy_top_k,
         top_k=family.top_k(files.config),
         n_experts=family.n_experts(files.config),

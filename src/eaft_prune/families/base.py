@@ -64,8 +64,18 @@ def check_tensors(family: Family, model: ModelFiles) -> None:
             )
 
 
+def check_plan(plan: KeepPlan, n_layers: int, n_experts: int) -> None:
+    """Raise UserError unless the plan is for a model of these sizes."""
+    if (len(plan.kept), plan.n_experts) != (n_layers, n_experts):
+        raise UserError(
+            f"the plan is for {len(plan.kept)} layers of {plan.n_experts} experts, the model has "
+            f"{n_layers} of {n_experts}"
+        )
+
+
 def slices_of(family: Family, model: ModelFiles, plan: KeepPlan) -> Slices:
     """For every tensor the expert ids to keep, or None to copy all of it."""
+    check_plan(plan, family.n_layers(model.config), family.n_experts(model.config))
     return {
         name: plan.kept[_layer_of(name)] if spec.per_expert else None
         for name, spec in family.tensor_table(model.config).items()

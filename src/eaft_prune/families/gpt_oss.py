@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from eaft_prune.families.base import Config, Family, TensorSpec, positive
+from eaft_prune.families.base import Config, Family, TensorSpec, check_plan, positive
 from eaft_prune.types import KeepPlan
 
 if TYPE_CHECKING:
@@ -102,6 +102,7 @@ def _masked(model: torch.nn.Module, plan: KeepPlan) -> Iterator[None]:
     changes neither the choice among the kept ones nor their weights.
     """
     routers = [layer.mlp.router for layer in _layers(model)]
+    check_plan(plan, len(routers), routers[0].num_experts)
     originals = [router.bias.data for router in routers]
     try:
         for router, kept in zip(routers, plan.kept, strict=True):

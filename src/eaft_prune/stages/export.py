@@ -16,10 +16,12 @@ from filelock import FileLock
 from eaft_prune import __version__
 from eaft_prune.checkpoint import (
     ModelFiles,
+    Slices,
     copy_file,
     model_digest,
     open_model,
     read_json,
+    sync,
     tensor_bytes,
     write_sliced,
     write_text,
@@ -68,19 +70,21 @@ def export(
     if target.resolve() == source.path.resolve():
         raise UserError(f"export.path = {target} is the base checkpoint itself")
     started = time.perf_counter()
+    slices = slices_of(family, source, plan)
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = target.with_name(f".{target.name}.draft")
     with FileLock(target.with_name(f".{target.name}.lock")):
         if target.exists():
             return _existing(target, key)
         shutil.rmtree(draft, ignore_errors=True)  # the lock is held: it is a dead run's
-        _check_space(source, plan, target)
+        _check_space(source, slices, target)
         draft.mkdir()
         try:
             digest, written = _write(
                 family, source, plan, keep_n, draft, key, max_shard_bytes, provenance, on_bytes
             )
             draft.rename(target)
+            sync(target.parent)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise UserError(f"the disk of {target} is full; nothing was left there") from error
@@ -136,9 +140,11 @@ def _existing(target: Path, key: str) -> Exported:
     return Exported(target, manifest["digest"], True, 0, 0.0)
 
 
-def _check_space(source: ModelFiles, plan: KeepPlan, target: Path) -> None:
-    kept = len(plan.kept[0]) / plan.n_experts
-    need = int(source.weight_bytes * kept * 1.02) + (16 << 20)
+def _check_space(source: ModelFiles, slices: Slices, target: Path) -> None:
+    need = sum((source.path / name).stat().st_size for name in source.companions) + (16 << 20)
+    for name, kept in slices.items():
+        entry = source.tensors[name]
+        need += entry.nbytes if kept is None else entry.nbytes // entry.shape[0] * len(kept)
     free = shutil.disk_usage(target.parent).free
     if free < need:
         raise UserError(

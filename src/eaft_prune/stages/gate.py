@@ -57,4 +57,6 @@ def _pair(
         raise ValueError(
             f"{key}: base scored {b.scored_tokens} tokens, candidate {c.scored_tokens}"
         )
+    if b.blocks != c.blocks:
+        raise ValueError(f"{key}: base scored {b.blocks} blocks, candidate {c.blocks}")
     return b, c

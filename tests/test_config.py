@@ -186,7 +186,7 @@ REFUSED = {
         ["num_blocks", "3", "seq_lens", "1024"],
     ),
     "counts of": (["+eval.num_blocks.UNIN=3"], ["eval.num_blocks", "UNIN", "UNION"]),
-    "counts of, no plus": (["eval.num_blocks.UNIN=3"], ["eval.num_blocks.UNIN"]),
+    "counts of, no plus": (["eval.num_blocks.UNIN=3"], ["eval.num_blocks", "UNIN", "UNION"]),
     "twice": (["eval.candidates=[masked,masked]"], ["candidates", "masked", "twice"]),
     "two sources": (["model.hub_id=a/b"], ["path", "hub_id"]),
     "UNION as a name": (["+packs.files.UNION=x.parquet"], ["UNION"]),
@@ -255,7 +255,7 @@ def test_settings_are_frozen_and_equal_lines_give_equal_settings() -> None:
     ("arguments", "said"),
     [
         (["--help"], "pruning"),
-        (["--cfg", "job"], "keep_n: 28"),
+        (["--cfg", "job"], "keep_n: 24"),
         (["--cfg", "job", "pruning.keep_n=24"], "keep_n: 24"),
         (["--cfg", "job", "--package", "pruning"], "keep_multiple: 4"),
         (["--cfg", "job", "experiment=20b_keep16"], "keep_n: 16"),

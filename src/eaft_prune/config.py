@@ -52,7 +52,7 @@ class PacksSettings(Settings):
     """Named parquet files of harmony rows, in UNION order, and how rows are split."""
 
     name: str
-    files: Annotated[dict[str, str], Field(min_length=1)]
+    files: dict[str, str]
     revision: str | None = None  # of hub files
     text_column: str = "text"
     split: Literal["hash", "none"] = "hash"
@@ -60,6 +60,8 @@ class PacksSettings(Settings):
 
     @model_validator(mode="after")
     def _names(self) -> PacksSettings:
+        if not self.files:
+            raise ValueError("packs.files is missing: give 'packs.files={name: file.parquet}'")
         if UNION in self.files:
             raise ValueError(f"{UNION} is the interleave of all packs; name the file otherwise")
         return self
@@ -263,7 +265,7 @@ class Experiment(Settings):
     runtime: RuntimeSettings
     compare: CompareSettings | None = None
     search: SearchSettings | None = None
-    sweep: SweepSettings
+    sweep: SweepSettings = SweepSettings()
 
     @model_validator(mode="after")
     def _consistent(self) -> Experiment:

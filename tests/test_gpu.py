@@ -56,6 +56,8 @@ def eager_logp(path: Path, dtype: torch.dtype, cut: Blocks) -> np.ndarray:
         attn_implementation="eager",
         experts_implementation="eager",
     )
+    for module in family_of(open_model(path).config).experts(model):
+        module.to(dtype)  # transformers 5.17 leaves dequantised experts in bfloat16
     ids = torch.from_numpy(cut.ids_BS).long().cuda()
     with torch.inference_mode():
         logp = torch.log_softmax(model.eval().cuda()(ids).logits.float(), -1)
@@ -63,14 +65,23 @@ def eager_logp(path: Path, dtype: torch.dtype, cut: Blocks) -> np.ndarray:
     return picked[torch.from_numpy(cut.scored_BS[:, 1:]).cuda()].cpu().numpy()
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 2e-3), ("bfloat16", 2e-2)])
-def test_log_p_is_that_of_transformers_eager(
-    checkpoint: Path, dtype: str, tolerance: float
-) -> None:
+def test_log_p_is_that_of_transformers_eager(checkpoint: Path) -> None:
     cut = blocks()
-    ours = engine(checkpoint, dtype).score(cut, lambda done: None).logp_T
-    reference = eager_logp(checkpoint, torch.float32, cut)
-    assert np.linalg.norm(ours - reference) / np.linalg.norm(reference) < tolerance
+    ours = engine(checkpoint, "float32").score(cut, lambda done: None).logp_T
+    assert relative(ours, eager_logp(checkpoint, torch.float32, cut)) < 1e-4
+
+
+def test_bfloat16_is_as_close_to_float32_as_transformers_eager_is(checkpoint: Path) -> None:
+    """Rounding flips some routing of a random model, so the yardstick is eager's own error."""
+    cut = blocks()
+    exact = eager_logp(checkpoint, torch.float32, cut)
+    ours = engine(checkpoint, "bfloat16").score(cut, lambda done: None).logp_T
+    eager = eager_logp(checkpoint, torch.bfloat16, cut)
+    assert relative(ours, exact) < 1.5 * relative(eager, exact)
+
+
+def relative(value: np.ndarray, reference: np.ndarray) -> float:
+    return float(np.linalg.norm(value - reference) / np.linalg.norm(reference))
 
 
 def test_trace_gives_the_scores_of_score(checkpoint: Path) -> None:

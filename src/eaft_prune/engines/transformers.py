@@ -197,6 +197,9 @@ def load_engine(
             local_files_only=True,
             **family.load_arguments(files.config),
         )
+    for module in family.experts(model):
+        # some versions of transformers leave dequantised experts in bfloat16, whatever was asked
+        module.to(getattr(torch, dtype))
     model.eval().to(device)
     return TransformersEngine(
         model=model,

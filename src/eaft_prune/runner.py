@@ -110,37 +110,41 @@ def _present(
     tracked: MlflowRun,
     job: int | None,
 ) -> None:
-    """Print what was found (of a multirun's job the verdict), write reports, say where all is."""
-    lines: list[str] = []
+    """Print what was found (of a multirun's job the verdict) and where everything is."""
     cached = sum(record.cached for record in bench.records)
     log.info("\n%d stages, %d of them from the store", len(bench.records), cached)
-    if outcome.comparison is not None:
-        if outcome.comparison.candidates:
-            facts = _provenance(experiment, outcome, bench, tracked)
-            page = report.html_report(
-                outcome.comparison,
-                outcome.selection,
-                facts,
-                cc_quantile=experiment.eval.cc_quantile,
-            )
-            write_atomically(out / "report.html", page)
-            twin = report.markdown_report(outcome.comparison, outcome.selection, facts)
-            write_atomically(out / "report.md", twin)
-            for name in ("report.html", "report.md"):
-                tracked.artifact(out / name)
-            lines.append(f"report      {out / 'report.html'}")
-        if job is None:
-            print("\n" + report.comparison_table(outcome.comparison))
-        for label, verdict in outcome.comparison.verdicts.items() if job is not None else ():
-            failed = ", ".join(verdict.failed_checks)
-            print(f"{verdict.status}  {label}{': ' + failed if failed else ''}")
+    where = {"result": out / RESULT}
+    comparison = outcome.comparison
+    if comparison is not None and comparison.candidates:
+        where = {"report": _write_reports(experiment, outcome, bench, out, tracked), **where}
+    if outcome.checkpoint is not None:
+        where = {"checkpoint": outcome.checkpoint.path, **where}
+    if comparison is not None and job is None:
+        print("\n" + report.comparison_table(comparison))
+    elif comparison is not None:
+        for label, verdict in comparison.verdicts.items():
+            print(" ".join([verdict.status, label, *verdict.failed_checks]))
     for name, value in outcome.facts.items():
         print(f"{name:<24} {value}")
-    if outcome.checkpoint is not None:
-        lines.insert(0, f"checkpoint  {outcome.checkpoint.path}")
-    lines.append(f"result      {out / RESULT}")
-    lines.append(f"MLflow      run {tracked.run_id}; open the UI with: {tracked.ui_hint}")
-    print("\n".join(lines))
+    for name, path in where.items():
+        print(f"{name:<11} {path}")
+    print(f"{'MLflow':<11} run {tracked.run_id}; open the UI with: {tracked.ui_hint}")
+
+
+def _write_reports(
+    experiment: Experiment, outcome: Outcome, bench: Bench, out: Path, tracked: MlflowRun
+) -> Path:
+    """Write the HTML report and its Markdown twin; returns the HTML file."""
+    assert outcome.comparison is not None, "there is nothing to report on"
+    facts = _provenance(experiment, outcome, bench, tracked)
+    page = report.html_report(
+        outcome.comparison, outcome.selection, facts, cc_quantile=experiment.eval.cc_quantile
+    )
+    twin = report.markdown_report(outcome.comparison, outcome.selection, facts)
+    for name, text in (("report.html", page), ("report.md", twin)):
+        write_atomically(out / name, text)
+        tracked.artifact(out / name)
+    return out / "report.html"
 
 
 def _provenance(

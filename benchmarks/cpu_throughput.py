@@ -87,9 +87,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     files = open_model(model_path(ModelSettings(name="bench", path=options.path)))
-    runtime = RuntimeSettings(
-        batch_tokens=8192, store_dir="", checkpoint_dir="", device="cpu", dtype="float32"
-    )
+    runtime = RuntimeSettings(store_dir="", checkpoint_dir="", device="cpu", dtype="float32")
     engine = load_engine(files, family_of(files.config), runtime, 20)
     blocks = random_blocks(options.blocks, options.seq_len, files.config["vocab_size"])
     a, b = torch.randn(4096, 4096), torch.randn(4096, 4096)

@@ -13,8 +13,8 @@ import statistics
 import time
 from collections.abc import Callable
 
-import numpy as np
 import torch
+from cpu_throughput import random_blocks
 from transformers import GptOssConfig, GptOssForCausalLM
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -22,7 +22,6 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from eaft_prune.engines import attention, experts
 from eaft_prune.engines.transformers import TransformersEngine
 from eaft_prune.families.gpt_oss import FAMILY
-from eaft_prune.types import Blocks
 
 
 def random_model(layers: int) -> GptOssForCausalLM:
@@ -40,16 +39,6 @@ def random_model(layers: int) -> GptOssForCausalLM:
     for buffer in model.buffers():
         buffer.data.fill_(0.5)
     return model.eval()
-
-
-def random_blocks(count: int, seq_len: int, vocab: int) -> Blocks:
-    """Random tokens, two thirds of them scored."""
-    rng = np.random.default_rng(0)
-    scored = rng.random((count, seq_len)) < 2 / 3
-    scored[:, 0] = False
-    ids = rng.integers(0, vocab, (count, seq_len)).astype(np.int32)
-    rows = np.zeros_like(ids)
-    return Blocks("random", seq_len, ids, scored, rows, np.zeros(1, np.int32), ("random",), "")
 
 
 def median_seconds(run: Callable[[], object], repeats: int = 3) -> float:

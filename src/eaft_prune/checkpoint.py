@@ -258,15 +258,6 @@ def tensor_bytes(model: ModelFiles, name: str, index: int | None = None) -> Iter
         yield from _read(file, start, length)
 
 
-def sync(directory: Path) -> None:
-    """Make a rename in a directory last."""
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def _check_index(
     path: Path, weight_map: Mapping[str, str], tensors: Mapping[str, TensorEntry]
 ) -> None:

@@ -6,7 +6,6 @@ import dataclasses
 import errno
 import json
 import logging
-import os
 import shutil
 import time
 import typing
@@ -19,6 +18,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from filelock import FileLock
 
+from eaft_prune.durable import sync
 from eaft_prune.fingerprint import canonical_json, digest, file_digest
 from eaft_prune.types import StageRecord, UserError
 
@@ -171,9 +171,9 @@ def _write(
         }
         (draft / RECORD).write_text(json.dumps(record, indent=1))
         for item in draft.iterdir():
-            _sync(item)
+            sync(item)
         draft.rename(home)
-        _sync(home.parent)
+        sync(home.parent)
     except Exception as error:
         if _is_full(error):
             raise UserError(
@@ -190,14 +190,6 @@ def _is_full(error: Exception) -> bool:
     if isinstance(error, OSError) and error.errno in full:
         return True
     return any(f"os error {number}" in str(error) for number in full)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _flatten(

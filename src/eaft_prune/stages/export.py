@@ -21,11 +21,11 @@ from eaft_prune.checkpoint import (
     model_digest,
     open_model,
     read_json,
-    sync,
     tensor_bytes,
     write_sliced,
     write_text,
 )
+from eaft_prune.durable import sync
 from eaft_prune.families.base import Family, slices_of
 from eaft_prune.types import KeepPlan, UserError
 

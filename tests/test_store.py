@@ -343,7 +343,7 @@ def _killed(root: Path) -> None:
     def die(path: Path) -> None:  # all files are written, none synced, nothing renamed
         os.kill(os.getpid(), signal.SIGKILL)
 
-    store._sync = die
+    store.sync = die
     Store(root).run("square", 1, {}, {}, Value, value)
 
 

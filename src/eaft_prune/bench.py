@@ -160,7 +160,9 @@ class Bench:
 
         def compute() -> Blocks:
             rows = {name: self._rows(name) for name in files}
-            return pack_stage.pack(packs, request, rows, self._tokens(base))
+            total = request.num_blocks * request.seq_len
+            with self.bars.bar(f"pack {request.pack}", total, "tok") as on_tokens:
+                return pack_stage.pack(packs, request, rows, self._tokens(base), on_tokens)
 
         return self.stage(
             f"pack/{request.part}/{request.pack}/{request.seq_len}",
@@ -210,7 +212,12 @@ class Bench:
         if name not in self._texts:
             path = self._pack_files()[name][0]
             column = self.experiment.packs.text_column
-            self._texts[name] = list(sources.read_texts(name, path, column))
+            texts = []
+            with self.bars.bar(f"read {name}", sources.count_rows(name, path), "row") as on_rows:
+                for text in sources.read_texts(name, path, column):
+                    texts.append(text)
+                    on_rows(1)
+            self._texts[name] = texts
         return self._texts[name]
 
     def _tokens(self, base: Model) -> TransformersTokenizer:

@@ -188,7 +188,8 @@ def load_engine(
     ALL_ATTENTION_FUNCTIONS.register(attention.NAME, attention.sink_attention)
     ALL_EXPERTS_FUNCTIONS.register(moe.NAME, moe.experts_forward)
     device, dtype = resolve_device(runtime), resolve_dtype(runtime)
-    with _quiet():
+    # transformers has a bar of its own: shown where loading takes long enough to want one
+    with _quiet(bar=runtime.progress and files.weight_bytes > 1e9):
         model = AutoModelForCausalLM.from_pretrained(
             files.path,
             dtype=getattr(torch, dtype),
@@ -245,7 +246,7 @@ def _recording(layers: list[torch.nn.Module], routing: _Routing) -> Iterator[Non
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet(bar: bool = False) -> Iterator[None]:
     """Loading messages are transformers' own affair; errors still raise."""
     from transformers.utils import logging as transformers_logging
 
@@ -253,7 +254,8 @@ def _quiet() -> Iterator[None]:
     level = logger.level
     logger.setLevel(logging.ERROR)
     bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
+    if not bar:
+        transformers_logging.disable_progress_bar()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Literal, Protocol
@@ -49,6 +49,7 @@ def pack(
     request: BlockRequest,
     rows: Mapping[str, Sequence[str]],
     tokenizer: Tokenizer,
+    on_tokens: Callable[[int], None] = lambda tokens: None,
 ) -> Blocks:
     """Rows tokenised, each followed by EOS, cut into blocks of exactly S tokens.
 
@@ -80,6 +81,7 @@ def pack(
             row_packs.append(pack_index)
             sha.update(hashlib.sha256(text.encode()).digest())
             have += len(row)
+            on_tokens(len(row))
         if have >= need:
             break
     if have < need:

@@ -212,7 +212,7 @@ class RangeSettings(Settings):
 
 
 class SamplerSettings(Settings):
-    """An Optuna sampler by class name, and its arguments."""
+    """An Optuna sampler (or pruner) by class name, and its arguments."""
 
     name: str = "TPESampler"
     arguments: dict[str, Any] = {}
@@ -233,6 +233,7 @@ class SearchSettings(Settings):
     seeds: Annotated[tuple[NonNegative, ...], Field(min_length=1)] = (0,)  # replicates in a trial
     stop_confidence: Annotated[float, Field(gt=0.5, lt=1)] | None = 0.95  # null: never stop early
     sampler: SamplerSettings = SamplerSettings()
+    pruner: SamplerSettings | None = None  # one of Optuna's, beside stop_confidence
 
     @model_validator(mode="after")
     def _known_settings(self) -> SearchSettings:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import NormalDist
 from typing import Any
@@ -21,6 +21,8 @@ from eaft_prune.stages.plan import plan as cut_plan
 from eaft_prune.stages.score import score
 from eaft_prune.types import UNION, Blocks, KeepPlan, PackReport, TokenScores, Trace
 
+_LEAST_BLOCKS = 4  # the spread of fewer says nothing
+
 
 @dataclass(frozen=True)
 class BlockLosses:
@@ -35,7 +37,8 @@ class Measured:
     """A plan's objectives and constraints on all blocks of the search."""
 
     values: Mapping[str, float]
-    constraints: tuple[float, ...]  # gate check value - limit; <= 0 holds
+    constraints: tuple[float, ...]  # gate check |value| - limit; <= 0 holds
+    hopeless: bool  # the perplexity alone breaks the gate, as it does for all that lose more
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,8 @@ class Problem:
     trace_digest: str
     blocks: tuple[tuple[str, Blocks], ...]  # digest and blocks of each replicate
     settings: SearchSettings
-    _scores: dict[str, TokenScores] = field(default_factory=dict)
+    _scores: dict[str, TokenScores] = field(default_factory=dict)  # of the base and the last plan
+    _losses: dict[str, BlockLosses] = field(default_factory=dict)
 
     @property
     def chunks(self) -> list[tuple[int, int, int]]:
@@ -90,9 +94,12 @@ def chunk_scores(
 ) -> TokenScores:
     """Token scores of one chunk of blocks; from memory or the store where any process made them."""
     replicate, first, end = chunk
-    mask = plan.digest if plan and not plan.keeps_all else ""
+    mask = _mask(plan)
     name = f"{mask}/{replicate}/{first}"
     if name not in problem._scores:
+        for other in list(problem._scores):  # token scores of all plans would fill the memory
+            if not other.startswith(("/", f"{mask}/")):
+                del problem._scores[other]
         digest, blocks = problem.blocks[replicate]
         bench = problem.bench
         part = replace(
@@ -117,10 +124,14 @@ def chunk_scores(
 
 def losses(problem: Problem, plan: KeepPlan | None, chunk: tuple[int, int, int]) -> BlockLosses:
     """Per-block losses of one chunk."""
-    scores = chunk_scores(problem, plan, chunk)
-    size = chunk[2] - chunk[1]
-    nll = np.bincount(scores.block_T, -scores.logp_T.astype(np.float64), minlength=size)
-    return BlockLosses(nll.astype(np.float64), np.bincount(scores.block_T, minlength=size))
+    name = f"{_mask(plan)}/{chunk[0]}/{chunk[1]}"
+    if name not in problem._losses:
+        scores = chunk_scores(problem, plan, chunk)
+        size = chunk[2] - chunk[1]
+        nll = np.bincount(scores.block_T, -scores.logp_T.astype(np.float64), minlength=size)
+        tokens = np.bincount(scores.block_T, minlength=size)
+        problem._losses[name] = BlockLosses(nll.astype(np.float64), tokens)
+    return problem._losses[name]
 
 
 def running_dnll(problem: Problem, plan: KeepPlan) -> Iterator[float]:
@@ -139,7 +150,8 @@ def behind(
     """Whether the plan's loss is above the best's with this confidence, on the blocks so far.
 
     The blocks are the same for both, so their losses are compared in pairs: d = sum of differences
-    / tokens, with the ratio estimator's standard error over blocks; one-sided normal interval.
+    / tokens, with the ratio estimator's standard error over blocks (Cochran, Sampling Techniques,
+    1977, section 6.4) and a one-sided Student interval; never on fewer than 4 blocks.
     """
     pairs = [
         (losses(problem, plan, chunk), losses(problem, best, chunk))
@@ -147,36 +159,66 @@ def behind(
     ]
     change_B = np.concatenate([mine.nll_B - theirs.nll_B for mine, theirs in pairs])
     tokens_B = np.concatenate([mine.tokens_B for mine, _ in pairs])
-    if len(change_B) < 2:
+    return above_zero(change_B, tokens_B, confidence)
+
+
+def above_zero(
+    change_B: NDArray[np.float64], tokens_B: NDArray[np.int64], confidence: float
+) -> bool:
+    """Whether sum(change) / sum(tokens) exceeds 0 with this one-sided confidence over blocks."""
+    n = len(change_B)
+    if n < _LEAST_BLOCKS:
         return False
     mean = change_B.sum() / tokens_B.sum()
     spread = change_B - mean * tokens_B
-    error = np.sqrt(np.sum(spread**2) * len(spread) / (len(spread) - 1)) / tokens_B.sum()
-    return bool(mean - NormalDist().inv_cdf(confidence) * error > 0)
+    error = np.sqrt(np.sum(spread**2) * n / (n - 1)) / tokens_B.sum()
+    return bool(mean > student_quantile(confidence, n - 1) * error)
 
 
-def measured(problem: Problem, plan: KeepPlan, gate_settings: GateSettings) -> Measured:
+def student_quantile(probability: float, freedom: int) -> float:
+    """Quantile of Student's t, to 2% from 3 degrees of freedom on (probability 0.5 to 0.99).
+
+    Cornish-Fisher expansion in 1/freedom (Abramowitz and Stegun 26.7.5).
+    """
+    z, v = NormalDist().inv_cdf(probability), freedom
+    return float(
+        z
+        + (z**3 + z) / (4 * v)
+        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * v**2)
+        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * v**3)
+        + (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / (92160 * v**4)
+    )
+
+
+def measured(
+    problem: Problem, plan: KeepPlan, gate_settings: GateSettings, chunks_done: int | None = None
+) -> Measured:
     """Objectives (absolute changes, mean over replicates) and gate constraints (worst replicate).
 
-    A search scores fewer tokens than a gate asks for, so its JS2D is the bias-corrected one.
+    A search scores fewer tokens than a gate asks for, so its JS2D is the bias-corrected one. With
+    `chunks_done` on the first chunks only.
     """
     limits = gate_settings.model_copy(
         update={"pack": UNION, "seq_lens": (problem.settings.seq_len,)}
     )
+    chunks = problem.chunks[:chunks_done]
     values: list[dict[str, float]] = []
     constraints: list[list[float]] = []
-    for replicate in range(len(problem.blocks)):
-        base, mine = _reports(problem, plan, replicate)
+    margins: list[float] = []
+    for replicate in sorted({chunk[0] for chunk in chunks}):
+        base, mine = _reports(problem, plan, [c for c in chunks if c[0] == replicate])
         key = (UNION, problem.settings.seq_len)
         verdict = gate(limits, {key: base}, {key: mine})
         constraints.append([abs(check.value) - check.limit for check in verdict.checks])
+        margins += [c.value - c.limit for c in verdict.checks if c.name == "dppl"]
         values.append(
             {check.name: abs(check.value) for check in verdict.checks}
             | {"dnll": float(np.log(mine.ppl) - np.log(base.ppl))}
         )
     mean = {name: float(np.mean([v[name] for v in values])) for name in values[0]}
     mean["keep_n"] = float(plan.uniform_keep_n or 0)
-    return Measured(mean, tuple(max(column) for column in zip(*constraints, strict=True)))
+    worst = tuple(max(column) for column in zip(*constraints, strict=True))
+    return Measured(mean, worst, bool(np.mean(margins) > 0))
 
 
 def settings_of(pruning: PruningSettings, chosen: Mapping[str, Any]) -> PruningSettings:
@@ -185,16 +227,23 @@ def settings_of(pruning: PruningSettings, chosen: Mapping[str, Any]) -> PruningS
     return PruningSettings.model_validate({**pruning.model_dump(), **changes})
 
 
-def _reports(problem: Problem, plan: KeepPlan, replicate: int) -> tuple[PackReport, PackReport]:
+def _mask(plan: KeepPlan | None) -> str:
+    return plan.digest if plan and not plan.keeps_all else ""
+
+
+def _reports(
+    problem: Problem, plan: KeepPlan, chunks: Sequence[tuple[int, int, int]]
+) -> tuple[PackReport, PackReport]:
     quantile = problem.bench.experiment.eval.cc_quantile
-    base, mine = (_joined(problem, mask, replicate) for mask in (None, plan))
+    base, mine = (_joined(problem, mask, chunks) for mask in (None, plan))
     report = pack_report(mine, base, quantile)
     corrected = replace(report, js2d=max(report.js2d_corrected, 0.0))
     return pack_report(base, base, quantile), corrected
 
 
-def _joined(problem: Problem, plan: KeepPlan | None, replicate: int) -> TokenScores:
-    chunks = [chunk for chunk in problem.chunks if chunk[0] == replicate]
+def _joined(
+    problem: Problem, plan: KeepPlan | None, chunks: Sequence[tuple[int, int, int]]
+) -> TokenScores:
     parts = [chunk_scores(problem, plan, chunk) for chunk in chunks]
     return TokenScores(
         np.concatenate([part.logp_T for part in parts]),

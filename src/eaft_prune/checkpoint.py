@@ -181,9 +181,10 @@ def file_hashes(model: ModelFiles, on_bytes: OnBytes) -> dict[str, str]:
                 on_bytes(len(chunk))
         hashes[name] = sha.hexdigest()
     for entry in model.tensors.values():
-        with (model.path / entry.file).open("rb") as file:
-            for chunk in _read(file, entry.start, entry.nbytes):
-                if _has_nan(entry, chunk):
+        has_nan = _nan_test(entry)
+        if has_nan is not None:
+            with (model.path / entry.file).open("rb") as file:
+                if any(has_nan(chunk) for chunk in _read(file, entry.start, entry.nbytes)):
                     raise UserError(f"{model.path / entry.file}: tensor {entry.name} holds NaN")
     return hashes
 
@@ -350,16 +351,17 @@ def _read(file: BinaryIO, start: int, length: int) -> Iterator[bytes]:
         yield chunk
 
 
-def _has_nan(entry: TensorEntry, chunk: bytes) -> bool:
+def _nan_test(entry: TensorEntry) -> Callable[[bytes], bool] | None:
+    """Whether a chunk of this tensor holds NaN; None if its type has none."""
     match entry.dtype:
         case "BF16":
-            return bool(((np.frombuffer(chunk, "<u2") & 0x7FFF) > 0x7F80).any())
+            return lambda chunk: bool(((np.frombuffer(chunk, "<u2") & 0x7FFF) > 0x7F80).any())
         case "F16" | "F32" | "F64":
             kind = {"F16": "<f2", "F32": "<f4", "F64": "<f8"}[entry.dtype]
-            return bool(np.isnan(np.frombuffer(chunk, kind)).any())
+            return lambda chunk: bool(np.isnan(np.frombuffer(chunk, kind)).any())
         case "U8" if entry.name.endswith("_scales"):
-            return 255 in chunk
-    return False
+            return lambda chunk: 255 in chunk
+    return None
 
 
 def _sync(file: BinaryIO) -> None:

@@ -2,8 +2,8 @@
 
     python benchmarks/random_checkpoint.py --out DIR [--model 20b] [--layers N] [--tokenizer DIR]
 
-Same tensor names, types and shapes as the published checkpoints; shards of about 4.8 GB. Random e2m1 values
-with scales near 2^-6, random bf16 elsewhere: nothing meaningful, but everything loads.
+Same tensor names, types and shapes as the published checkpoints; shards of 4.8 GB. Random e2m1
+values with scales near 2^-6, random bf16 elsewhere: nothing meaningful, but everything loads.
 """
 
 from __future__ import annotations

@@ -28,7 +28,13 @@ from eaft_prune.tracking import Terminated
 from eaft_prune.types import UserError
 
 _MULTIRUN = ("-m", "--multirun")
-_OPEN_SETTINGS = ("packs.files", "tracking.tags", "eval.num_blocks")  # keys are the user's
+_OPEN_SETTINGS = (  # keys are the user's
+    "packs.files",
+    "tracking.tags",
+    "eval.num_blocks",
+    "search.space",
+    "search.sampler.arguments",
+)
 _OPEN_KEYS = tuple(f"{name}." for name in _OPEN_SETTINGS)
 _OPTIONAL_GROUPS = ("sweeps",)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,8 +31,10 @@ class Bars:
             leave=False,
             dynamic_ncols=True,
         ) as bar:
+            lock = threading.Lock()  # several threads may report
 
             def advance(done: int) -> None:
-                bar.update(done)
+                with lock:
+                    bar.update(done)
 
             yield advance

@@ -16,7 +16,7 @@ import logging
 import multiprocessing
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -249,14 +249,14 @@ def _run_trial(
                 and behind(problem, plan, best, done, settings.stop_confidence)
             ):
                 partial = measured(problem, plan, experiment.gate, done)
-                trial.set_user_attr("constraints", list(partial.constraints))
+                _constrain(trial, partial.constraints)
                 _tell(problem, study, trial, state=_state("PRUNED"))
                 return f"stopped after {done} of {len(problem.chunks)} chunks", {"dnll": value}
     found = measured(problem, plan, experiment.gate)
-    trial.set_user_attr("constraints", list(found.constraints))
+    _constrain(trial, found.constraints)
     trial.set_user_attr("hopeless", found.hopeless)
     _tell(problem, study, trial, [found.values[name] for name in settings.objectives])
-    return "evaluated", {**found.values, "violation": max(found.constraints)}
+    return "evaluated", {**found.values, "violation": max(found.constraints.values())}
 
 
 def _repeat(
@@ -268,9 +268,8 @@ def _repeat(
     """Tell a trial what an earlier one with the same plan found."""
     for step, value in earlier.intermediate_values.items():
         trial.report(value, step)
-    for name in ("constraints", "hopeless"):
-        if name in earlier.user_attrs:
-            trial.set_user_attr(name, earlier.user_attrs[name])
+    _constrain(trial, earlier.constraints)
+    trial.set_user_attr("hopeless", earlier.user_attrs.get("hopeless", False))
     if earlier.state.name == "PRUNED":
         _tell(problem, study, trial, state=earlier.state)
         return {"dnll": earlier.intermediate_values[max(earlier.intermediate_values)]}
@@ -322,11 +321,11 @@ def _winner(study: optuna.Study) -> optuna.trial.FrozenTrial | None:
 
 
 def _holds(trial: optuna.trial.FrozenTrial) -> bool:
-    return bool(max(trial.user_attrs["constraints"]) <= 0)
+    return bool(max(trial.constraints.values()) <= 0)
 
 
 def _violation(trial: optuna.trial.FrozenTrial) -> float:
-    return float(sum(max(value, 0.0) for value in trial.user_attrs["constraints"]))
+    return float(sum(max(value, 0.0) for value in trial.constraints.values()))
 
 
 def _distributions(experiment: Experiment) -> dict[str, Any]:
@@ -491,20 +490,18 @@ def _made(setting: str, module: Any, suffix: str, chosen: SamplerSettings) -> An
         raise UserError(
             f"{setting}.arguments names {unknown[0]!r}; {kind.__name__} takes {', '.join(accepted)}"
         )
-    arguments = dict(chosen.arguments)
-    if "constraints_func" in accepted:
-        arguments["constraints_func"] = _constraints
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         try:
-            return kind(**arguments)
+            return kind(**chosen.arguments)
         except (TypeError, ValueError, ImportError) as error:
             raise UserError(f"{setting} = {chosen.name}: {error}") from error
 
 
-def _constraints(trial: optuna.trial.FrozenTrial) -> list[float]:
-    """Optuna's view of the gate: <= 0 holds; of a stopped trial on the blocks it has seen."""
-    return list(trial.user_attrs.get("constraints", [1.0]))
+def _constrain(trial: optuna.Trial, constraints: Mapping[str, float]) -> None:
+    """Tell Optuna of the gate: <= 0 holds; of a stopped trial on the blocks it has seen."""
+    for name, value in constraints.items():
+        trial.set_constraint(name, value)
 
 
 def _finished(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:

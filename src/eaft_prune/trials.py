@@ -37,7 +37,7 @@ class Measured:
     """A plan's objectives and constraints on all blocks of the search."""
 
     values: Mapping[str, float]
-    constraints: tuple[float, ...]  # gate check |value| - limit; <= 0 holds
+    constraints: Mapping[str, float]  # gate check |value| - limit; <= 0 holds
     hopeless: bool  # the perplexity alone breaks the gate, as it does for all that lose more
 
 
@@ -203,13 +203,13 @@ def measured(
     )
     chunks = problem.chunks[:chunks_done]
     values: list[dict[str, float]] = []
-    constraints: list[list[float]] = []
+    constraints: list[dict[str, float]] = []
     margins: list[float] = []
     for replicate in sorted({chunk[0] for chunk in chunks}):
         base, mine = _reports(problem, plan, [c for c in chunks if c[0] == replicate])
         key = (UNION, problem.settings.seq_len)
         verdict = gate(limits, {key: base}, {key: mine})
-        constraints.append([abs(check.value) - check.limit for check in verdict.checks])
+        constraints.append({c.name: abs(c.value) - c.limit for c in verdict.checks})
         margins += [c.value - c.limit for c in verdict.checks if c.name == "dppl"]
         values.append(
             {check.name: abs(check.value) for check in verdict.checks}
@@ -217,7 +217,7 @@ def measured(
         )
     mean = {name: float(np.mean([v[name] for v in values])) for name in values[0]}
     mean["keep_n"] = float(plan.uniform_keep_n or 0)
-    worst = tuple(max(column) for column in zip(*constraints, strict=True))
+    worst = {name: max(c[name] for c in constraints) for name in constraints[0]}
     return Measured(mean, worst, bool(np.mean(margins) > 0))
 
 

@@ -1,0 +1,66 @@
+"""Time and memory of an export, against `cp` of the bytes it wrote on the same disk.
+
+python benchmarks/export.py --path CHECKPOINT --out DIR [--keep-n 24]
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+
+from eaft_prune.checkpoint import open_model
+from eaft_prune.families import family_of
+from eaft_prune.families.base import check_tensors
+from eaft_prune.progress import Bars
+from eaft_prune.stages.export import export
+from eaft_prune.types import KeepPlan
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--path", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--keep-n", type=int, default=24)
+    options = parser.parse_args()
+    files = open_model(options.path)
+    family = family_of(files.config)
+    check_tensors(family, files)
+    layers, experts = family.n_layers(files.config), family.n_experts(files.config)
+    rng = np.random.default_rng(0)
+    kept = tuple(
+        tuple(sorted(map(int, rng.permutation(experts)[: options.keep_n]))) for _ in range(layers)
+    )
+    target = options.out / "pruned"
+    started = time.perf_counter()
+    with Bars().bar("export", files.weight_bytes * options.keep_n // experts, "B") as on_bytes:
+        done = export(
+            family,
+            files,
+            KeepPlan(kept, experts),
+            target,
+            "benchmark",
+            5_000_000_000,
+            {"base": {"label": "random", "digest": ""}},
+            on_bytes,
+        )
+    seconds = time.perf_counter() - started
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    started = time.perf_counter()
+    subprocess.run(["cp", "-r", target, options.out / "copy"], check=True)
+    subprocess.run(["sync", "-f", options.out / "copy"], check=True)
+    copy = time.perf_counter() - started
+    shutil.rmtree(options.out / "copy")
+    written = done.bytes_written / 1e9
+    print(f"export {written:.2f} GB in {seconds:.1f} s ({written / seconds:.2f} GB/s)")
+    print(f"cp of the same bytes with sync {copy:.1f} s; export / cp = {seconds / copy:.2f}")
+    print(f"peak resident memory {peak:.2f} GB; digest {done.digest}")
+
+
+if __name__ == "__main__":
+    main()

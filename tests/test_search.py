@@ -110,24 +110,18 @@ def test_the_winner_is_exported_and_gated_on_rows_that_the_search_never_saw(
     assert result["plan"]["digest"] == best.user_attrs["plan"]
     manifest = json.loads((Path(result["checkpoint"]["path"]) / "manifest.json").read_text())
     assert manifest["plan"]["kept"] == json.loads(best.user_attrs["kept"])
-    assert (
-        manifest["pruning"]["seed"] == best.params["pruning.seed"] if "pruning" in manifest else 1
-    )
+    assert manifest["pruning"]["seed"] == best.params["pruning.seed"]
     assert set(result["reports"]) == {"base", "pruned"}
     assert result["gate"]["checks"]
     # rows: what is gated is of the eval part, what was searched and profiled of the other
-    stages = {stage["stage"]: stage for stage in result["stages"]}
-    used: dict[str, set[bytes]] = {}
-    for part in ("profile", "eval"):
-        key = stages[f"pack/{part}/UNION/64"]["key"]
-        blocks = load(own.store / "pack" / key, Blocks)
-        used[part] = {row.tobytes() for row in blocks.ids_BS}
-    assert not used["profile"] & used["eval"]
-    digests = [s["facts"]["rows_digest"] for n, s in stages.items() if n.startswith("pack/")]
-    assert stages["pack/eval/UNION/64"]["facts"]["rows_digest"] not in {
-        s["facts"]["rows_digest"] for n, s in stages.items() if n.startswith("pack/profile")
-    }
-    assert digests
+    texts: dict[str, set[str]] = {"profile": set(), "eval": set()}
+    for stage in result["stages"]:
+        if stage["stage"].startswith("pack/"):
+            blocks = load(own.store / "pack" / stage["key"], Blocks)
+            texts[stage["stage"].split("/")[1]].add(blocks.rows_digest)
+    assert len(texts["profile"]) == 2  # the trace's and the search's
+    assert len(texts["eval"]) == 1
+    assert not texts["profile"] & texts["eval"]
 
 
 def test_objective_and_constraints_equal_a_computation_from_the_saved_scores(
@@ -363,8 +357,9 @@ def test_spaces_of_floats_integers_and_choices(own: World, tmp_path: Path) -> No
         assert values["pruning.keep_n"] in (4, 8)  # steps of keep_multiple
         assert values["pruning.saliency"] in ("gate_norm", "norm", "gate")
         assert values["pruning.reduce"] in ("sum", "mean")
-        kept = json.loads(trial.user_attrs["kept"])
-        assert {len(layer) for layer in kept} == {values["pruning.keep_n"]}
+        if "kept" in trial.user_attrs:  # not the same plan as an earlier one
+            kept = json.loads(trial.user_attrs["kept"])
+            assert {len(layer) for layer in kept} == {values["pruning.keep_n"]}
     assert len({str(t.params) for t in trials(tmp_path)}) == 10
 
 
@@ -480,12 +475,15 @@ def test_a_named_study_of_another_problem_is_refused(own: World, tmp_path: Path)
 
 @pytest.mark.slow
 def test_two_workers_share_one_study(own: World, tmp_path: Path) -> None:
-    done = search(own, tmp_path, *RANDOM, "search.workers=2", "search.n_trials=8")
-    assert facts(done)["trials"] == 8
+    done = search(
+        own, tmp_path, *RANDOM, "search.workers=2", "search.n_trials=40", "search.chunk_blocks=1",
+        "search.seeds=[1,2,3]", "search.stop_confidence=null",
+    )  # fmt: skip
+    assert facts(done)["trials"] == 40  # long enough for the second process to have started
     found = trials(tmp_path)
-    assert [t.state.is_finished() for t in found] == [True] * 8
-    assert len({t.user_attrs["process.pid"] for t in found}) == 2
-    assert len({t.params["pruning.seed"] for t in found}) > 4  # they do not draw alike
+    assert [t.state.name for t in found] == ["COMPLETE"] * 40
+    assert len({t.user_attrs["process"]["process.pid"] for t in found}) == 2
+    assert len({t.params["pruning.seed"] for t in found}) > 10  # they do not draw alike
     children = points(own, done)
     assert [c.info.run_name for c in children] == [f"trial {t.number}" for t in found]
     new = [record(own, key)["identity"] for key in evaluations(own)]

@@ -17,6 +17,7 @@ import multiprocessing
 import time
 import warnings
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,7 +43,7 @@ from eaft_prune.stages import plan as planning
 from eaft_prune.stages import score as scoring
 from eaft_prune.store import Store
 from eaft_prune.tracking import MlflowRun, prepare
-from eaft_prune.tracking.provenance import describe_process, is_dead, process_tags, redact
+from eaft_prune.tracking.provenance import is_dead, process_tags, redact
 from eaft_prune.trials import (
     Problem,
     behind,
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _FAILURES_IN_A_ROW = 5  # then the search ends: it is not the trials' settings
+_WAIT_SECONDS = 0.5
 _SILENT = timedelta(hours=1)  # a running trial of another host that is older is not waited for
 
 
@@ -103,6 +105,8 @@ def run_search(bench: Bench, out: Path) -> Outcome:
         log.warning("trial %d failed: %s", trial.number, trial.user_attrs["error"])
     selection = Selection(pruning.name, scoring.score(pruning, problem.trace), plan)
     bench.observer.plan(plan)
+    # what is written says how it was chosen
+    bench = replace(bench, experiment=bench.experiment.model_copy(update={"pruning": pruning}))
     pruned = write(bench, base, selection)
     first = measure(bench, base, "base", base)
     second = measure(bench, pruned, "pruned", base)
@@ -148,9 +152,16 @@ def _work(problem: Problem, study: optuna.Study) -> None:
     """Ask, evaluate, tell, until the study holds n_trials finished trials.
 
     A trial that raises is marked FAIL and the next one is asked; several in a row end the search.
+    Other processes' last trials are waited for, so that all name the same winner.
     """
     failures = 0
-    while (trial := _ask(problem, study)) is not None:
+    while True:
+        trial, running = _ask(problem, study)
+        if trial is None and running == 0:
+            return
+        if trial is None:
+            time.sleep(_WAIT_SECONDS)
+            continue
         started = time.perf_counter()
         values: dict[str, float] = {}
         try:
@@ -177,12 +188,12 @@ def _work(problem: Problem, study: optuna.Study) -> None:
         )
 
 
-def _ask(problem: Problem, study: optuna.Study) -> optuna.Trial | None:
-    """The next trial, or None when n_trials are finished or running."""
+def _ask(problem: Problem, study: optuna.Study) -> tuple[optuna.Trial | None, int]:
+    """The next trial, or None when n_trials are finished or running; and how many are running."""
     settings = problem.settings
     parent = multiprocessing.parent_process()
     if parent is not None and not parent.is_alive():
-        return None  # the search was killed: a worker does not go on by itself
+        return None, 0  # the search was killed: a worker does not go on by itself
     # asked under a lock, so that workers on one store do not start more trials than are wanted
     with FileLock(problem.bench.store.root / f"search-{digest(study.study_name)[:16]}.lock"):
         running = 0
@@ -190,22 +201,19 @@ def _ask(problem: Problem, study: optuna.Study) -> optuna.Trial | None:
             if other.state.is_finished():
                 continue
             # the lock is held: a trial without its process's name was asked by one that died since
-            if "process.host" not in other.user_attrs or is_dead(other.user_attrs):
+            process = other.user_attrs.get("process")
+            if process is None or is_dead(process):
                 study.tell(other.number, state=_state("FAIL"), skip_if_finished=True)
             elif other.datetime_start and datetime.now() - other.datetime_start < _SILENT:
                 running += 1
-            else:
-                who = describe_process(other.user_attrs)
-                log.warning("trial %d of %s is not waited for", other.number, who)
         known = len(_finished(study)) + running
         exhausted = study.user_attrs.get("exhausted") == settings.sampler.model_dump_json()
         if known >= settings.n_trials or exhausted:
-            return None
+            return None, running
         study.sampler = _sampler(settings, known + len(_failed(study)))
         trial = study.ask(_distributions(problem.bench.experiment))
-        for name, value in process_tags().items():
-            trial.set_user_attr(name, value)
-        return trial
+        trial.set_user_attr("process", process_tags())
+        return trial, running
 
 
 def _tell(
@@ -233,10 +241,11 @@ def _run_trial(
     plan = plan_of(problem, settings_of(experiment.pruning, trial.params))
     earlier = _same_plan(study, plan, settings)
     trial.set_user_attr("plan", plan.digest)
-    trial.set_user_attr("kept", json.dumps(plan.kept))
-    trial.set_user_attr("n_experts", plan.n_experts)
     if earlier is not None:
         return f"same plan as trial {earlier.number}", _repeat(problem, study, trial, earlier)
+    # not of a repeat: of equal trials the first is the winner
+    trial.set_user_attr("kept", json.dumps(plan.kept))
+    trial.set_user_attr("n_experts", plan.n_experts)
     if settings.objectives == ("dnll",):
         best = _incumbent(study) if settings.stop_confidence is not None else None
         for done, value in enumerate(running_dnll(problem, plan), start=1):

@@ -1,0 +1,204 @@
+"""What a further point of a grid or a search costs on the shipped demo model.
+
+    python benchmarks/sweeps_and_search.py [--blocks 8] [--seq-len 1024] [--profile-blocks 8]
+        [--search-blocks 4] [--trials 200] [--cold 2] [--parts grid search scoring kill] [--full]
+
+Prints: the 25-point weight grid as one multirun, against separate `python -m eaft_prune` runs, each
+with its own store (only --cold of them are run, their mean times 25 is what all would take); then a
+search, the seconds of its trials whose plan was known, and a search that is killed in the middle.
+--full keeps the demo's own sizes instead of the small ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import optuna
+import torch
+
+from eaft_prune.bench import Bench, Resident
+from eaft_prune.cli import check
+from eaft_prune.observer import Silent
+from eaft_prune.pipeline import trace_of
+from eaft_prune.progress import Bars
+from eaft_prune.stages.plan import plan
+from eaft_prune.stages.score import score
+from eaft_prune.store import Store
+
+GRID = {"w_conflict": (-4, -2, -1, -0.5, 0), "w_uncertain": (0, 0.25, 0.5, 0.75, 1)}
+
+
+def command(home: Path, *arguments: str) -> list[str]:
+    """The command line with everything it leaves under `home`."""
+    return [
+        sys.executable, "-u", "-m", "eaft_prune", *arguments, "runtime.progress=false",
+        f"tracking.uri=sqlite:///{home}/mlflow.db", f"runtime.store_dir={home}/store",
+        f"runtime.checkpoint_dir={home}/checkpoints",
+    ]  # fmt: skip
+
+
+def run(home: Path, *arguments: str) -> tuple[float, list[dict[str, Any]]]:
+    """Seconds, and every finished result.json."""
+    home.mkdir(parents=True, exist_ok=True)
+    started = time.perf_counter()
+    done = subprocess.run(command(home, *arguments), cwd=home, capture_output=True, text=True)
+    seconds = time.perf_counter() - started
+    if done.returncode:
+        sys.exit(done.stdout + done.stderr)
+    found = [
+        json.loads(p.read_text())
+        for d in ("outputs", "multirun")
+        for p in home.glob(f"{d}/**/result.json")
+    ]
+    return seconds, [value for value in found if value["status"] == "FINISHED"]
+
+
+def grid(home: Path, settings: list[str], cold: int) -> None:
+    seconds, results = run(home / "grid", "+sweeps=weight_grid", *settings)
+    results.sort(key=lambda value: value["job"])
+    plans = {value["plan"]["digest"] for value in results}
+    ran = sum(
+        stage["stage"].startswith("evaluate/") and not stage["cached"]
+        for value in results
+        for stage in value["stages"]
+    )
+    print(f"grid: {len(results)} points in one multirun  {seconds:8.1f} s")
+    print(f"  distinct plans {len(plans)}, evaluations run {ran} (the base model's included)")
+    points = [(c, u) for c in GRID["w_conflict"] for u in GRID["w_uncertain"]]
+    times = []
+    for number in range(cold):
+        job = number * (len(points) - 1) // max(cold - 1, 1)
+        weights = [f"pruning.{n}={v}" for n, v in zip(GRID, points[job], strict=True)]
+        masked = "eval.candidates=[masked]"
+        spent, (alone,) = run(home / f"cold{number}", *weights, masked, *settings)
+        times.append(spent)
+        same = alone["gate"] == results[job]["gate"] and alone["plan"] == results[job]["plan"]
+        print(f"  point {job} alone, empty store {spent:8.1f} s, same plan and verdict: {same}")
+    every = statistics.mean(times) * len(points)
+    print(f"  25 separate runs would take {every:8.1f} s (mean of {cold} x 25, not run)")
+    print(f"  one multirun is {every / seconds:.1f} times as fast")
+
+
+def search(home: Path, settings: list[str], n_trials: int) -> None:
+    where = f"search.storage=sqlite:///{home}/search.db"
+    asked = [*settings, "task=search", where, f"search.n_trials={n_trials}"]
+    seconds, (result,) = run(home / "search", *asked)
+    facts = result["facts"]
+    print(f"search: {facts['trials']} trials, whole command  {seconds:8.1f} s")
+    print(
+        f"  trials alone {facts['search_seconds']} s, distinct plans {facts['distinct_plans']}, "
+        f"stopped early {facts['trials_stopped']}, winner's gate {result['gate']['status']}"
+    )
+    seen: set[str] = set()
+    known, between = [], []
+    trials = optuna.load_study(study_name=facts["study"], storage=f"sqlite:///{home}/search.db")
+    for trial, following in zip(trials.trials, [*trials.trials[1:], None], strict=True):
+        digest = trial.user_attrs["plan"]
+        if digest in seen and trial.duration:
+            known.append(trial.duration.total_seconds())
+            if following is not None:
+                gap = following.datetime_start - trial.datetime_start
+                between.append(gap.total_seconds())
+        seen.add(digest)
+    if known:
+        print(
+            f"  {len(known)} trials whose plan was known: median {statistics.median(known):.3f} s "
+            f"in the trial, {statistics.median(between):.3f} s from one start to the next"
+        )
+
+
+def scoring(home: Path, settings: list[str]) -> None:
+    """What a trial whose plan is known computes: scores over the whole trace, and the plan."""
+    asked = [*settings, f"runtime.store_dir={home}/search/store", "runtime.progress=false"]
+    (experiment,) = check(asked).experiments
+    store = Store(Path(experiment.runtime.store_dir))
+    bench = Bench(experiment, store, Silent(), Bars(False), Resident())
+    trace = trace_of(bench, bench.base()).value
+    times = []
+    for quantile in range(5, 25):
+        pruning = experiment.pruning.model_copy(update={"quantile": quantile / 100})
+        started = time.perf_counter()
+        plan(pruning, score(pruning, trace))
+        times.append(time.perf_counter() - started)
+    median = statistics.median(times)
+    print(f"score and plan on a trace of {len(trace)} tokens: median {1e3 * median:.1f} ms")
+
+
+def kill(home: Path, settings: list[str], n_trials: int) -> None:
+    """kill -9 after a third of the trials, then the same command again."""
+    where = f"search.storage=sqlite:///{home}/killed.db"
+    asked = [*settings, "task=search", where, f"search.n_trials={n_trials}"]
+    (home / "killed").mkdir()
+    process = subprocess.Popen(
+        command(home / "killed", *asked), cwd=home / "killed", text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith(f"trial {n_trials // 3} "):
+            os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    storage = f"sqlite:///{home}/killed.db"
+    (name,) = optuna.get_all_study_names(storage)
+    before = optuna.load_study(study_name=name, storage=storage).trials
+    finished = sum(t.state.name in ("COMPLETE", "PRUNED") for t in before)
+    seconds, (result,) = run(home / "killed", *asked)
+    facts = result["facts"]
+    print(f"kill -9 at trial {n_trials // 3} of {n_trials}: {finished} of {len(before)} kept")
+    print(
+        f"  the same command again ran {facts['trials_now']}, study holds {facts['trials']}, "
+        f"{seconds:.1f} s"
+    )
+
+
+def main() -> None:
+    assert __doc__ is not None
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--blocks", type=int, default=8)
+    parser.add_argument("--seq-len", type=int, default=1024)
+    parser.add_argument("--profile-blocks", type=int, default=8)
+    parser.add_argument("--search-blocks", type=int, default=4)
+    parser.add_argument("--trials", type=int, default=200)
+    parser.add_argument("--killed-trials", type=int, default=12)
+    parser.add_argument("--cold", type=int, default=2)
+    parser.add_argument("--parts", nargs="+", default=["grid", "search", "scoring", "kill"])
+    parser.add_argument("--full", action="store_true")
+    options = parser.parse_args()
+    settings = [] if options.full else [
+        f"eval.num_blocks={options.blocks}", f"eval.seq_lens=[{options.seq_len}]",
+        "eval.packs=[UNION]", f"gate.seq_lens=[{options.seq_len}]",
+        f"profile.num_blocks={options.profile_blocks}", f"profile.seq_len={options.seq_len}",
+    ]  # fmt: skip
+    sized = [] if options.full else [
+        f"search.seq_len={options.seq_len}", f"search.num_blocks={options.search_blocks}",
+        "search.chunk_blocks=1",
+    ]  # fmt: skip
+    print("python benchmarks/sweeps_and_search.py", shlex.join(sys.argv[1:]))
+    print(f"{os.cpu_count()} CPUs, {torch.get_num_threads()} torch threads, load {os.getloadavg()}")
+    print("settings:", " ".join(settings) or "the demo's own")
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    with tempfile.TemporaryDirectory() as folder:
+        home = Path(folder)
+        if "grid" in options.parts:
+            grid(home, settings, options.cold)
+        if "search" in options.parts:
+            search(home, [*settings, *sized], options.trials)
+        if "scoring" in options.parts:
+            scoring(home, settings)
+        if "kill" in options.parts:
+            kill(home, [*settings, *sized], options.killed_trials)
+
+
+if __name__ == "__main__":
+    main()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,9 +18,8 @@ _FILE = "evaluation.json"
 
 
 def save_evaluation(directory: Path, evaluation: Evaluation) -> None:
-    """Write every token's log p and H, and what they were measured on."""
-    if directory.exists():  # of an earlier run in the same hydra.run.dir or hydra.sweep.dir
-        shutil.rmtree(directory)
+    """Write every token's log p and H, and what they were measured on, into a new directory."""
+    directory.mkdir(parents=True)
     for (pack, seq_len), scores in evaluation.scores.items():
         home = directory / pack / str(seq_len)
         home.mkdir(parents=True)

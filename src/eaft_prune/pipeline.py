@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -355,6 +356,8 @@ def judge(
     saved = {}
     for model in (base, *candidates):
         saved[model.model] = out / "evaluations" / model.model
+        # of an earlier run in the same hydra.run.dir or hydra.sweep.dir
+        shutil.rmtree(saved[model.model], ignore_errors=True)
         save_evaluation(saved[model.model], model)
         reference = None if model is base else comparison.reports[base.model]
         bench.observer.reports(model.model, comparison.reports[model.model], reference)

@@ -28,7 +28,8 @@ _CHUNK = 16 << 20
 _THREADS = min(8, os.cpu_count() or 1)
 _HEADER_BYTES = 64  # length prefix, __metadata__, padding
 _ENTRY_BYTES = 160  # dtype, shape and offsets of one tensor as JSON
-GENERATED = ("expert_mapping.json", "manifest.json")
+MANIFEST = "manifest.json"
+MAPPING = "expert_mapping.json"
 _NOT_COPIED = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".msgpack", ".h5", ".lock"}
 
 OnBytes = Callable[[int], None]
@@ -63,10 +64,9 @@ class ModelFiles:
 
 @dataclass(frozen=True)
 class Written:
-    """What an export wrote: sha256 and size of every file, and the bytes of tensor data."""
+    """What an export wrote: sha256 of every file, and the bytes of tensor data."""
 
     files: Mapping[str, str]  # name -> sha256
-    sizes: Mapping[str, int]
     tensor_bytes: int
 
 
@@ -102,7 +102,7 @@ def open_model(path: Path) -> ModelFiles:
         for item in path.iterdir()
         if item.is_file()
         and item.suffix not in _NOT_COPIED
-        and item.name not in ("config.json", INDEX, "README.md", *GENERATED)
+        and item.name not in ("config.json", INDEX, "README.md", MAPPING, MANIFEST)
         and not item.name.startswith(".")
     )
     return ModelFiles(path, config, tensors, shards, tuple(companions))
@@ -218,7 +218,6 @@ def write_sliced(
         if kept is not None and not all(0 <= index < rows[0] for index in kept):
             raise UserError(f"tensor {name} has {rows[0]} slices, the plan asks for {list(kept)}")
     files: dict[str, str] = {}
-    sizes: dict[str, int] = {}
     weight_map: dict[str, str] = {}
     plans = list(_plan_shards(model, slices, max_shard_bytes))
     names = [
@@ -232,13 +231,11 @@ def write_sliced(
         )
         files.update(zip(names, shas, strict=True))
     for name, shard in zip(names, plans, strict=True):
-        sizes[name] = (out / name).stat().st_size
         weight_map.update({entry.name: name for entry, _ in shard})
     total = sum(_sliced_bytes(entry, slices[entry.name]) for shard in plans for entry, _ in shard)
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
     files[INDEX] = write_text(out / INDEX, json.dumps(index, indent=2) + "\n")
-    sizes[INDEX] = (out / INDEX).stat().st_size
-    return Written(files, sizes, total)
+    return Written(files, total)
 
 
 def copy_file(source: Path, target: Path) -> str:

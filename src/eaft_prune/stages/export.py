@@ -15,6 +15,8 @@ from filelock import FileLock
 
 from eaft_prune import __version__
 from eaft_prune.checkpoint import (
+    MANIFEST,
+    MAPPING,
     ModelFiles,
     Slices,
     copy_file,
@@ -30,8 +32,6 @@ from eaft_prune.families.base import Family, slices_of
 from eaft_prune.types import KeepPlan, UserError
 
 VERSION = 1
-MANIFEST = "manifest.json"
-MAPPING = "expert_mapping.json"
 
 
 @dataclass(frozen=True)

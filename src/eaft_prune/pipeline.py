@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from eaft_prune.bench import Bench, Model
 from eaft_prune.config import resolve_path
-from eaft_prune.evaluations import compare, load_evaluation, save_evaluation
+from eaft_prune.evaluations import compare, save_evaluation
 from eaft_prune.fingerprint import digest
 from eaft_prune.stages import evaluate, export, profile
 from eaft_prune.stages import plan as planning
@@ -20,118 +19,17 @@ from eaft_prune.store import Stored
 from eaft_prune.types import (
     UNION,
     Checkpoint,
-    Comparison,
     EvalKey,
     Evaluation,
     ExpertScores,
     KeepPlan,
+    Outcome,
     Selection,
     StageRecord,
     TokenScores,
     Trace,
     UserError,
 )
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a task found; the parts it did not make are None."""
-
-    comparison: Comparison | None = None
-    selection: Selection | None = None
-    base: Checkpoint | None = None
-    checkpoint: Checkpoint | None = None
-    evaluations: Mapping[str, Path] = field(default_factory=dict)
-    facts: Mapping[str, Any] = field(default_factory=dict)
-
-
-def run_pipeline(bench: Bench, out: Path) -> Outcome:
-    """Prune and prove: everything from packs to verdict."""
-    base = _open(bench)
-    _check_keep_n(bench, base)
-    if bench.experiment.export.path and "pruned" in bench.experiment.eval.candidates:
-        export.check_target(resolve_path(bench.experiment.export.path))
-    selection = select(bench, base)
-    measured_base = measure(bench, base, "base", base)
-    candidates = []
-    pruned: Checkpoint | None = None
-    for name in bench.experiment.eval.candidates:
-        if name == "masked":
-            candidates.append(measure(bench, base, name, base, mask=selection.plan))
-        else:
-            model = write(bench, base, selection)
-            pruned = model.checkpoint
-            candidates.append(measure(bench, model, name, base))
-    return judge(bench, out, measured_base, candidates, selection, base.checkpoint, pruned)
-
-
-def run_profile(bench: Bench, out: Path) -> Outcome:
-    """Trace, scores and plan; no evaluation."""
-    base = bench.base()
-    _check_keep_n(bench, base)
-    return Outcome(selection=select(bench, base), base=base.checkpoint)
-
-
-def run_evaluate(bench: Bench, out: Path) -> Outcome:
-    """One model against nothing: its own metrics, saved for a later comparison."""
-    base = _open(bench)
-    evaluation = measure(bench, base, "base", base)
-    return judge(bench, out, evaluation, [], None, base.checkpoint, None)
-
-
-def run_compare(bench: Bench, out: Path) -> Outcome:
-    """Two saved evaluations: table and gate, no model."""
-    paths = bench.experiment.compare
-    assert paths is not None, "config.py requires compare.* for this task"
-    base = replace(load_evaluation(resolve_path(paths.base)), model="base")
-    candidate = replace(load_evaluation(resolve_path(paths.candidate)), model="pruned")
-    return judge(bench, out, base, [candidate], None, None, None)
-
-
-def run_noise_floor(bench: Bench, out: Path) -> Outcome:
-    """The base model evaluated twice: what the gate reads when nothing changed."""
-    base = _open(bench)
-    first = measure(bench, base, "base", base)
-    second = measure(bench, base, "repeat", base, replicate=1)
-    return judge(bench, out, first, [second], None, base.checkpoint, None)
-
-
-def run_noop(bench: Bench, out: Path) -> Outcome:
-    """Rewrite with every expert kept: bytes must be equal and the gate must pass."""
-    base = _open(bench)
-    config = base.files.config
-    n_experts, n_layers = base.family.n_experts(config), base.family.n_layers(config)
-    plan = KeepPlan((tuple(range(n_experts)),) * n_layers, n_experts)
-    bench.observer.plan(plan)
-    model = _export(bench, base, plan, {"criterion": "keep all"})
-    same = export.identical_tensors(base.files, model.files)
-    first = measure(bench, base, "base", base)
-    second = measure(bench, model, "pruned", base)
-    facts = {"identical_tensors": same}
-    return judge(bench, out, first, [second], None, base.checkpoint, model.checkpoint, facts)
-
-
-def run_expert_math(bench: Bench, out: Path) -> Outcome:
-    """Our experts against transformers' eager loop and against float64, layer by layer."""
-    from eaft_prune.stages.expert_math import expert_math  # torch: not before settings are checked
-
-    base = bench.base()
-    settings = bench.experiment.profile
-    request = BlockRequest(UNION, "profile", settings.seq_len, 1, settings.seed)
-    blocks = bench.blocks(base, request).value
-    facts = expert_math(bench.engine(base), blocks)
-    return Outcome(base=base.checkpoint, facts=facts)
-
-
-TASKS: Mapping[str, Callable[[Bench, Path], Outcome]] = {
-    "pipeline": run_pipeline,
-    "profile": run_profile,
-    "evaluate": run_evaluate,
-    "compare": run_compare,
-    "noise_floor": run_noise_floor,
-    "noop": run_noop,
-    "expert_math": run_expert_math,
-}
 
 
 def select(bench: Bench, base: Model) -> Selection:
@@ -195,7 +93,9 @@ def trace_of(bench: Bench, base: Model) -> Stored[Trace]:
 def write(bench: Bench, base: Model, selection: Selection) -> Model:
     """export: the pruned checkpoint on disk, opened and hashed again."""
     how = bench.experiment.pruning.model_dump()
-    return _export(bench, base, selection.plan, {"criterion": selection.criterion, "pruning": how})
+    return export_plan(
+        bench, base, selection.plan, {"criterion": selection.criterion, "pruning": how}
+    )
 
 
 def measure(
@@ -275,7 +175,7 @@ def preview(bench: Bench) -> tuple[str, dict[str, str]]:
     no run has done so yet, nothing is evaluated and nothing exported.
     """
     base = bench.base()
-    _check_keep_n(bench, base)
+    check_keep_n(bench, base)
     plan = select(bench, base).plan
     target, key = _export_target(bench, base, plan)
     exported = export.exported_digest(target, key)
@@ -308,7 +208,8 @@ def _export_target(bench: Bench, base: Model, plan: KeepPlan) -> tuple[Path, str
     return target, key
 
 
-def _export(bench: Bench, base: Model, plan: KeepPlan, how: Mapping[str, Any]) -> Model:
+def export_plan(bench: Bench, base: Model, plan: KeepPlan, how: Mapping[str, Any]) -> Model:
+    """A plan written as a checkpoint; `how` goes into its manifest."""
     settings = bench.experiment.export
     target, key = _export_target(bench, base, plan)
     provenance = {"base": {"label": bench.experiment.model.name, "digest": base.digest}, **how}
@@ -352,6 +253,7 @@ def judge(
     pruned: Checkpoint | None,
     facts: Mapping[str, Any] | None = None,
 ) -> Outcome:
+    """gate: reports and verdicts, saved evaluations, everything told to the watcher."""
     comparison = compare(bench.experiment.eval, bench.experiment.gate, base, candidates)
     saved = {}
     for model in (base, *candidates):
@@ -366,7 +268,7 @@ def judge(
     return Outcome(comparison, selection, base_checkpoint, pruned, saved, facts or {})
 
 
-def _open(bench: Bench) -> Model:
+def open_base(bench: Bench) -> Model:
     """The base, and every block that will be evaluated: what is missing shows at once."""
     base = bench.base()
     for request in requests(bench):
@@ -374,7 +276,8 @@ def _open(bench: Bench) -> Model:
     return base
 
 
-def _check_keep_n(bench: Bench, base: Model) -> None:
+def check_keep_n(bench: Bench, base: Model) -> None:
+    """Raise UserError unless this model can keep pruning.keep_n experts."""
     config = base.files.config
     planning.check_keep_n(
         bench.experiment.pruning, base.family.n_experts(config), base.family.top_k(config)

@@ -9,8 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from eaft_prune.pipeline import Outcome
-from eaft_prune.types import Checkpoint, GateVerdict, Reports, StageRecord
+from eaft_prune.types import Checkpoint, GateVerdict, Outcome, Reports, StageRecord
 
 FILE = "result.json"
 

@@ -15,14 +15,14 @@ from eaft_prune import report
 from eaft_prune.bench import Bench, Resident
 from eaft_prune.config import Experiment, parse_experiment, resolve_path
 from eaft_prune.observer import Silent
-from eaft_prune.pipeline import TASKS, Outcome, preview
+from eaft_prune.pipeline import preview
 from eaft_prune.progress import Bars
 from eaft_prune.result import FILE as RESULT
 from eaft_prune.result import result, write_atomically, write_result
-from eaft_prune.search import run_search
 from eaft_prune.store import Store
+from eaft_prune.tasks import TASKS
 from eaft_prune.tracking import MlflowRun, Terminated, track
-from eaft_prune.types import UserError
+from eaft_prune.types import Outcome, UserError
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ def run(values: dict[str, Any], out: Path, overrides: Sequence[str], job: int | 
             facts.update(mlflow_run_id=tracked.run_id, tracking_uri=tracked.uri)
             store = Store(resolve_path(experiment.runtime.store_dir))
             bench = Bench(experiment, store, tracked, Bars(experiment.runtime.progress), _RESIDENT)
-            outcome = {**TASKS, "search": run_search}[experiment.task.name](bench, out)
+            outcome = TASKS[experiment.task.name](bench, out)
             tracked.facts(outcome.facts)
             _present(experiment, outcome, bench, out, tracked, job)
             code = finish("FINISHED", _gate_code(experiment, outcome), outcome)

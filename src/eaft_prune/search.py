@@ -35,7 +35,7 @@ from eaft_prune.config import (
     resolve_path,
 )
 from eaft_prune.fingerprint import digest
-from eaft_prune.pipeline import Outcome, judge, measure, numerics, requests, write
+from eaft_prune.pipeline import judge, measure, numerics, requests, write
 from eaft_prune.progress import Bars
 from eaft_prune.result import write_atomically
 from eaft_prune.stages import evaluate, export
@@ -53,7 +53,7 @@ from eaft_prune.trials import (
     running_dnll,
     settings_of,
 )
-from eaft_prune.types import KeepPlan, Selection, UserError
+from eaft_prune.types import KeepPlan, Outcome, Selection, UserError
 
 if TYPE_CHECKING:
     import optuna
@@ -362,8 +362,8 @@ def _distribution(space: RangeSettings, whole: bool, step: float | None) -> Any:
 
     if space.choices is not None:
         return distributions.CategoricalDistribution([number(value) for value in space.choices])
-    assert space.low is not None, "config.py requires low and high together"
-    assert space.high is not None, "config.py requires low and high together"
+    assert space.low is not None, "config requires low and high together"
+    assert space.high is not None, "config requires low and high together"
     if not whole:
         return distributions.FloatDistribution(space.low, space.high, log=space.log, step=step)
     low, high, by = number(space.low), number(space.high), number(step or 1)
@@ -532,7 +532,7 @@ def _state(name: str) -> Any:
 
 
 def _settings(experiment: Experiment) -> SearchSettings:
-    assert experiment.search is not None, "config.py requires search settings for task=search"
+    assert experiment.search is not None, "config requires search settings for task=search"
     return experiment.search
 
 

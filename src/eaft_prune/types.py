@@ -6,7 +6,7 @@ Shape legend: L layers, E experts, K experts per token, T scored tokens, B block
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -242,3 +242,15 @@ class Selection:
     criterion: str
     scores: ExpertScores
     plan: KeepPlan
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a task found; the parts it did not make are None."""
+
+    comparison: Comparison | None = None
+    selection: Selection | None = None
+    base: Checkpoint | None = None
+    checkpoint: Checkpoint | None = None
+    evaluations: Mapping[str, Path] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)

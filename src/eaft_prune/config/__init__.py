@@ -1,0 +1,40 @@
+"""The validated settings: one frozen `Experiment`, checked once before anything loads."""
+
+from eaft_prune.config.base import Settings, nearest, resolve_path
+from eaft_prune.config.evaluation import CompareSettings, EvalSettings, GateSettings
+from eaft_prune.config.experiment import Experiment
+from eaft_prune.config.inputs import ModelSettings, PacksSettings, ProfileSettings
+from eaft_prune.config.parse import parse_experiment, setting_names
+from eaft_prune.config.pruning import ExportSettings, PruningSettings, Regions
+from eaft_prune.config.runtime import (
+    EngineSettings,
+    RuntimeSettings,
+    SweepSettings,
+    TrackingSettings,
+)
+from eaft_prune.config.search import RangeSettings, SamplerSettings, SearchSettings
+
+__all__ = [
+    "CompareSettings",
+    "EngineSettings",
+    "EvalSettings",
+    "Experiment",
+    "ExportSettings",
+    "GateSettings",
+    "ModelSettings",
+    "PacksSettings",
+    "ProfileSettings",
+    "PruningSettings",
+    "RangeSettings",
+    "Regions",
+    "RuntimeSettings",
+    "SamplerSettings",
+    "SearchSettings",
+    "Settings",
+    "SweepSettings",
+    "TrackingSettings",
+    "nearest",
+    "parse_experiment",
+    "resolve_path",
+    "setting_names",
+]

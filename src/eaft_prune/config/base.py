@@ -1,0 +1,40 @@
+"""What all sections of the settings are made of."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Positive = Annotated[int, Field(ge=1)]
+NonNegative = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+Limit = Annotated[float, Field(ge=0)]
+SeqLen = Annotated[int, Field(ge=2)]
+
+
+class Settings(BaseModel):
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=()
+    )
+
+
+def nearest(name: str, known: Sequence[str]) -> str | None:
+    """The known name most like a mistyped one, or None."""
+    matches = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return matches[0] if matches else None
+
+
+def allowed(name: str, known: Sequence[str]) -> str:
+    """What may stand where `name` stands, the likeliest first."""
+    close = nearest(name, known)
+    hint = f"did you mean {close!r}? " if close else ""
+    return f"{hint}allowed: {', '.join(known)}"
+
+
+def resolve_path(path: str, base: Path | None = None) -> Path:
+    """Absolute path of a user's path, `~` expanded, relative to `base` or the working directory."""
+    return (base or Path.cwd()).joinpath(Path(path).expanduser()).resolve()

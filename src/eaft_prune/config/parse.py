@@ -1,0 +1,65 @@
+"""Composed settings -> one validated `Experiment`, or a line per mistake."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from eaft_prune.config.base import Settings, nearest
+from eaft_prune.config.experiment import Experiment
+from eaft_prune.types import UserError
+
+
+def parse_experiment(values: Mapping[str, Any]) -> Experiment:
+    """Validate composed settings; raises UserError: a line per key, value and range."""
+    try:
+        return Experiment.model_validate(values)
+    except ValidationError as error:
+        found = error.errors()
+        # what holds a bad item is not a second mistake
+        inner = [e for e in found if not any(_within(other, e) for other in found)]
+        lines = [_one_line(dict(item), values) for item in inner]
+        raise UserError("\n".join(dict.fromkeys(lines))) from None
+
+
+def setting_names(section: type[BaseModel] = Experiment, prefix: str = "") -> list[str]:
+    """Dotted names of all settings, sections included."""
+    names = []
+    for name, field in section.model_fields.items():
+        names.append(prefix + name)
+        for kind in (field.annotation, *get_args(field.annotation)):
+            if isinstance(kind, type) and issubclass(kind, Settings):
+                names += setting_names(kind, f"{prefix}{name}.")
+    return names
+
+
+def _within(inner: Mapping[str, Any], outer: Mapping[str, Any]) -> bool:
+    """Whether `inner` lies deeper in what `outer` complains of."""
+    depth = len(outer["loc"])
+    return len(inner["loc"]) > depth and inner["loc"][:depth] == outer["loc"]
+
+
+def _one_line(error: dict[str, Any], values: Mapping[str, Any]) -> str:
+    # a union's branch name (`int`, `tuple[...]`) and `dict` keys end pydantic's location: keep only
+    # what is a key or index of the settings themselves
+    path: list[str] = []
+    node: Any = values
+    for part in error["loc"]:
+        inside = part in node if isinstance(node, Mapping) else isinstance(node, list)
+        if inside:
+            node = node[part]
+        elif error["type"] not in ("missing", "extra_forbidden"):
+            continue
+        path.append(str(part))
+    key = ".".join(path)
+    if error["type"] == "extra_forbidden":
+        close = nearest(key, setting_names())
+        return f"unknown setting {key}" + (f": did you mean {close}?" if close else "")
+    if error["type"] == "missing":
+        return f"{key} is missing: give {key}=VALUE"
+    message = error["msg"].removeprefix("Value error, ")
+    # a section's own validator names its keys itself
+    own = isinstance(node, Mapping) and error["type"] == "value_error"
+    return message if own or not key else f"{key} = {node!r}: {message}"

@@ -1,0 +1,100 @@
+"""Tasks that are the arrow, parts of it, or checks of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from eaft_prune.bench import Bench
+from eaft_prune.config import resolve_path
+from eaft_prune.evaluations import load_evaluation
+from eaft_prune.pipeline import (
+    check_keep_n,
+    export_plan,
+    judge,
+    measure,
+    open_base,
+    select,
+    write,
+)
+from eaft_prune.stages import export
+from eaft_prune.stages.pack import BlockRequest
+from eaft_prune.types import UNION, Checkpoint, KeepPlan, Outcome
+
+
+def run_pipeline(bench: Bench, out: Path) -> Outcome:
+    """Prune and prove: everything from packs to verdict."""
+    base = open_base(bench)
+    check_keep_n(bench, base)
+    if bench.experiment.export.path and "pruned" in bench.experiment.eval.candidates:
+        export.check_target(resolve_path(bench.experiment.export.path))
+    selection = select(bench, base)
+    measured_base = measure(bench, base, "base", base)
+    candidates = []
+    pruned: Checkpoint | None = None
+    for name in bench.experiment.eval.candidates:
+        if name == "masked":
+            candidates.append(measure(bench, base, name, base, mask=selection.plan))
+        else:
+            model = write(bench, base, selection)
+            pruned = model.checkpoint
+            candidates.append(measure(bench, model, name, base))
+    return judge(bench, out, measured_base, candidates, selection, base.checkpoint, pruned)
+
+
+def run_profile(bench: Bench, out: Path) -> Outcome:
+    """Trace, scores and plan; no evaluation."""
+    base = bench.base()
+    check_keep_n(bench, base)
+    return Outcome(selection=select(bench, base), base=base.checkpoint)
+
+
+def run_evaluate(bench: Bench, out: Path) -> Outcome:
+    """One model against nothing: its own metrics, saved for a later comparison."""
+    base = open_base(bench)
+    evaluation = measure(bench, base, "base", base)
+    return judge(bench, out, evaluation, [], None, base.checkpoint, None)
+
+
+def run_compare(bench: Bench, out: Path) -> Outcome:
+    """Two saved evaluations: table and gate, no model."""
+    paths = bench.experiment.compare
+    assert paths is not None, "config requires compare.* for this task"
+    base = replace(load_evaluation(resolve_path(paths.base)), model="base")
+    candidate = replace(load_evaluation(resolve_path(paths.candidate)), model="pruned")
+    return judge(bench, out, base, [candidate], None, None, None)
+
+
+def run_noise_floor(bench: Bench, out: Path) -> Outcome:
+    """The base model evaluated twice: what the gate reads when nothing changed."""
+    base = open_base(bench)
+    first = measure(bench, base, "base", base)
+    second = measure(bench, base, "repeat", base, replicate=1)
+    return judge(bench, out, first, [second], None, base.checkpoint, None)
+
+
+def run_noop(bench: Bench, out: Path) -> Outcome:
+    """Rewrite with every expert kept: bytes must be equal and the gate must pass."""
+    base = open_base(bench)
+    config = base.files.config
+    n_experts, n_layers = base.family.n_experts(config), base.family.n_layers(config)
+    plan = KeepPlan((tuple(range(n_experts)),) * n_layers, n_experts)
+    bench.observer.plan(plan)
+    model = export_plan(bench, base, plan, {"criterion": "keep all"})
+    same = export.identical_tensors(base.files, model.files)
+    first = measure(bench, base, "base", base)
+    second = measure(bench, model, "pruned", base)
+    facts = {"identical_tensors": same}
+    return judge(bench, out, first, [second], None, base.checkpoint, model.checkpoint, facts)
+
+
+def run_expert_math(bench: Bench, out: Path) -> Outcome:
+    """Our experts against transformers' eager loop and against float64, layer by layer."""
+    from eaft_prune.stages.expert_math import expert_math  # torch: not before settings are checked
+
+    base = bench.base()
+    settings = bench.experiment.profile
+    request = BlockRequest(UNION, "profile", settings.seq_len, 1, settings.seed)
+    blocks = bench.blocks(base, request).value
+    facts = expert_math(bench.engine(base), blocks)
+    return Outcome(base=base.checkpoint, facts=facts)

@@ -11,7 +11,8 @@ import torch
 
 from eaft_prune.checkpoint import open_model
 from eaft_prune.config import RuntimeSettings
-from eaft_prune.engines.transformers import TransformersEngine, load_engine
+from eaft_prune.engines.loading import load_engine
+from eaft_prune.engines.transformers import TransformersEngine
 from eaft_prune.families import family_of
 from eaft_prune.types import Blocks, KeepPlan
 

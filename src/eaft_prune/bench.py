@@ -22,7 +22,8 @@ from eaft_prune.store import Store, Stored
 from eaft_prune.types import Blocks, Checkpoint, StageRecord
 
 if TYPE_CHECKING:
-    from eaft_prune.engines.transformers import TransformersEngine, TransformersTokenizer
+    from eaft_prune.engines.tokenizer import TransformersTokenizer
+    from eaft_prune.engines.transformers import TransformersEngine
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -183,12 +184,13 @@ class Bench:
 
     def engine(self, model: Model) -> TransformersEngine:
         """The model, resident."""
-        from eaft_prune.engines import transformers
+        from eaft_prune.engines.loading import load_engine
 
         runtime, top = self.experiment.runtime, self.experiment.eval.entropy_top_k
-        key = (model.digest, runtime, top)
+        experts = self.experiment.engine.experts
+        key = (model.digest, runtime, top, experts)
         return self.resident.get(
-            key, lambda: transformers.load_engine(model.files, model.family, runtime, top)
+            key, lambda: load_engine(model.files, model.family, runtime, top, experts)
         )
 
     def dtype(self) -> str:
@@ -196,7 +198,7 @@ class Bench:
         dtype = self.experiment.runtime.dtype
         if dtype != "auto":
             return dtype
-        from eaft_prune.engines.transformers import resolve_dtype
+        from eaft_prune.engines.loading import resolve_dtype
 
         return resolve_dtype(self.experiment.runtime)
 
@@ -222,7 +224,7 @@ class Bench:
 
     def _tokens(self, base: Model) -> TransformersTokenizer:
         if self._tokenizer is None:
-            from eaft_prune.engines.transformers import load_tokenizer
+            from eaft_prune.engines.tokenizer import load_tokenizer
 
             self._tokenizer = load_tokenizer(base.files.path)
         return self._tokenizer

@@ -286,8 +286,10 @@ def check_keep_n(bench: Bench, base: Model) -> None:
 
 def numerics(bench: Bench) -> dict[str, Any]:
     """What the numbers depend on besides weights and tokens."""
+    # packed and dequantised experts are the same weights; transformers' kernels round otherwise
+    suffix = "-kernels" if bench.experiment.engine.experts == "kernels" else ""
     return {
-        "engine": bench.experiment.engine.name,
+        "engine": bench.experiment.engine.name + suffix,
         "dtype": bench.dtype(),
         "entropy_top_k": bench.experiment.eval.entropy_top_k,
     }

@@ -50,9 +50,7 @@ def random_model(
             return drawn.to(home)
         if name.endswith("norm.weight"):
             return torch.ones(shape, dtype=dtype, device=device)
-        return torch.empty(shape, dtype=dtype, device=device).normal_(
-            0, 0.02, generator=generator
-        )
+        return torch.empty(shape, dtype=dtype, device=device).normal_(0, 0.02, generator=generator)
 
     return build(files, device, dtype, streamed, read)
 

@@ -7,11 +7,13 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from eaft_prune import sources
 from eaft_prune.checkpoint import ModelFiles, file_hashes, model_digest, open_model
-from eaft_prune.config import Experiment
+from eaft_prune.config import Experiment, RuntimeSettings
+from eaft_prune.config.runtime import ExpertsMode
+from eaft_prune.engines.base import Engine
 from eaft_prune.families import family_of
 from eaft_prune.families.base import Family, check_tensors
 from eaft_prune.fingerprint import digest, file_digest
@@ -56,11 +58,9 @@ class Resident:
     """The one model in memory; asking for another lets go of it first."""
 
     key: tuple[Any, ...] | None = None
-    engine: TransformersEngine | None = None
+    engine: Engine | None = None
 
-    def get(
-        self, key: tuple[Any, ...], load: Callable[[], TransformersEngine]
-    ) -> TransformersEngine:
+    def get(self, key: tuple[Any, ...], load: Callable[[], Engine]) -> Engine:
         if self.engine is None or self.key != key:
             self.engine = None
             gc.collect()
@@ -182,16 +182,24 @@ class Bench:
             },
         )
 
-    def engine(self, model: Model) -> TransformersEngine:
-        """The model, resident."""
-        from eaft_prune.engines.loading import load_engine
+    def engine(self, model: Model) -> Engine:
+        """The model, resident; under torchrun in every process."""
+        from eaft_prune.engines.loading import load
 
-        runtime, top = self.experiment.runtime, self.experiment.eval.entropy_top_k
-        experts = self.experiment.engine.experts
-        key = (model.digest, runtime, top, experts)
-        return self.resident.get(
-            key, lambda: load_engine(model.files, model.family, runtime, top, experts)
-        )
+        key = self._how(model)
+        return self.resident.get(key, lambda: load(model.files.path, *key[1:]))
+
+    def local_engine(self, model: Model) -> TransformersEngine:
+        """The model in this process alone."""
+        from eaft_prune.engines.loading import load_path
+
+        key = self._how(model)
+        engine = self.resident.get((*key, "local"), lambda: load_path(model.files.path, *key[1:]))
+        return cast("TransformersEngine", engine)
+
+    def _how(self, model: Model) -> tuple[str, RuntimeSettings, int, ExpertsMode]:
+        settings = self.experiment
+        return model.digest, settings.runtime, settings.eval.entropy_top_k, settings.engine.experts
 
     def dtype(self) -> str:
         """The precision the model runs in: part of what is measured, so part of stage keys."""

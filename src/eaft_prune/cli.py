@@ -23,6 +23,7 @@ from eaft_prune.config import (
     parse_experiment,
     setting_names,
 )
+from eaft_prune.engines.world import is_helper, world_size
 from eaft_prune.multirun import Invocation, print_plan, run_multirun
 from eaft_prune.tracking import Terminated
 from eaft_prune.types import UserError
@@ -54,6 +55,19 @@ def main(argv: Sequence[str]) -> int:
     0 done, 1 crashed, 2 a setting or input is wrong, 3 the gate failed and gate.on_fail=error,
     130 interrupted, 143 terminated.
     """
+    if world_size() == 1:
+        return _main(argv)
+    from eaft_prune.engines import loading, parallel
+
+    if is_helper():
+        return parallel.serve(loading.load_path)
+    try:
+        return _main(argv)
+    finally:
+        parallel.stop()
+
+
+def _main(argv: Sequence[str]) -> int:
     arguments = _multirun_first(argv)
     flags = [a for a in arguments if a.startswith("-") and a not in _MULTIRUN]
     if flags:  # --help, --cfg and their kin run nothing

@@ -38,10 +38,10 @@ def experts_forward(
 def weight(module: Any, name: str, expert: int | None = None) -> torch.Tensor:
     """A projection as [E, in, out], or [in, out] of one expert; packed ones are dequantised."""
     held = getattr(module, name)
-    if isinstance(held, PackedWeight):
-        return held.dense(expert)
-    chosen: torch.Tensor = held if expert is None else held[expert]
-    return chosen if module.is_transposed else chosen.transpose(-2, -1)
+    packed = isinstance(held, PackedWeight)
+    whole = held.dense if packed else lambda: held
+    chosen: torch.Tensor = whole() if expert is None else held[expert]
+    return chosen if packed or module.is_transposed else chosen.transpose(-2, -1)
 
 
 def _plain(

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from eaft_prune.checkpoint import ModelFiles
+from eaft_prune.checkpoint import ModelFiles, open_model
 from eaft_prune.config import RuntimeSettings
 from eaft_prune.config.runtime import ExpertsMode
 from eaft_prune.engines import attention, experts, packed_model
+from eaft_prune.engines.parallel import ParallelEngine, load_everywhere
 from eaft_prune.engines.quiet import quiet
 from eaft_prune.engines.transformers import TransformersEngine
+from eaft_prune.engines.world import world_size
+from eaft_prune.families import family_of
 from eaft_prune.families.base import Family
 from eaft_prune.types import UserError
 
@@ -28,14 +32,18 @@ _LARGE_CUDA = 40e9  # bytes
 def resolve_device(runtime: RuntimeSettings) -> torch.device:
     """The device asked for; raises UserError when the machine does not have it."""
     if runtime.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return _current_cuda() if torch.cuda.is_available() else torch.device("cpu")
     try:
         device = torch.device(runtime.device)
     except RuntimeError as error:
         raise UserError(f"runtime.device = {runtime.device!r}: {error}") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"runtime.device = {runtime.device!r}: this machine has no CUDA device")
-    return device
+    return _current_cuda() if device == torch.device("cuda") else device
+
+
+def _current_cuda() -> torch.device:
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 def resolve_dtype(runtime: RuntimeSettings) -> str:
@@ -82,6 +90,24 @@ def load_engine(
         n_experts=family.n_experts(files.config),
         kernels=mode == "kernels",
     )
+
+
+def load_path(
+    path: Path, runtime: RuntimeSettings, entropy_top_k: int, mode: ExpertsMode
+) -> TransformersEngine:
+    """Open a checkpoint directory and load it."""
+    files = open_model(path)
+    return load_engine(files, family_of(files.config), runtime, entropy_top_k, mode)
+
+
+def load(
+    path: Path, runtime: RuntimeSettings, entropy_top_k: int, mode: ExpertsMode
+) -> TransformersEngine | ParallelEngine:
+    """The engine of this process, or of all that torchrun started."""
+    arguments: dict[str, Any] = {
+        "path": path, "runtime": runtime, "entropy_top_k": entropy_top_k, "mode": mode
+    }  # fmt: skip
+    return load_path(**arguments) if world_size() == 1 else load_everywhere(load_path, arguments)
 
 
 def register() -> None:

@@ -39,11 +39,16 @@ class PackedWeight:
     read: Callable[[], Packed]
     scratch: Scratch
 
-    def dense(self, expert: int | None = None) -> torch.Tensor:
-        """[E, in, out], or [in, out] of one expert; overwritten by the next call of its shape."""
+    def dense(self) -> torch.Tensor:
+        """[E, in, out]; overwritten by the next call for a weight of this shape."""
+        return self._dequantized(*self.read())
+
+    def __getitem__(self, expert: int) -> torch.Tensor:
+        """[in, out] of one expert; overwritten likewise."""
         blocks, scales = self.read()
-        if expert is not None:
-            blocks, scales = blocks[expert], scales[expert]
+        return self._dequantized(blocks[expert], scales[expert])
+
+    def _dequantized(self, blocks: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
         *outer, groups = scales.shape
         out = self.scratch.take(*outer, groups * 32)
         return dequantize(blocks, scales, out).transpose(-2, -1)

@@ -96,5 +96,5 @@ def run_expert_math(bench: Bench, out: Path) -> Outcome:
     settings = bench.experiment.profile
     request = BlockRequest(UNION, "profile", settings.seq_len, 1, settings.seed)
     blocks = bench.blocks(base, request).value
-    facts = expert_math(bench.engine(base), blocks)
+    facts = expert_math(bench.local_engine(base), blocks)
     return Outcome(base=base.checkpoint, facts=facts)

@@ -70,7 +70,7 @@ def lse_and_top(logits_TV: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Te
     block = min(4096, max(_GROUP, triton.next_power_of_2(vocab)))
     _scan_kernel[(rows,)](
         logits_TV, lse, maxima, vocab, n_groups, GROUP=_GROUP, BLOCK=block,
-        num_warps=8 if block >= 4096 else 4,
+        num_warps=4,
     )  # fmt: skip
     _select_kernel[(rows,)](
         logits_TV, maxima, values, ids, vocab, n_groups, K=k, TAKE=min(k, n_groups),

@@ -6,6 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
+_BLOCKS = 512  # a program
+
 
 @triton.jit
 def _magnitude(code):
@@ -44,5 +46,5 @@ def dequantize(blocks: torch.Tensor, scales: torch.Tensor, out: torch.Tensor) ->
     for tensor in (blocks, scales, out):
         assert tensor.is_contiguous(), "MXFP4 bytes are read as they lie in memory"
     count = scales.numel()
-    _dequantize_kernel[(triton.cdiv(count, 128),)](blocks, scales, out, count, BLOCK=128)
+    _dequantize_kernel[(triton.cdiv(count, _BLOCKS),)](blocks, scales, out, count, BLOCK=_BLOCKS)
     return out

@@ -52,7 +52,7 @@ def random_model(
             return torch.ones(shape, dtype=dtype, device=device)
         return torch.empty(shape, dtype=dtype, device=device).normal_(0, 0.02, generator=generator)
 
-    return build(files, device, dtype, streamed, read)
+    return build(files, [device], dtype, streamed, read)
 
 
 def unpack(model: Any) -> None:

@@ -5,7 +5,7 @@ from eaft_prune.config.evaluation import CompareSettings, EvalSettings, GateSett
 from eaft_prune.config.experiment import Experiment
 from eaft_prune.config.inputs import ModelSettings, PacksSettings, ProfileSettings
 from eaft_prune.config.parse import parse_experiment, setting_names
-from eaft_prune.config.pruning import ExportSettings, PruningSettings, Regions
+from eaft_prune.config.pruning import ExportSettings, ProbeSettings, PruningSettings, Regions
 from eaft_prune.config.runtime import (
     EngineSettings,
     RuntimeSettings,
@@ -23,6 +23,7 @@ __all__ = [
     "GateSettings",
     "ModelSettings",
     "PacksSettings",
+    "ProbeSettings",
     "ProfileSettings",
     "PruningSettings",
     "RangeSettings",

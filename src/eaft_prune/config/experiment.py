@@ -9,7 +9,7 @@ from pydantic import model_validator
 from eaft_prune.config.base import Settings, allowed
 from eaft_prune.config.evaluation import CompareSettings, EvalSettings, GateSettings
 from eaft_prune.config.inputs import ModelSettings, PacksSettings, ProfileSettings
-from eaft_prune.config.pruning import ExportSettings, PruningSettings
+from eaft_prune.config.pruning import ExportSettings, ProbeSettings, PruningSettings
 from eaft_prune.config.runtime import (
     EngineSettings,
     RuntimeSettings,
@@ -20,7 +20,15 @@ from eaft_prune.config.search import SearchSettings
 from eaft_prune.types import UNION
 
 TaskName = Literal[
-    "pipeline", "profile", "evaluate", "compare", "noise_floor", "noop", "expert_math", "search"
+    "pipeline",
+    "profile",
+    "evaluate",
+    "compare",
+    "noise_floor",
+    "noop",
+    "expert_math",
+    "io_probe",
+    "search",
 ]
 
 
@@ -45,6 +53,7 @@ class Experiment(Settings):
     compare: CompareSettings | None = None
     search: SearchSettings | None = None
     sweep: SweepSettings = SweepSettings()
+    probe: ProbeSettings = ProbeSettings()
 
     @model_validator(mode="after")
     def _consistent(self) -> Experiment:

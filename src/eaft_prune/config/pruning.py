@@ -30,6 +30,12 @@ class PruningSettings(Settings):
     seed: NonNegative = 0  # of saliency=random
 
 
+class ProbeSettings(Settings):
+    """Which layer task=io_probe writes."""
+
+    layer: NonNegative = 0
+
+
 class ExportSettings(Settings):
     """Where the pruned checkpoint is written and how large its shards may be."""
 

@@ -23,14 +23,22 @@ def hidden_states(model: Any, ids_BS: torch.Tensor) -> torch.Tensor:
     cos, sin = (table[0].contiguous() for table in inner.rotary_emb(x_NH, positions))
     delta_NH: torch.Tensor | None = None
     for layer in inner.layers:
-        norm = layer.input_layernorm
-        normed = add_norm_(x_NH, delta_NH, norm.weight, norm.variance_epsilon)
-        delta_NH = _attention(layer.self_attn, normed, cos, sin, batch)
-        norm = layer.post_attention_layernorm
-        normed = add_norm_(x_NH, delta_NH, norm.weight, norm.variance_epsilon)
-        _, gates_NK, ids_NK = layer.mlp.router(normed)
-        delta_NH = layer.mlp.experts(normed, ids_NK, gates_NK)
-    return add_norm_(x_NH, delta_NH, inner.norm.weight, inner.norm.variance_epsilon)
+        home = layer.input_layernorm.weight.device  # layers may lie on several GPUs
+        x_NH, cos, sin = x_NH.to(home), cos.to(home), sin.to(home)
+        delta_NH = None if delta_NH is None else delta_NH.to(home)
+        with torch.cuda.device(home):
+            normed = _add_norm(layer.input_layernorm, x_NH, delta_NH)
+            delta_NH = _attention(layer.self_attn, normed, cos, sin, batch)
+            normed = _add_norm(layer.post_attention_layernorm, x_NH, delta_NH)
+            _, gates_NK, ids_NK = layer.mlp.router(normed)
+            delta_NH = layer.mlp.experts(normed, ids_NK, gates_NK)
+    assert delta_NH is not None, "a model has layers"
+    last = inner.norm.weight.device
+    return _add_norm(inner.norm, x_NH.to(last), delta_NH.to(last))
+
+
+def _add_norm(norm: Any, x_NH: torch.Tensor, delta_NH: torch.Tensor | None) -> torch.Tensor:
+    return add_norm_(x_NH, delta_NH, norm.weight, norm.variance_epsilon)
 
 
 def _attention(

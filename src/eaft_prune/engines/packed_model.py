@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,6 +14,7 @@ import torch
 from eaft_prune.checkpoint import ModelFiles
 from eaft_prune.engines import attention, experts
 from eaft_prune.engines.packed import HostLayers, Packed, PackedWeight, Scratch, spread
+from eaft_prune.engines.world import world_size
 from eaft_prune.families.base import Family
 from eaft_prune.types import UserError
 
@@ -34,6 +35,15 @@ class Sizes:
     scratch: int  # dequantised experts of one layer
     working: int  # activations and logits of a batch
 
+    def on_one(self, layers: int) -> int:
+        """Bytes with all layers resident on one device."""
+        return self.fixed + layers * self.layer + self.scratch + self.working
+
+    def on_each(self, layers: int, devices: int) -> int:
+        """Bytes on the fullest of several devices, each with its share of the layers."""
+        share = -(-layers // devices)
+        return self.fixed + share * self.layer + self.scratch + self.working
+
 
 def is_packed(files: ModelFiles) -> bool:
     """Whether the experts are MXFP4 blocks and scales."""
@@ -48,19 +58,48 @@ def load(
     memory_gb: float | None,
     batch_tokens: int,
 ) -> Any:
-    """The model on `device` with packed experts; raises UserError where no layer count fits."""
+    """The model with packed experts: on `device` if it fits, else on all GPUs, else streamed.
+
+    The limit is `memory_gb` of each GPU, or what is free there. Raises UserError where even a
+    streamed model does not fit.
+    """
     layers = family.n_layers(files.config)
-    resident = layers
-    if device.type == "cuda":
-        sizes = weigh(files, dtype, batch_tokens)
-        free = torch.cuda.mem_get_info(device)[0]
-        limit = int(memory_gb * 1e9) if memory_gb is not None else int(free * _FREE)
-        resident = resident_layers(sizes, layers, limit)
-        if resident < layers:
-            log.info("%d of %d layers' experts are streamed", layers - resident, layers)
-    else:
-        resident = 0  # the file's pages are the memory: the system keeps what it can
-    return build(files, device, dtype, layers - resident, reader(files))
+    if device.type == "cpu":  # the file's pages are the memory: the system keeps what it can
+        return build(files, [device], dtype, layers, reader(files))
+    sizes = weigh(files, dtype, batch_tokens)
+    limit = _limit(device, memory_gb)
+    if sizes.on_one(layers) <= limit or world_size() > 1:
+        return _streamed(files, device, dtype, sizes, layers, limit)
+    gpus = [device, *(gpu for gpu in _gpus() if gpu != device)]
+    limit = min(_limit(gpu, memory_gb) for gpu in gpus)
+    if len(gpus) > 1 and sizes.on_each(layers, len(gpus)) <= limit:
+        log.info("layers are spread over %d GPUs", len(gpus))
+        return build(files, gpus, dtype, 0, reader(files))
+    return _streamed(files, device, dtype, sizes, layers, _limit(device, memory_gb))
+
+
+def _streamed(
+    files: ModelFiles,
+    device: torch.device,
+    dtype: torch.dtype,
+    sizes: Sizes,
+    layers: int,
+    limit: int,
+) -> Any:
+    resident = resident_layers(sizes, layers, limit)
+    if resident < layers:
+        log.info("%d of %d layers' experts are streamed", layers - resident, layers)
+    return build(files, [device], dtype, layers - resident, reader(files))
+
+
+def _gpus() -> list[torch.device]:
+    return [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
+
+
+def _limit(device: torch.device, memory_gb: float | None) -> int:
+    if memory_gb is not None:
+        return int(memory_gb * 1e9)
+    return int(torch.cuda.mem_get_info(device)[0] * _FREE)
 
 
 def weigh(files: ModelFiles, dtype: torch.dtype, batch_tokens: int) -> Sizes:
@@ -87,12 +126,11 @@ def weigh(files: ModelFiles, dtype: torch.dtype, batch_tokens: int) -> Sizes:
 
 def resident_layers(sizes: Sizes, layers: int, limit: int) -> int:
     """How many layers' experts stay on the device within `limit` bytes; two slots for the rest."""
-    room = limit - sizes.fixed - sizes.scratch - sizes.working
-    if room >= layers * sizes.layer:
+    if sizes.on_one(layers) <= limit:
         return layers
-    resident = room // sizes.layer - 2
+    resident = (limit - sizes.on_one(0)) // sizes.layer - 2
     if resident < 0:
-        need = (sizes.fixed + sizes.scratch + sizes.working + 2 * sizes.layer) / 1e9
+        need = sizes.on_one(2) / 1e9
         raise UserError(
             f"{limit / 1e9:.1f} GB of device memory (runtime.memory_gb, or what is free) do not "
             f"hold this model even with all experts streamed, which takes {need:.1f} GB: lower "
@@ -103,12 +141,15 @@ def resident_layers(sizes: Sizes, layers: int, limit: int) -> int:
 
 def build(
     files: ModelFiles,
-    device: torch.device,
+    devices: Sequence[torch.device],
     dtype: torch.dtype,
     streamed: int,
     read: ReadTensor,
 ) -> Any:
-    """The model with `streamed` layers' experts left in host memory; `read` gives the tensors."""
+    """The model, its layers over `devices` in turn and everything else on the first.
+
+    `streamed` layers' experts are left in host memory (one device); `read` gives the tensors.
+    """
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.from_pretrained(files.path, local_files_only=True)
@@ -123,20 +164,22 @@ def build(
         )
     model.eval().requires_grad_(False)
     inner = model.base_model
-    inner.rotary_emb = type(inner.rotary_emb)(config).to(device)  # made of the config alone
+    inner.rotary_emb = type(inner.rotary_emb)(config).to(devices[0])  # made of the config alone
+    count = len(inner.layers)
+    host = spread(streamed, count)
+    homes = [devices[layer * len(devices) // count] for layer in range(count)]
     packed: dict[str, torch.Tensor] = {}
-    host = spread(streamed, len(inner.layers))
     for name in files.tensors:
+        layer = int(name.split(".layers.")[1].split(".")[0]) if ".layers." in name else None
+        home = devices[0] if layer is None else homes[layer]
         if name.endswith(("_proj_blocks", "_proj_scales")):
-            layer = int(name.split(".layers.")[1].split(".")[0])
-            home = torch.device("cpu") if layer in host else device
-            packed[name] = read(name, home)
+            packed[name] = read(name, torch.device("cpu") if layer in host else home)
         else:
             module, _, leaf = name.rpartition(".")
-            value = read(name, device).to(dtype)
+            value = read(name, home).to(dtype)
             setattr(model.get_submodule(module), leaf, torch.nn.Parameter(value, False))
     model.tie_weights()
-    _attach(model, packed, host, device, dtype)
+    _attach(model, packed, host, homes, dtype)
     return model
 
 
@@ -160,19 +203,19 @@ def _attach(
     model: Any,
     packed: Mapping[str, torch.Tensor],
     host: list[int],
-    device: torch.device,
+    homes: list[torch.device],
     dtype: torch.dtype,
 ) -> None:
     """Put packed weights in the place of the experts' parameters."""
-    scratch = Scratch(device, dtype)
+    scratch = {home: Scratch(home, dtype) for home in homes}
 
     def parts(layer: int, name: str) -> Packed:
         at = f"model.layers.{layer}.mlp.experts.{name}"
         return packed[f"{at}_blocks"], packed[f"{at}_scales"]
 
-    streams = device.type == "cuda" and bool(host)
     waiting = [{name: parts(layer, name) for name in PROJECTIONS} for layer in host]
-    stream = HostLayers(waiting, device) if streams else None
+    streams = bool(host) and homes[0].type == "cuda"
+    stream = HostLayers(waiting, homes[0]) if streams else None
     for layer, block in enumerate(model.base_model.layers):
         for name in PROJECTIONS:
             if stream is not None and layer in host:
@@ -180,4 +223,4 @@ def _attach(
             else:
                 read = partial(parts, layer, name)
             delattr(block.mlp.experts, name)
-            setattr(block.mlp.experts, name, PackedWeight(read, scratch))
+            setattr(block.mlp.experts, name, PackedWeight(read, scratch[homes[layer]]))

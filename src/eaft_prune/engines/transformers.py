@@ -27,8 +27,10 @@ class _Routing:
 
     def record(self, ids: torch.Tensor, gates: torch.Tensor, norms: torch.Tensor) -> None:
         """Keep what a layer's experts were asked, at the predictors only; on the device."""
-        rows = self.predictors[0]
-        self.layers.append((ids[rows].to(torch.int16), gates[rows].float(), norms[rows].float()))
+        home = self.predictors[0].device
+        rows = self.predictors[0].to(ids.device)  # layers may lie on several GPUs
+        kept = (ids[rows].to(torch.int16), gates[rows].float(), norms[rows].float())
+        self.layers.append(tuple(part.to(home) for part in kept))
 
     def end_batch(self) -> None:
         """Move a whole batch to the CPU, [tokens, L, K] each."""

@@ -18,5 +18,6 @@ TASKS: Mapping[str, Callable[[Bench, Path], Outcome]] = {
     "noise_floor": basic.run_noise_floor,
     "noop": basic.run_noop,
     "expert_math": basic.run_expert_math,
+    "io_probe": basic.run_io_probe,
     "search": run_search,
 }

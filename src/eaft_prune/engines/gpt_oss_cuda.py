@@ -6,6 +6,7 @@ and sums are made in float32 and rounded once.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ def hidden_states(model: Any, ids_BS: torch.Tensor) -> torch.Tensor:
         home = layer.input_layernorm.weight.device  # layers may lie on several GPUs
         x_NH, cos, sin = x_NH.to(home), cos.to(home), sin.to(home)
         delta_NH = None if delta_NH is None else delta_NH.to(home)
-        with torch.cuda.device(home):
+        with torch.cuda.device(home) if home.type == "cuda" else nullcontext():
             normed = _add_norm(layer.input_layernorm, x_NH, delta_NH)
             delta_NH = _attention(layer.self_attn, normed, cos, sin, batch)
             normed = _add_norm(layer.post_attention_layernorm, x_NH, delta_NH)

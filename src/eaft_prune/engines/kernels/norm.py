@@ -14,7 +14,8 @@ def _add_norm_kernel(x, delta, weight, out, hidden, eps, ADD: tl.constexpr, BLOC
     inside = columns < hidden
     value = tl.load(x + row * hidden + columns, mask=inside, other=0.0)
     if ADD:
-        value = value + tl.load(delta + row * hidden + columns, mask=inside, other=0.0)
+        change = tl.load(delta + row * hidden + columns, mask=inside, other=0.0)
+        value = (value.to(tl.float32) + change.to(tl.float32)).to(x.dtype.element_ty)
         tl.store(x + row * hidden + columns, value, mask=inside)
     wide = value.to(tl.float32)
     scale = 1.0 / tl.sqrt(tl.sum(wide * wide) / hidden + eps)

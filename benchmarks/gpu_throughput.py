@@ -1,6 +1,6 @@
 """Tokens per second at the real shapes of gpt-oss with random MXFP4 experts, on one GPU.
 
-    PYTHONPATH=src python benchmarks/gpu_throughput.py [--model 20b] [--quick]
+    PYTHONPATH=src python benchmarks/gpu_throughput.py [--model 20b] [--part packed|streamed|peer]
 
 One run measures the ceilings (bf16 matmul, device copy), ours, and the peer's way on the same
 weights (transformers: flex attention and grouped_mm). `share` is of the matmul ceiling, counted
@@ -54,7 +54,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", choices=("20b", "120b"), default="20b")
     parser.add_argument("--layers", type=int)
-    parser.add_argument("--quick", action="store_true", help="S = 2048 alone, no peer")
+    parser.add_argument("--part", choices=("packed", "streamed", "peer"), default="packed")
     options = parser.parse_args()
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {options}")
     ceiling = matmul_rate()
@@ -94,48 +94,42 @@ def main() -> None:
                 flops,
             )
 
-    every = ("layers", "profile 2/3", "profile all", "evaluate 2/3")
-    rates("packed", 2048, 32768, every)
-    if not options.quick:
-        rates("packed", 2048, 16384, ("evaluate 2/3", "profile 2/3"))
-        rates("packed", 1024, 32768, ("evaluate 2/3",))
-        rates("packed", 16384, 32768, ("evaluate 2/3",))
+    if options.part == "packed":
+        every = ("layers", "profile 2/3", "profile all", "evaluate 2/3")
+        rates("packed", 2048, 32768, every)
+        if options.model == "20b":
+            rates("packed", 2048, 16384, ("evaluate 2/3", "profile 2/3"))
+            for seq_len in (1024, 16384):
+                rates("packed", seq_len, 32768, ("evaluate 2/3",))
         rates("packed", 131072, 131072, ("evaluate 2/3",))
-    head_cost(model)
-    masked_switch(model, files)
-    if options.quick:
+        head_cost(model)
+        masked_switch(model, files)
         return
     blocks = random_blocks(8, 2048, config["vocab_size"])
-    engine = engine_of(model, files, 16384)
-    packed = engine.trace(blocks, _ignore)
-    if options.model == "20b":
+    packed = engine_of(model, files, 16384).trace(blocks, _ignore)
+    if options.part == "streamed":
         half = len(model.base_model.layers) // 2
-        kept = weigh(files, torch.bfloat16, 16384)
-        del model, engine
+        del model
         torch.cuda.empty_cache()
         model = random_model(files, GPU, streamed=half)
-        engine = engine_of(model, files, 16384)
-        same = engine.trace(blocks, _ignore)
-        print(f"{half} layers streamed ({half * kept.layer / 1e9:.1f} GB in host memory):")
-        equal(packed, same)
+        waiting = half * weigh(files, torch.bfloat16, 16384).layer / 1e9
+        print(f"{half} layers streamed, {waiting:.1f} GB in host memory:")
+        equal(packed, engine_of(model, files, 16384).trace(blocks, _ignore))
         rates("streamed", 2048, 32768, ("evaluate 2/3",))
-        del model, engine
-        torch.cuda.empty_cache()
-        model = random_model(files, GPU)
-        unpack(model)
-        engine = engine_of(model, files, 16384)
-        print("dequantised once, the same weights:")
-        equal(packed, engine.trace(blocks, _ignore))
-        rates("bf16", 2048, 32768, ("layers", "profile 2/3", "evaluate 2/3"))
-        model.set_attn_implementation("flex_attention")
-        model.set_experts_implementation("grouped_mm")
-        ids = torch.from_numpy(random_blocks(16, 2048, 200000).ids_BS).long().to(GPU)
-        show(
-            "transformers, flex + grouped_mm: layers",
-            lambda: plain_forward(model, ids),
-            ids.numel(),
-            body_flops_per_token(config, 2048),
-        )
+        return
+    unpack(model)
+    print("dequantised once, the same weights:")
+    equal(packed, engine_of(model, files, 16384).trace(blocks, _ignore))
+    rates("bf16", 2048, 32768, ("layers", "profile 2/3", "evaluate 2/3"))
+    model.set_attn_implementation("flex_attention")
+    model.set_experts_implementation("grouped_mm")
+    ids = torch.from_numpy(random_blocks(16, 2048, 200000).ids_BS).long().to(GPU)
+    show(
+        "transformers, flex + grouped_mm: layers",
+        lambda: plain_forward(model, ids),
+        ids.numel(),
+        body_flops_per_token(config, 2048),
+    )
 
 
 def matmul_rate() -> float:

@@ -1,4 +1,4 @@
-"""Data parallel over the GPUs of one host, against one of them: gpt-oss-20b's shape, random weights.
+"""Data parallel over the GPUs of one host, against one of them, at gpt-oss-20b's shape.
 
 PYTHONPATH=src torchrun --nproc-per-node=4 benchmarks/parallel_throughput.py
 """

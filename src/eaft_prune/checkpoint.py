@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import mmap
 import os
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -26,6 +25,7 @@ _BYTES = {
     "F16": 2, "BF16": 2, "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8,
 }  # fmt: skip
 _CHUNK = 16 << 20
+_SYNC = 256 << 20
 _THREADS = min(8, os.cpu_count() or 1)
 _HEADER_BYTES = 64  # length prefix, __metadata__, padding
 _ENTRY_BYTES = 160  # dtype, shape and offsets of one tensor as JSON
@@ -333,31 +333,40 @@ def _write_shard(
             sha.update(chunk)
             writer.write(chunk)
         writer.flush()
+        buffer, unsynced = bytearray(_CHUNK), 0
         for entry, _ in shard:
-            if entry.nbytes == 0:
-                continue
-            with (
-                (model.path / entry.file).open("rb") as reader,
-                mmap.mmap(reader.fileno(), 0, access=mmap.ACCESS_READ) as pages,
-                memoryview(pages) as view,
-            ):
+            with (model.path / entry.file).open("rb") as reader:
                 for start, length in _runs(entry, slices[entry.name]):
                     for at, size in _chunks(start, length):
                         _copy_range(reader, writer, at, size)
-                        sha.update(view[at : at + size])
+                        with memoryview(buffer)[:size] as view:
+                            _read_into(reader, view, at)
+                            sha.update(view)
                         on_bytes(size)
+                        unsynced += size
+                        if unsynced >= _SYNC:  # the disk writes this while others are copied
+                            os.fdatasync(writer.fileno())
+                            unsynced = 0
         _sync(writer)
     return sha.hexdigest()
 
 
 def _copy_range(reader: BinaryIO, writer: BinaryIO, start: int, length: int) -> None:
-    """Append bytes of one file to another without bringing them here; raises OSError."""
+    """Append bytes of one file to another inside the kernel."""
     while length:
         # the source's offset is ours to say, the target's is its own position
         done = os.sendfile(writer.fileno(), reader.fileno(), start, length)
         if done == 0:
             raise UserError(f"{reader.name} ended early: it changed while it was read")
         start, length = start + done, length - done
+
+
+def _read_into(reader: BinaryIO, view: memoryview, start: int) -> None:
+    while view:
+        done = os.preadv(reader.fileno(), [view], start)
+        if done == 0:
+            raise UserError(f"{reader.name} ended early: it changed while it was read")
+        start, view = start + done, view[done:]
 
 
 def _runs(entry: TensorEntry, kept: Sequence[int] | None) -> Iterator[tuple[int, int]]:

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import os
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from eaft_prune.types import Blocks, KeepPlan, TokenScores, Trace, UserError
 _PATIENCE = timedelta(days=30)
 
 Load = Callable[..., TransformersEngine]
+Array = np.ndarray[Any, Any]
 
 
 def join() -> None:
@@ -58,7 +60,13 @@ def serve(load: Load) -> int:
                 assert engine is not None, f"{what} was asked before a model was loaded"
                 share = shares[dist.get_rank()]
                 done = _tried(_run, engine, what, share, plan, _silent)
-                dist.gather_object(done, dst=0)
+                failed = isinstance(done, _Failure)
+                dist.gather_object(done if failed else None, dst=0)
+                everybody: list[Any] = [None]
+                dist.broadcast_object_list(everybody, src=0)
+                if everybody[0] and share.scored_tokens:
+                    for part in done:
+                        dist.send(_bytes(part), dst=0)
 
 
 @dataclass
@@ -82,43 +90,43 @@ class ParallelEngine:
             self._plan.pop()
 
     def score(self, blocks: Blocks, on_tokens: OnTokens) -> TokenScores:
-        parts, order = self._all("score", blocks, on_tokens)
-        return _merged_scores(parts, order)
+        logp, entropy = self._all("score", blocks, on_tokens)
+        return TokenScores(logp, entropy, np.nonzero(blocks.scored_BS)[0].astype(np.int32))
 
     def trace(self, blocks: Blocks, on_tokens: OnTokens) -> Trace:
-        parts, order = self._all("trace", blocks, on_tokens)
-        rows = order.argsort
-        first: Trace = parts[0]
-        return replace(
-            first,
-            scores=_merged_scores([part.scores for part in parts], order),
-            **{
-                name: np.concatenate([getattr(part, name) for part in parts])[rows]
-                for name in ("experts_TLK", "gates_TLK", "norms_TLK", "pack_T", "row_T")
-            },
+        logp, entropy, experts, gates, norms = self._all("trace", blocks, on_tokens)
+        block_T = np.nonzero(blocks.scored_BS)[0].astype(np.int32)
+        row_T = blocks.row_BS[blocks.scored_BS]
+        return Trace(
+            experts_TLK=experts,
+            gates_TLK=gates,
+            norms_TLK=norms,
+            scores=TokenScores(logp, entropy, block_T),
+            pack_T=blocks.row_packs[row_T],
+            row_T=row_T,
+            packs=blocks.packs,
+            n_experts=self.local.n_experts,
         )
 
-    def _all(self, what: str, blocks: Blocks, on_tokens: OnTokens) -> tuple[list[Any], _Order]:
-        """Every rank's result, and how their tokens go back into block order."""
+    def _all(self, what: str, blocks: Blocks, on_tokens: OnTokens) -> list[Array]:
+        """Every rank's arrays, one after the other: ranks hold consecutive blocks."""
         batch = max(1, self.local.batch_tokens // blocks.seq_len)
-        chosen = deal(len(blocks), batch, dist.get_world_size())
-        shares = [_some(blocks, indices) for indices in chosen]
+        shares = [_some(blocks, part) for part in deal(len(blocks), batch, dist.get_world_size())]
         plan = self._plan[-1] if self._plan else None
         dist.broadcast_object_list([(what, shares, plan)], src=0)
         # rank 0 is masked already
         mine = _tried(_run, self.local, what, shares[0], None, on_tokens)
-        parts = _gathered(mine)
+        _check(mine if isinstance(mine, _Failure) else None)
+        ends = np.cumsum([share.scored_tokens for share in shares])
+        whole = [np.empty((ends[-1], *part.shape[1:]), part.dtype) for part in mine]
+        for part, into in zip(mine, whole, strict=True):
+            into[: ends[0]] = part
+        for rank in range(1, len(shares)):
+            for into in whole:
+                if shares[rank].scored_tokens:
+                    dist.recv(_bytes(into[ends[rank - 1] : ends[rank]]), src=rank)
         on_tokens(blocks.ids_BS.size - shares[0].ids_BS.size)
-        per_block = blocks.scored_BS.sum(axis=1)
-        block_T = np.concatenate([np.repeat(indices, per_block[indices]) for indices in chosen])
-        used = [part for part, indices in zip(parts, chosen, strict=True) if len(indices)]
-        return used, _Order(block_T.astype(np.int32), np.argsort(block_T, kind="stable"))
-
-
-@dataclass(frozen=True)
-class _Order:
-    block_T: np.ndarray[Any, Any]  # block of every token, rank by rank
-    argsort: np.ndarray[Any, Any]
+        return whole
 
 
 def load_everywhere(load: Load, arguments: Mapping[str, Any]) -> ParallelEngine:
@@ -126,7 +134,7 @@ def load_everywhere(load: Load, arguments: Mapping[str, Any]) -> ParallelEngine:
     join()
     dist.broadcast_object_list([("load", dict(arguments))], src=0)
     local = _tried(load, **arguments)
-    _gathered(local if isinstance(local, _Failure) else None)
+    _gather(local if isinstance(local, _Failure) else None)
     return ParallelEngine(local)
 
 
@@ -137,11 +145,11 @@ def stop() -> None:
     dist.destroy_process_group()
 
 
-def deal(blocks: int, batch: int, ranks: int) -> list[np.ndarray[Any, Any]]:
-    """Block indices of every rank: whole batches, dealt out in turn."""
-    batches = [np.arange(i, min(i + batch, blocks)) for i in range(0, blocks, batch)]
-    nothing = np.arange(0)
-    return [np.concatenate([nothing, *batches[rank::ranks]]) for rank in range(ranks)]
+def deal(blocks: int, batch: int, ranks: int) -> list[slice]:
+    """The consecutive blocks of every rank, in whole batches as one process would cut them."""
+    batches = -(-blocks // batch)
+    ends = [min(blocks, -(-batches * rank // ranks) * batch) for rank in range(ranks + 1)]
+    return [slice(first, end) for first, end in pairwise(ends)]
 
 
 @dataclass(frozen=True)
@@ -160,42 +168,58 @@ def _tried(run: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
         return _Failure(dist.get_rank(), traceback.format_exc(), None)
 
 
-def _gathered(mine: Any) -> list[Any]:
-    """Everybody's answer; raises what the first that failed did, with its traceback."""
+def _gather(mine: _Failure | None) -> None:
+    """Hear of every rank's failure; raises what the first that failed did."""
     parts: list[Any] = [None] * dist.get_world_size()
     dist.gather_object(mine, parts, dst=0)
     for part in parts:
-        if isinstance(part, _Failure):
+        if part is not None:
             if part.error is not None:
                 raise part.error
             raise RuntimeError(f"rank {part.rank} failed:\n{part.text}")
-    return parts
+
+
+def _check(mine: _Failure | None) -> None:
+    """The same, and tell the others whether to send what they have."""
+    try:
+        _gather(mine)
+    except BaseException:
+        dist.broadcast_object_list([False], src=0)
+        raise
+    dist.broadcast_object_list([True], src=0)
 
 
 def _run(
     engine: TransformersEngine, what: str, blocks: Blocks, plan: KeepPlan | None, told: OnTokens
-) -> Any:
+) -> list[Array]:
+    """log p and H, and of a trace ids, gates and norms."""
     if len(blocks) == 0:
-        return None
-    work = {"score": engine.score, "trace": engine.trace}[what]
-    if plan is None:
-        return work(blocks, told)
-    with engine.masked(plan):
-        return work(blocks, told)
+        return []
+    with engine.masked(plan) if plan is not None else nullcontext():
+        if what == "score":
+            scores = engine.score(blocks, told)
+            return [scores.logp_T, scores.entropy_T]
+        trace = engine.trace(blocks, told)
+    scores = trace.scores
+    return [
+        scores.logp_T,
+        scores.entropy_T,
+        trace.experts_TLK,
+        trace.gates_TLK,
+        trace.norms_TLK,
+    ]
 
 
-def _merged_scores(parts: Sequence[TokenScores], order: _Order) -> TokenScores:
-    logp = np.concatenate([part.logp_T for part in parts])[order.argsort]
-    entropy = np.concatenate([part.entropy_T for part in parts])[order.argsort]
-    return TokenScores(logp, entropy, order.block_T[order.argsort])
+def _bytes(array: Array) -> torch.Tensor:
+    return torch.from_numpy(array).reshape(-1).view(torch.uint8)
 
 
-def _some(blocks: Blocks, indices: np.ndarray[Any, Any]) -> Blocks:
+def _some(blocks: Blocks, part: slice) -> Blocks:
     return replace(
         blocks,
-        ids_BS=blocks.ids_BS[indices],
-        scored_BS=blocks.scored_BS[indices],
-        row_BS=blocks.row_BS[indices],
+        ids_BS=blocks.ids_BS[part],
+        scored_BS=blocks.scored_BS[part],
+        row_BS=blocks.row_BS[part],
     )
 
 

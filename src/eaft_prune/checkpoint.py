@@ -9,6 +9,7 @@ import os
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -333,22 +334,50 @@ def _write_shard(
             sha.update(chunk)
             writer.write(chunk)
         writer.flush()
-        buffer, unsynced = bytearray(_CHUNK), 0
-        for entry, _ in shard:
-            with (model.path / entry.file).open("rb") as reader:
-                for start, length in _runs(entry, slices[entry.name]):
-                    for at, size in _chunks(start, length):
-                        _copy_range(reader, writer, at, size)
-                        with memoryview(buffer)[:size] as view:
-                            _read_into(reader, view, at)
-                            sha.update(view)
-                        on_bytes(size)
-                        unsynced += size
-                        if unsynced >= _SYNC:  # the disk writes this while others are copied
-                            os.fdatasync(writer.fileno())
-                            unsynced = 0
+        ranges = [
+            (entry.file, chunk)
+            for entry, _ in shard
+            for start, length in _runs(entry, slices[entry.name])
+            for chunk in _chunks(start, length)
+        ]
+        # one thread copies inside the kernel, one reads and hashes, one waits for the disk
+        with (
+            _opened(model.path, {file for file, _ in ranges}) as readers,
+            ThreadPoolExecutor(2) as pool,
+        ):
+            hashed = pool.submit(_hash_ranges, sha, readers, ranges)
+            flushed, unsynced = pool.submit(lambda: None), 0
+            for file, (at, size) in ranges:
+                _copy_range(readers[file], writer, at, size)
+                on_bytes(size)
+                unsynced += size
+                if unsynced >= _SYNC and flushed.done():
+                    flushed.result()
+                    flushed, unsynced = pool.submit(os.fdatasync, writer.fileno()), 0
+            flushed.result()
+            hashed.result()
         _sync(writer)
     return sha.hexdigest()
+
+
+@contextmanager
+def _opened(folder: Path, names: Iterable[str]) -> Iterator[dict[str, BinaryIO]]:
+    with ExitStack() as stack:
+        yield {name: stack.enter_context((folder / name).open("rb")) for name in names}
+
+
+def _hash_ranges(
+    sha: Any, readers: Mapping[str, BinaryIO], ranges: Iterable[tuple[str, tuple[int, int]]]
+) -> None:
+    buffer = memoryview(bytearray(_CHUNK))
+    for file, (start, size) in ranges:
+        view = buffer[:size]
+        while view:
+            done = os.preadv(readers[file].fileno(), [view], start)
+            if done == 0:
+                raise UserError(f"{readers[file].name} ended early: it changed while it was read")
+            start, view = start + done, view[done:]
+        sha.update(buffer[:size])
 
 
 def _copy_range(reader: BinaryIO, writer: BinaryIO, start: int, length: int) -> None:
@@ -359,14 +388,6 @@ def _copy_range(reader: BinaryIO, writer: BinaryIO, start: int, length: int) -> 
         if done == 0:
             raise UserError(f"{reader.name} ended early: it changed while it was read")
         start, length = start + done, length - done
-
-
-def _read_into(reader: BinaryIO, view: memoryview, start: int) -> None:
-    while view:
-        done = os.preadv(reader.fileno(), [view], start)
-        if done == 0:
-            raise UserError(f"{reader.name} ended early: it changed while it was read")
-        start, view = start + done, view[done:]
 
 
 def _runs(entry: TensorEntry, kept: Sequence[int] | None) -> Iterator[tuple[int, int]]:

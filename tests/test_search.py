@@ -19,8 +19,8 @@ from scipy import stats
 
 from eaft_prune.config import SearchSettings
 from eaft_prune.fingerprint import canonical_json
+from eaft_prune.search.stopping import above_zero
 from eaft_prune.store import load
-from eaft_prune.trials import above_zero, student_quantile
 from eaft_prune.types import Blocks, TokenScores
 
 pytest_plugins = ("worlds",)
@@ -542,13 +542,6 @@ def test_a_search_that_is_stopped_goes_on(
     assert [t.value for t in finished] == pytest.approx(
         [t.value for t in trials(own.home)], abs=1e-6
     )
-
-
-def test_student_quantile_against_scipy() -> None:
-    for freedom in (3, 4, 5, 8, 15, 31, 127):
-        for probability in (0.6, 0.8, 0.9, 0.95, 0.975):
-            wanted = stats.t.ppf(probability, freedom)
-            assert student_quantile(probability, freedom) == pytest.approx(wanted, rel=0.02)
 
 
 def test_above_zero_is_the_ratio_estimators_interval() -> None:

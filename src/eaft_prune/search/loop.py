@@ -17,7 +17,6 @@ from eaft_prune.search.evaluation import evaluate_trial
 from eaft_prune.search.problem import Problem
 from eaft_prune.search.space import distributions
 from eaft_prune.search.study import make_sampler
-from eaft_prune.search.trials import failed, finished
 from eaft_prune.tracking.provenance import is_dead, process_tags
 
 log = logging.getLogger(__name__)
@@ -68,7 +67,9 @@ def _ask(problem: Problem, study: optuna.Study) -> tuple[optuna.Trial | None, in
     # asked under a lock, so that workers on one store do not start more trials than are wanted
     with FileLock(problem.bench.store.root / f"search-{digest(study.study_name)[:16]}.lock"):
         running = 0
-        for other in study.get_trials(deepcopy=False):
+        seen = study.get_trials(deepcopy=False)  # read once: others may end a trial meanwhile
+        ended = [other for other in seen if other.state.is_finished()]
+        for other in seen:
             if other.state.is_finished():
                 continue
             # the lock is held: a trial without its process's name was asked by one that died since
@@ -77,11 +78,12 @@ def _ask(problem: Problem, study: optuna.Study) -> tuple[optuna.Trial | None, in
                 study.tell(other.number, state=TrialState.FAIL, skip_if_finished=True)
             elif other.datetime_start and datetime.now() - other.datetime_start < _SILENT:
                 running += 1
-        known = len(finished(study)) + running
+        known = sum(other.state != TrialState.FAIL for other in ended) + running
+        raised = sum("error" in other.user_attrs for other in ended)
         exhausted = study.user_attrs.get("exhausted") == settings.sampler.model_dump_json()
         if known >= settings.n_trials or exhausted:
             return None, running
-        study.sampler = make_sampler(settings, known + len(failed(study)))
+        study.sampler = make_sampler(settings, known + raised)
         trial = study.ask(distributions(settings, experiment.pruning))
         trial.set_user_attr("process", process_tags())
         return trial, running

@@ -138,7 +138,7 @@ class Bench:
     def base(self) -> Model:
         """The checkpoint the settings name."""
         model = self.open(sources.model_path(self.experiment.model), "base")
-        self.observer.checkpoint("base", model.checkpoint, None)
+        self.observer.checkpoint("base", model.checkpoint)
         return model
 
     def blocks(self, base: Model, request: pack_stage.BlockRequest) -> Stored[Blocks]:

@@ -58,7 +58,7 @@ def select(bench: Bench, base: Model) -> Selection:
         lambda: planning.plan(settings, scores.value),
     )
     bench.observer.plan(plan.value)
-    return Selection(settings.name, scores.value, plan.value)
+    return Selection(settings.name, scores.value, plan.value, settings.model_dump(mode="json"))
 
 
 def trace_of(bench: Bench, base: Model) -> Stored[Trace]:
@@ -92,10 +92,8 @@ def trace_of(bench: Bench, base: Model) -> Stored[Trace]:
 
 def write(bench: Bench, base: Model, selection: Selection) -> Model:
     """export: the pruned checkpoint on disk, opened and hashed again."""
-    how = bench.experiment.pruning.model_dump()
-    return export_plan(
-        bench, base, selection.plan, {"criterion": selection.criterion, "pruning": how}
-    )
+    how = {"criterion": selection.criterion, "pruning": selection.settings}
+    return export_plan(bench, base, selection.plan, how)
 
 
 def measure(
@@ -209,7 +207,7 @@ def _export_target(bench: Bench, base: Model, plan: KeepPlan) -> tuple[Path, str
 
 
 def export_plan(bench: Bench, base: Model, plan: KeepPlan, how: Mapping[str, Any]) -> Model:
-    """A plan written as a checkpoint; `how` goes into its manifest."""
+    """A plan written as a checkpoint; `how` goes into its manifest and to the watcher."""
     settings = bench.experiment.export
     target, key = _export_target(bench, base, plan)
     provenance = {"base": {"label": bench.experiment.model.name, "digest": base.digest}, **how}
@@ -239,7 +237,7 @@ def export_plan(bench: Bench, base: Model, plan: KeepPlan, how: Mapping[str, Any
     model = bench.open(done.path, "pruned")
     if model.digest != done.digest:
         raise UserError(f"{done.path} is not what was exported: move it away and run again")
-    bench.observer.checkpoint("pruned", model.checkpoint, base.checkpoint)
+    bench.observer.checkpoint("pruned", model.checkpoint, base.checkpoint, how)
     return model
 
 

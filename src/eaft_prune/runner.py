@@ -158,7 +158,8 @@ def _provenance(
         facts["checkpoint"] = {"path": str(checkpoint.path), "digest": checkpoint.digest}
     if outcome.selection:
         facts["plan digest"] = outcome.selection.plan.digest
-    for section in ("profile", "pruning", "eval", "gate"):
+        facts["pruning"] = outcome.selection.settings
+    for section in ("profile", "eval", "gate"):
         facts[section] = getattr(experiment, section).model_dump(mode="json")
     facts["versions"] = versions()
     facts["stage keys"] = {record.stage: record.key for record in bench.records}

@@ -237,11 +237,12 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Selection:
-    """Why experts went: scores, the plan cut from them, and how often each expert was selected."""
+    """Why experts went: scores, the plan cut from them, and the settings that made both."""
 
     criterion: str
     scores: ExpertScores
     plan: KeepPlan
+    settings: Mapping[str, Any]  # of pruning; in a search the winner's, not the configured ones
 
 
 @dataclass(frozen=True)

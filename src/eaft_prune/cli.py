@@ -32,6 +32,7 @@ _OPEN_SETTINGS = (  # keys are the user's
     "packs.files",
     "tracking.tags",
     "eval.num_blocks",
+    "replay.set",
     "search.space",
     "search.sampler.arguments",
 )
@@ -51,8 +52,8 @@ def config_root() -> Path:
 def main(argv: Sequence[str]) -> int:
     """Run the command line; returns the exit code.
 
-    0 done, 1 crashed, 2 a setting or input is wrong, 3 the gate failed and gate.on_fail=error,
-    130 interrupted, 143 terminated.
+    0 done, 1 crashed, 2 a setting or input is wrong, 3 the gate failed and gate.on_fail=error, or a
+    replay or verification found a difference, 130 interrupted, 143 terminated.
     """
     arguments = _multirun_first(argv)
     flags = [a for a in arguments if a.startswith("-") and a not in _MULTIRUN]

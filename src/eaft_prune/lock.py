@@ -17,7 +17,7 @@ from eaft_prune.bench import Bench, Hashes
 from eaft_prune.checkpoint import model_digest
 from eaft_prune.config import Experiment, resolve_path
 from eaft_prune.fingerprint import file_digest
-from eaft_prune.recipes import plan_facts
+from eaft_prune.report.text import id_ranges
 from eaft_prune.result import reports_by_name, write_atomically
 from eaft_prune.store import load
 from eaft_prune.tracking.provenance import flatten, git_state, redact
@@ -27,7 +27,7 @@ FILE = "run.lock.yaml"
 _FORMAT = 1
 _SECTIONS = ("config", "inputs", "code", "versions", "device", "keys", "outputs")
 _PACKAGES = ("eaft_prune", "torch", "transformers", "safetensors", "numpy", "datasets", "mlflow")
-# where things lie, when, and what is compared by its digest already
+# beginnings of fields: where things lie, how long they took, what a digest stands for
 _NOT_COMPARED = (
     "config.tracking",
     "config.runtime.store_dir",
@@ -78,6 +78,7 @@ def lock(
         "versions": {"python": sys.version.split()[0], **versions()},
         "device": _device(experiment),
         "keys": _by_stage(bench, "key"),
+        "from_store": [name for name, cached in _by_stage(bench, "cached").items() if cached],
         "outputs": _outputs(bench, outcome),
     }
     redacted: dict[str, Any] = _redacted(value)
@@ -132,7 +133,7 @@ def code_state() -> dict[str, Any]:
         return known
     sha = hashlib.sha256(git.diff.encode()).hexdigest()
     changes = {"dirty": bool(git.status), "status": git.status, "diff": git.diff}
-    return known | {"commit": git.commit, "diff_sha256": sha, **changes}
+    return known | {"commit": git.commit, "changes_sha256": sha, **changes}
 
 
 def versions() -> dict[str, str]:
@@ -171,7 +172,8 @@ def _outputs(bench: Bench, outcome: Outcome) -> dict[str, Any]:
     comparison, selection = outcome.comparison, outcome.selection
     outputs: dict[str, Any] = {"stages": _by_stage(bench, "output_digest")}
     if selection is not None:
-        outputs["plan"] = plan_facts(selection.plan)
+        kept = {str(layer): id_ranges(ids) for layer, ids in enumerate(selection.plan.kept)}
+        outputs["plan"] = {"digest": selection.plan.digest, "kept": kept}
     if outcome.checkpoint is not None:
         outputs["checkpoint"] = outcome.checkpoint.digest
     if comparison is not None:

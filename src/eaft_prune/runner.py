@@ -105,8 +105,9 @@ def _present(
     job: int | None,
 ) -> None:
     """Print what was found (of a multirun's job the verdict) and where everything is."""
-    cached = sum(record.cached for record in bench.records)
-    log.info("\n%d stages, %d of them from the store", len(bench.records), cached)
+    if bench.records:
+        cached = sum(record.cached for record in bench.records)
+        log.info("\n%d stages, %d of them from the store", len(bench.records), cached)
     where = {name: out / file for name, file in (("result", RESULT), ("lock", LOCK))}
     where = {name: path for name, path in where.items() if name == "result" or path.exists()}
     comparison = outcome.comparison

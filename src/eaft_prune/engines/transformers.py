@@ -189,7 +189,7 @@ def load_engine(
     ALL_EXPERTS_FUNCTIONS.register(moe.NAME, moe.experts_forward)
     device, dtype = resolve_device(runtime), resolve_dtype(runtime)
     # transformers has a bar of its own: shown where loading takes long enough to want one
-    with _quiet(bar=runtime.progress and files.weight_bytes > 1e9):
+    with quiet(bar=runtime.progress and files.weight_bytes > 1e9):
         model = AutoModelForCausalLM.from_pretrained(
             files.path,
             dtype=getattr(torch, dtype),
@@ -219,7 +219,7 @@ def load_tokenizer(path: Path) -> TransformersTokenizer:
     from transformers import AutoTokenizer
 
     try:
-        with _quiet():
+        with quiet():
             inner = AutoTokenizer.from_pretrained(path, local_files_only=True)
     except (OSError, ValueError) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -246,7 +246,7 @@ def _recording(layers: list[torch.nn.Module], routing: _Routing) -> Iterator[Non
 
 
 @contextmanager
-def _quiet(bar: bool = False) -> Iterator[None]:
+def quiet(bar: bool = False) -> Iterator[None]:
     """Loading messages are transformers' own affair; errors still raise."""
     from transformers.utils import logging as transformers_logging
 

@@ -17,10 +17,10 @@ _MIN_WIDTH = 100
 
 
 def listing(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table of at most the terminal's width; long cells are folded, never cut."""
+    """A table for the terminal; long cells are folded, but for those of the first column."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False)
-    for head in heads:
-        table.add_column(head, overflow="fold")
+    for number, head in enumerate(heads):
+        table.add_column(head, overflow="fold", no_wrap=number == 0)
     for row in rows:
         table.add_row(*(Text(printable(cell)) for cell in row))
     out = io.StringIO()

@@ -37,11 +37,13 @@ OnBytes = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is not as it should be: where, and what."""
+    """One thing that is not as it should be: in which file, and what."""
 
-    check: str  # file | digest | plan | mapping | config | tensor | load
-    where: str
+    file: str
     what: str
+    tensor: str | None = None
+    expert: int | None = None  # in the checkpoint
+    base_expert: int | None = None
 
 
 @dataclass(frozen=True)
@@ -94,23 +96,22 @@ def check_files(manifest: Manifest, on_bytes: OnBytes) -> list[Finding]:
     listed = {**manifest.files, **manifest.records}
     there = {item.name for item in manifest.path.iterdir()}
     present = sorted(name for name in listed if (manifest.path / name).is_file())
-    found = [Finding("file", name, "is missing") for name in sorted(set(listed) - set(present))]
+    found = [Finding(name, "is missing") for name in sorted(set(listed) - set(present))]
     found += [
-        Finding("file", name, "is not in the manifest")
-        for name in sorted(there - set(listed) - _FREE)
+        Finding(name, "is not in the manifest") for name in sorted(there - set(listed) - _FREE)
     ]
     with ThreadPoolExecutor(_THREADS) as pool:
         hashes = pool.map(lambda name: _sha256(manifest.path / name, on_bytes), present)
         for name, sha in zip(present, hashes, strict=True):
             size, want = (manifest.path / name).stat().st_size, listed[name]
             if size != want["bytes"]:
-                found.append(Finding("file", name, f"has {size} bytes, not {want['bytes']}"))
+                found.append(Finding(name, f"has {size} bytes, not {want['bytes']}"))
             elif sha != want["sha256"]:
-                found.append(Finding("file", name, f"has sha256 {sha}, not {want['sha256']}"))
+                found.append(Finding(name, f"has sha256 {sha}, not {want['sha256']}"))
     if model_digest({name: facts["sha256"] for name, facts in manifest.files.items()}) != (
         manifest.digest
     ):
-        found.append(Finding("digest", MANIFEST, "its digest is not that of the files it lists"))
+        found.append(Finding(MANIFEST, "its digest is not that of the files it lists"))
     return found
 
 
@@ -131,20 +132,21 @@ def check_base(
     slices = slices_of(family, base, plan)
     found = []
     if plan.digest != manifest.plan_digest:
-        found.append(Finding("plan", MANIFEST, "the plan's digest is not that of its experts"))
+        found.append(Finding(MANIFEST, "the plan's digest is not that of its experts"))
     found += _check_mapping(plan, path / MAPPING)
     found += _check_config(family.patch_config(base.config, plan.uniform_keep_n), path)
     for name in sorted(set(base.companions) | _companions(manifest)):
         ours = manifest.files.get(name, {}).get("sha256")
         if ours != base_hashes.get(name):
-            found.append(Finding("file", name, "is not the base's"))
+            found.append(Finding(name, "is not the base's"))
     try:
         model = open_model(path)
     except UserError as error:
-        return [*found, Finding("tensor", "all", f"cannot be read: {error}")]
-    for name in sorted(set(base.tensors) ^ set(model.tensors)):
-        what = "is missing" if name in base.tensors else "is not in the base"
-        found.append(Finding("tensor", name, what))
+        return [*found, Finding(INDEX, f"no tensor can be compared: {error}")]
+    for name in sorted(set(base.tensors) - set(model.tensors)):
+        found.append(Finding(INDEX, f"{name} is missing", name))
+    for name in sorted(set(model.tensors) - set(base.tensors)):
+        found.append(Finding(model.tensors[name].file, f"{name} is not in the base", name))
     both = [name for name in base.tensors if name in model.tensors]
     with ThreadPoolExecutor(_THREADS) as pool:
         compared = pool.map(
@@ -161,24 +163,27 @@ def smoke_load(family: Family, path: Path) -> list[Finding]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from eaft_prune.engines.transformers import quiet
+
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-        # bfloat16 is what dequantised experts are stored in: half the memory of float32
-        model = AutoModelForCausalLM.from_pretrained(
-            path,
-            dtype=torch.bfloat16,
-            local_files_only=True,
-            **family.load_arguments(read_json(path / "config.json")),
-        )
+        with quiet():
+            tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+            # bfloat16 is what dequantised experts are stored in: half the memory of float32
+            model = AutoModelForCausalLM.from_pretrained(
+                path,
+                dtype=torch.bfloat16,
+                local_files_only=True,
+                **family.load_arguments(read_json(path / "config.json")),
+            )
         ids = torch.tensor([tokenizer(_TEXT, add_special_tokens=False)["input_ids"]])
         with torch.inference_mode():
             logits = model.to("cpu").eval()(input_ids=ids).logits
     # whatever a damaged checkpoint makes a library raise is what was to be found out
     except Exception as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        return [Finding("load", path.name, f"{type(error).__name__}: {first}")]
+        return [Finding("config.json", f"cannot be loaded: {type(error).__name__}: {first}")]
     if not torch.isfinite(logits).all():
-        return [Finding("load", path.name, "gives logits that are not finite")]
+        return [Finding(INDEX, "the model gives logits that are not finite")]
     return []
 
 
@@ -190,13 +195,11 @@ def _check_mapping(plan: KeepPlan, path: Path) -> list[Finding]:
     try:
         mapping = read_json(path).get("new_to_old")
     except UserError as error:
-        return [Finding("mapping", MAPPING, str(error))]
+        return [Finding(MAPPING, str(error))]
     if not isinstance(mapping, dict) or set(mapping) != set(wanted):
-        return [Finding("mapping", MAPPING, f"does not map layers 0..{len(wanted) - 1}")]
+        return [Finding(MAPPING, f"does not map layers 0..{len(wanted) - 1}")]
     return [
-        Finding(
-            "mapping", f"layer {layer}", f"is {json.dumps(mapping[layer])}, the plan's is {ids}"
-        )
+        Finding(MAPPING, f"layer {layer} is {json.dumps(mapping[layer])}, the plan's is {ids}")
         for layer, ids in wanted.items()
         if mapping[layer] != ids
     ]
@@ -206,10 +209,12 @@ def _check_config(wanted: Mapping[str, Any], path: Path) -> list[Finding]:
     try:
         config = read_json(path / "config.json")
     except UserError as error:
-        return [Finding("config", "config.json", str(error))]
+        return [Finding("config.json", str(error))]
     absent = "absent"
     return [
-        Finding("config", key, f"is {config.get(key, absent)!r}, not {wanted.get(key, absent)!r}")
+        Finding(
+            "config.json", f"{key} is {config.get(key, absent)!r}, not {wanted.get(key, absent)!r}"
+        )
         for key in sorted(set(wanted) | set(config))
         if config.get(key, absent) != wanted.get(key, absent)
     ]
@@ -231,22 +236,22 @@ def _check_tensor(
 ) -> list[Finding]:
     ours, theirs = model.tensors[name], base.tensors[name]
     shape = theirs.shape if kept is None else (len(kept), *theirs.shape[1:])
-    where = f"{name} in {ours.file}"
     if (ours.dtype, ours.shape) != (theirs.dtype, shape):
-        what = f"is {ours.dtype} {list(ours.shape)}, not {theirs.dtype} {list(shape)}"
-        return [Finding("tensor", where, what)]
+        what = f"{name} is {ours.dtype} {list(ours.shape)}, not {theirs.dtype} {list(shape)}"
+        return [Finding(ours.file, what, name)]
     if changed:
         return []
     if kept is None:
         at = _first_difference(tensor_bytes(model, name), tensor_bytes(base, name), on_bytes)
-        return [] if at is None else [Finding("tensor", where, f"differs from byte {at} on")]
+        what = f"{name} differs from byte {at} on"
+        return [] if at is None else [Finding(ours.file, what, name)]
     found = []
     for new, old in enumerate(kept):
         pair = tensor_bytes(model, name, new), tensor_bytes(base, name, old)
         at = _first_difference(*pair, on_bytes)
         if at is not None:
-            what = f"expert {new} (the base's {old}) differs from byte {at} on"
-            found.append(Finding("tensor", where, what))
+            what = f"{name}: expert {new} (the base's {old}) differs from byte {at} on"
+            found.append(Finding(ours.file, what, name, new, old))
     return found
 
 

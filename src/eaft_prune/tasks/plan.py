@@ -33,5 +33,5 @@ def run_plan(bench: Bench, out: Path) -> Outcome:
     return Outcome(
         selection=Selection(file.criterion, file.scores, cut),
         facts={"plan": str(out / FILE), "plan_digest": cut.digest},
-        text="\n".join([*layers, f"plan {cut.digest}", f"{out / FILE}"]),
+        text="\n".join([*layers, f"{'digest':<11} {cut.digest}", f"{'plan':<11} {out / FILE}"]),
     )

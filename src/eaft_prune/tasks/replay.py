@@ -111,7 +111,6 @@ def _text(found: list[Drift], compared: int) -> str:
         return f"no drift: all {compared} fields are as locked"
     rows = [
         (
-            "output" if item.output else "input",
             item.field,
             _short(item.locked),
             _short(item.now),
@@ -122,12 +121,14 @@ def _text(found: list[Drift], compared: int) -> str:
     outputs = sum(item.output for item in found)
     verdict = f"{outputs} outputs drifted" if outputs else "no output drifted"
     return (
-        listing(("", "field", "locked", "now", "difference"), rows)
+        listing(("field", "locked", "now", "difference"), rows)
         + f"\n\n{verdict}; {len(found) - outputs} inputs differ; {compared} fields compared"
     )
 
 
 def _short(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.9g}"
     text = "absent" if value is None else str(value)
     hexadecimal = len(text) == _DIGEST_LENGTH and not set(text) - set("0123456789abcdef")
     return text[:12] if hexadecimal else text

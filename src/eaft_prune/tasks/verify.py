@@ -48,8 +48,8 @@ def run_verify(bench: Bench, out: Path) -> Outcome:
     }
     text = _sentence(checked, len(found))
     if found:
-        rows = [(item.check, item.where, item.what) for item in found]
-        text = f"{listing(('check', 'where', 'what'), rows)}\n\n{text}"
+        rows = [(item.file, item.what) for item in found]
+        text = f"{listing(('file', 'what'), rows)}\n\n{text}"
     return Outcome(
         base=Checkpoint(base.path, manifest.base["digest"], "base"),
         checkpoint=Checkpoint(manifest.path, manifest.digest, "pruned"),

@@ -113,18 +113,16 @@ def test_any_flipped_weight_byte_is_named_by_file_tensor_and_expert(
         by_file, by_tensor = findings(checkpoint, whole)
     finally:
         flip(shard, begin + at)
-    assert (by_file.check, by_file.where) == ("file", shard.name)
-    assert (by_tensor.check, by_tensor.where) == ("tensor", f"{name} in {shard.name}")
+    assert (by_file.file, by_file.tensor) == (shard.name, None)
+    assert (by_tensor.file, by_tensor.tensor) == (shard.name, name)
     if ".mlp." in name:
         size = (entry["data_offsets"][1] - entry["data_offsets"][0]) // 4
         new, layer = inside // size, int(name.split(".")[2])
         old = PLAN.kept[layer][new]
-        assert (
-            by_tensor.what
-            == f"expert {new} (the base's {old}) differs from byte {inside % size} on"
-        )
+        assert (by_tensor.expert, by_tensor.base_expert) == (new, old)
+        assert by_tensor.what.endswith(f"(the base's {old}) differs from byte {inside % size} on")
     else:
-        assert by_tensor.what == f"differs from byte {inside} on"
+        assert by_tensor.what == f"{name} differs from byte {inside} on"
 
 
 def test_a_manifest_that_was_forged_with_the_weights_does_not_help(
@@ -139,12 +137,10 @@ def test_a_manifest_that_was_forged_with_the_weights_does_not_help(
     (copy / "tokenizer_config.json").write_text("{}")
     forge(copy)
     found = findings(checkpoint, copy)
-    assert [(item.check, item.where) for item in found] == [
-        ("file", "tokenizer_config.json"),
-        ("tensor", f"{name} in {shard}"),
-    ]
-    assert found[0].what == "is not the base's"
-    assert found[1].what.startswith("expert 2 (the base's 4) ")
+    assert found[0] == Finding("tokenizer_config.json", "is not the base's")
+    (found_tensor,) = found[1:]
+    assert (found_tensor.file, found_tensor.tensor) == (shard, name)
+    assert (found_tensor.expert, found_tensor.base_expert) == (2, 4)
 
 
 def test_a_tensor_that_the_manifest_calls_changed_may_differ_in_bytes_only(
@@ -188,20 +184,24 @@ def test_all_that_is_wrong_is_listed(checkpoint: Path, copy: Path) -> None:
     with shard.open("r+b") as file:
         file.truncate(shard.stat().st_size - 1)
     found = findings(checkpoint, copy)
-    assert {(item.check, item.where) for item in found} == {
-        ("file", "extra.txt"),
-        ("file", "tokenizer_config.json"),
-        ("file", "config.json"),
-        ("file", "expert_mapping.json"),
-        ("file", "reap-recipe.yaml"),
-        ("file", shard.name),
-        ("digest", "manifest.json"),
-        ("plan", "manifest.json"),
-        ("mapping", "layer 1"),
-        ("config", "sliding_window"),
-        ("tensor", "all"),
+
+    def size_of(name: str) -> str:
+        return f"has {(copy / name).stat().st_size} bytes,"
+
+    said = {(item.file, " ".join(item.what.split()[:3])) for item in found}
+    assert said == {
+        ("extra.txt", "is not in"),
+        ("tokenizer_config.json", "is missing"),
+        ("config.json", size_of("config.json")),
+        ("config.json", "sliding_window is 8,"),
+        ("expert_mapping.json", size_of("expert_mapping.json")),
+        ("expert_mapping.json", "layer 1 is"),
+        ("reap-recipe.yaml", "has sha256 " + hashlib.sha256(b"format: 2\n").hexdigest() + ","),
+        (shard.name, size_of(shard.name)),
+        ("manifest.json", "its digest is"),
+        ("manifest.json", "the plan's digest"),
+        ("model.safetensors.index.json", "no tensor can"),
     }
-    assert {item.where: item.what for item in found}["extra.txt"] == "is not in the manifest"
 
 
 @pytest.fixture(scope="module")
@@ -238,12 +238,13 @@ def test_the_command_line_names_a_flipped_byte_with_exit_code_3(
     done = world.run("task=verify", f"verify.path={copy}", "verify.load=false")
     assert done.code == 3, done.out + done.err
     assert done.result["status"] == "FINISHED"
-    assert [item["where"] for item in done.result["facts"]["findings"]] == [
-        shard.name,
-        f"{name} in {shard.name}",
-    ]
-    old = quick.result["plan"]["kept"][1][3]
-    assert f"expert 3 (the base's {old})" in done.result["facts"]["findings"][1]["what"]
+    by_file, by_tensor = done.result["facts"]["findings"]
+    assert by_file["file"] == by_tensor["file"] == shard.name
+    assert by_tensor["tensor"] == name
+    assert (by_tensor["expert"], by_tensor["base_expert"]) == (
+        3,
+        quick.result["plan"]["kept"][1][3],
+    )
     assert name in done.out
 
 
@@ -270,4 +271,4 @@ def test_loading_finds_what_hashes_cannot(tmp_path: Path) -> None:
     assert "not finite" in found.what
     (good / "tokenizer.json").write_text("{}")
     (found,) = smoke_load(family, good)
-    assert found.check == "load"
+    assert found.what.startswith("cannot be loaded")

@@ -27,6 +27,9 @@ NEEDS = {
     "model=local": ["model.path=/somewhere"],
     "packs=local": ["packs.files={mine: /somewhere/mine.parquet}"],
     "task=compare": ["compare.base=a", "compare.candidate=b"],
+    "task=plan": ["scores=reap-scores.yaml"],
+    "task=replay": ["replay.lock=run.lock.yaml"],
+    "task=verify": ["verify.path=a"],
 }
 
 

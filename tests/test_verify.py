@@ -196,7 +196,7 @@ def test_all_that_is_wrong_is_listed(checkpoint: Path, copy: Path) -> None:
         ("config.json", "sliding_window is 8,"),
         ("expert_mapping.json", size_of("expert_mapping.json")),
         ("expert_mapping.json", "layer 1 is"),
-        ("reap-recipe.yaml", "has sha256 " + hashlib.sha256(b"format: 2\n").hexdigest() + ","),
+        ("reap-recipe.yaml", "has sha256 " + hashlib.sha256(b"format: 2\n").hexdigest()[:12] + ","),
         (shard.name, size_of(shard.name)),
         ("manifest.json", "its digest is"),
         ("manifest.json", "the plan's digest"),

@@ -107,7 +107,7 @@ def check_files(manifest: Manifest, on_bytes: OnBytes) -> list[Finding]:
             if size != want["bytes"]:
                 found.append(Finding(name, f"has {size} bytes, not {want['bytes']}"))
             elif sha != want["sha256"]:
-                found.append(Finding(name, f"has sha256 {sha}, not {want['sha256']}"))
+                found.append(Finding(name, f"has sha256 {sha[:12]}, not {want['sha256'][:12]}"))
     if model_digest({name: facts["sha256"] for name, facts in manifest.files.items()}) != (
         manifest.digest
     ):

@@ -85,6 +85,8 @@ def _check_sources(experiment: Experiment) -> None:
         if path is not None and not sources.model_path(experiment.model).is_dir():
             raise UserError(f"model.path = {path} is not a directory")
         sources.pack_files(experiment.packs)
+        if experiment.scores is not None and not resolve_path(experiment.scores).is_file():
+            raise UserError(f"scores = {experiment.scores} is not a file")
     except UserError as error:
         raise UserError(
             f"the locked run used what is not here: {error}; if it is elsewhere: "

@@ -11,7 +11,7 @@ from eaft_prune import recipes
 from eaft_prune.bench import Bench, Model
 from eaft_prune.config import resolve_path
 from eaft_prune.evaluations import compare, save_evaluation
-from eaft_prune.fingerprint import digest, file_digest
+from eaft_prune.fingerprint import digest
 from eaft_prune.stages import evaluate, export, profile
 from eaft_prune.stages import plan as planning
 from eaft_prune.stages import score as scoring
@@ -36,7 +36,8 @@ from eaft_prune.types import (
 def select(bench: Bench, base: Model) -> Selection:
     """profile -> score -> plan; or a scores file -> plan."""
     settings = bench.experiment.pruning
-    scores = _read_scores(bench, base) if bench.experiment.scores else _scores(bench, base)
+    given = bench.experiment.scores
+    scores = recipes.stored_scores(bench, base, given) if given else _scores(bench, base)
     cut = settings.model_dump(include={"keep_n", "core_pos_top_m", "core_count_top_m"})
     plan = bench.stage(
         "plan",
@@ -61,16 +62,6 @@ def _scores(bench: Bench, base: Model) -> Stored[ExpertScores]:
         ExpertScores,
         lambda: scoring.score(settings, trace.value),
         lambda value, seconds: {f"{name}_tokens": n for name, n in value.region_tokens.items()},
-    )
-
-
-def _read_scores(bench: Bench, base: Model) -> Stored[ExpertScores]:
-    path = resolve_path(bench.experiment.scores or "")
-    file = recipes.read_scores(path)
-    recipes.check_scores(file, bench.experiment.pruning, base.digest)
-    # equal scores are equal bytes: the plan has the key that it has after a profile
-    return bench.stage(
-        "score", scoring.VERSION, {}, {"file": file_digest(path)}, ExpertScores, lambda: file.scores
     )
 
 
@@ -231,9 +222,8 @@ def export_plan(
 ) -> Model:
     """A plan written as a checkpoint; `how` goes into its manifest, recipe and scores beside it."""
     target, key = _export_target(bench, base, plan)
-    beside = recipes.files_beside(
-        bench, base, plan, how["criterion"], scores, profile_request(bench)
-    )
+    profiled = profile_request(bench)
+    beside = recipes.files_beside(bench, base, plan, how["criterion"], scores, profiled)
     total = base.files.weight_bytes * len(plan.kept[0]) // plan.n_experts
     with bench.bars.bar("export", total, "B") as on_bytes:
         done = export.export(

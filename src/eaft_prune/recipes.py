@@ -16,7 +16,9 @@ from eaft_prune.checkpoint import RECIPE, SCORES
 from eaft_prune.config import PruningSettings, Settings, resolve_path
 from eaft_prune.config.base import NonNegative, Positive
 from eaft_prune.fingerprint import file_digest
+from eaft_prune.stages import score as scoring
 from eaft_prune.stages.pack import BlockRequest
+from eaft_prune.store import Stored
 from eaft_prune.types import ExpertScores, KeepPlan, UserError
 
 File = TypeVar("File", bound=Settings)
@@ -180,7 +182,25 @@ def read_scores(path: Path) -> ScoresFile:
     return _read(path, ScoresFile, "scores")
 
 
-def check_scores(file: ScoresFile, settings: PruningSettings, base_digest: str) -> None:
+def stored_scores(bench: Bench, base: Model, given: str) -> Stored[ExpertScores]:
+    """The scores of a file as the output of stage score; raises UserError if they do not fit.
+
+    Equal scores are equal bytes there, so the plan has the key that it has after a profile.
+    """
+    path = resolve_path(given)
+    file = read_scores(path)
+    _check_scores(file, bench.experiment.pruning, base.digest)
+    return bench.stage(
+        "score", scoring.VERSION, {}, {"file": file_digest(path)}, ExpertScores, lambda: file.scores
+    )
+
+
+def read_recipe(path: Path) -> RecipeFile:
+    """Read a recipe; raises UserError naming file, key and value."""
+    return _read(path, RecipeFile, "recipe")
+
+
+def _check_scores(file: ScoresFile, settings: PruningSettings, base_digest: str) -> None:
     """Raise UserError unless profiling this base with these settings would give these scores."""
     if file.base["digest"] != base_digest:
         raise UserError(
@@ -193,11 +213,6 @@ def check_scores(file: ScoresFile, settings: PruningSettings, base_digest: str) 
         raise UserError(
             f"the scores were made with other settings than these: give {wanted}, or scores=null"
         )
-
-
-def read_recipe(path: Path) -> RecipeFile:
-    """Read a recipe; raises UserError naming file, key and value."""
-    return _read(path, RecipeFile, "recipe")
 
 
 def _read(path: Path, kind: type[File], key: str) -> File:

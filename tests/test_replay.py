@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from runs import Done, World, edit_shard, write_pack
 
 from eaft_prune.config import parse_experiment
 from eaft_prune.lock import drift
+from eaft_prune.tracking.provenance import is_tracked
 
 pytest_plugins = ("worlds",)
 
@@ -199,6 +201,17 @@ def test_a_search_is_replayed_in_a_study_of_its_own(world: World, tmp_path: Path
     outputs = read(lock_of(again))["outputs"]
     assert outputs["facts"]["trials_now"] == 3
     assert outputs["metrics"] == done.result["reports"]
+
+
+def test_an_installed_package_does_not_take_the_commit_of_the_repository_it_lies_in(
+    tmp_path: Path,
+) -> None:
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    for name in ("mine.py", "theirs.py"):
+        (tmp_path / name).write_text("")
+    subprocess.run(["git", "-C", tmp_path, "add", "mine.py"], check=True)
+    assert is_tracked(tmp_path / "mine.py")
+    assert not is_tracked(tmp_path / "theirs.py")
 
 
 def test_drift_is_every_field_that_differs_and_no_other() -> None:

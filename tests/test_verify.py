@@ -18,7 +18,14 @@ from runs import Done, World, edit_shard
 from eaft_prune.checkpoint import file_hashes, model_digest, open_model
 from eaft_prune.families import family_of
 from eaft_prune.stages.export import export
-from eaft_prune.stages.verify import Finding, check_base, check_files, read_manifest, smoke_load
+from eaft_prune.stages.verify import (
+    Finding,
+    check_base,
+    check_files,
+    read_manifest,
+    smoke_load,
+    work,
+)
 from eaft_prune.types import KeepPlan
 
 pytest_plugins = ("worlds",)
@@ -86,6 +93,16 @@ def whole(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def copy(whole: Path, tmp_path: Path) -> Path:
     """An export to be damaged."""
     return shutil.copytree(whole, tmp_path / "pruned")
+
+
+def test_the_bar_ends_where_the_work_ends(checkpoint: Path, whole: Path) -> None:
+    done: list[int] = []
+    manifest, base = read_manifest(whole), open_model(checkpoint)
+    family, hashes = family_of(base.config), file_hashes(base, nothing)
+    check_files(manifest, done.append)
+    check_base(family, manifest, base, hashes, done.append)
+    headers = sum(header(shard)[0] for shard in whole.glob("*.safetensors"))
+    assert work(manifest) - sum(done) == headers  # hashed, but there is nothing to compare
 
 
 def test_a_whole_export_has_no_findings_and_its_card_may_be_edited(

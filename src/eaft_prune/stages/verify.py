@@ -81,14 +81,11 @@ def read_manifest(path: Path) -> Manifest:
         ) from None
 
 
-def work(manifest: Manifest, base: ModelFiles) -> int:
+def work(manifest: Manifest) -> int:
     """Bytes that `check_files` and `check_base` report as they go, if nothing is missing."""
-    kept = manifest.plan.uniform_keep_n or 0
-    listed = (*manifest.files.values(), *manifest.records.values())
-    return (
-        sum(int(facts["bytes"]) for facts in listed)
-        + base.weight_bytes * kept // manifest.plan.n_experts
-    )
+    sizes = {n: int(facts["bytes"]) for n, facts in {**manifest.files, **manifest.records}.items()}
+    shards = [size for name, size in sizes.items() if name.endswith(".safetensors")]
+    return sum(sizes.values()) + sum(shards)  # shards are hashed, then compared
 
 
 def check_files(manifest: Manifest, on_bytes: OnBytes) -> list[Finding]:

@@ -35,7 +35,7 @@ def run_verify(bench: Bench, out: Path) -> Outcome:
     family = family_of(base.config)
     check_tensors(family, base)
     hashes = _base_hashes(bench, manifest, base)
-    with bench.bars.bar("verify", work(manifest, base), "B") as on_bytes:
+    with bench.bars.bar("verify", work(manifest), "B") as on_bytes:
         found = check_files(manifest, on_bytes)
         found += check_base(family, manifest, base, hashes, on_bytes)
     if settings.load:

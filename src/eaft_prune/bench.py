@@ -78,9 +78,9 @@ class Bench:
     bars: Bars
     resident: Resident
     records: list[StageRecord] = field(default_factory=list)
+    packs: dict[str, tuple[Path, str]] = field(default_factory=dict)  # of those read: path, sha256
     _texts: dict[str, Sequence[str]] = field(default_factory=dict)
     _tokenizer: TransformersTokenizer | None = None
-    _packs: dict[str, tuple[Path, str]] = field(default_factory=dict)
     _blocks: dict[pack_stage.BlockRequest, Stored[Blocks]] = field(default_factory=dict)
 
     def stage(
@@ -211,12 +211,12 @@ class Bench:
         return resolve_dtype(self.experiment.runtime)
 
     def _pack_files(self) -> dict[str, tuple[Path, str]]:
-        if not self._packs:
+        if not self.packs:
             for name, path in sources.pack_files(self.experiment.packs).items():
-                self._packs[name] = (path, file_digest(path))
+                self.packs[name] = (path, file_digest(path))
                 rows = sources.count_rows(name, path)
-                self.observer.dataset(name, str(path), self._packs[name][1], rows)
-        return self._packs
+                self.observer.dataset(name, str(path), self.packs[name][1], rows)
+        return self.packs
 
     def _rows(self, name: str) -> Sequence[str]:
         if name not in self._texts:

@@ -32,6 +32,9 @@ _HEADER_BYTES = 64  # length prefix, __metadata__, padding
 _ENTRY_BYTES = 160  # dtype, shape and offsets of one tensor as JSON
 MANIFEST = "manifest.json"
 MAPPING = "expert_mapping.json"
+RECIPE = "reap-recipe.yaml"
+SCORES = "reap-scores.yaml"
+_RECORDS = ("README.md", MANIFEST, MAPPING, RECIPE, SCORES)  # of one export: not copied, not hashed
 _NOT_COPIED = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".msgpack", ".h5", ".lock"}
 
 OnBytes = Callable[[int], None]
@@ -104,7 +107,7 @@ def open_model(path: Path) -> ModelFiles:
         for item in path.iterdir()
         if item.is_file()
         and item.suffix not in _NOT_COPIED
-        and item.name not in ("config.json", INDEX, "README.md", MAPPING, MANIFEST)
+        and item.name not in ("config.json", INDEX, *_RECORDS)
         and not item.name.startswith(".")
     )
     return ModelFiles(path, config, tensors, shards, tuple(companions))

@@ -40,7 +40,7 @@ def result(
         },
         "base": _checkpoint(outcome.base),
         "checkpoint": _checkpoint(outcome.checkpoint),
-        "reports": {} if comparison is None else _reports(comparison.reports),
+        "reports": {} if comparison is None else reports_by_name(comparison.reports),
         "evaluations": {label: str(path) for label, path in outcome.evaluations.items()},
         "facts": dict(outcome.facts),
         "digests": {record.stage: record.output_digest for record in records},
@@ -74,6 +74,15 @@ def write_result(out: Path, value: Mapping[str, Any]) -> None:
     write_atomically(out / FILE, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
+def reports_by_name(reports: Reports) -> dict[str, Any]:
+    """model -> pack -> length -> metrics, as JSON and YAML hold them."""
+    out: dict[str, Any] = {}
+    for model, by_key in reports.items():
+        for (pack, seq_len), report in by_key.items():
+            out.setdefault(model, {}).setdefault(pack, {})[str(seq_len)] = asdict(report)
+    return out
+
+
 def _gate(verdict: GateVerdict) -> dict[str, Any]:
     return {
         "name": verdict.gate,
@@ -87,11 +96,3 @@ def _checkpoint(checkpoint: Checkpoint | None) -> dict[str, str] | None:
     if checkpoint is None:
         return None
     return {"path": str(checkpoint.path), "digest": checkpoint.digest}
-
-
-def _reports(reports: Reports) -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for model, by_key in reports.items():
-        for (pack, seq_len), report in by_key.items():
-            out.setdefault(model, {}).setdefault(pack, {})[str(seq_len)] = asdict(report)
-    return out

@@ -255,3 +255,5 @@ class Outcome:
     checkpoint: Checkpoint | None = None
     evaluations: Mapping[str, Path] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
+    text: str | None = None  # the facts, for people
+    differs: bool = False  # a replay or verification found a difference

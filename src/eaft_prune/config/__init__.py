@@ -5,6 +5,7 @@ from eaft_prune.config.evaluation import CompareSettings, EvalSettings, GateSett
 from eaft_prune.config.experiment import Experiment
 from eaft_prune.config.inputs import ModelSettings, PacksSettings, ProfileSettings
 from eaft_prune.config.parse import parse_experiment, setting_names
+from eaft_prune.config.proof import ReplaySettings, VerifySettings
 from eaft_prune.config.pruning import ExportSettings, ProbeSettings, PruningSettings, Regions
 from eaft_prune.config.runtime import (
     EngineSettings,
@@ -28,12 +29,14 @@ __all__ = [
     "PruningSettings",
     "RangeSettings",
     "Regions",
+    "ReplaySettings",
     "RuntimeSettings",
     "SamplerSettings",
     "SearchSettings",
     "Settings",
     "SweepSettings",
     "TrackingSettings",
+    "VerifySettings",
     "nearest",
     "parse_experiment",
     "resolve_path",

@@ -78,6 +78,7 @@ class Bench:
     bars: Bars
     resident: Resident
     records: list[StageRecord] = field(default_factory=list)
+    out: Path = Path()  # where servers leave their logs
     packs: dict[str, tuple[Path, str]] = field(default_factory=dict)  # of those read: path, sha256
     _texts: dict[str, Sequence[str]] = field(default_factory=dict)
     _tokenizer: TransformersTokenizer | None = None
@@ -183,7 +184,20 @@ class Bench:
         )
 
     def engine(self, model: Model) -> Engine:
-        """The model, resident; under torchrun in every process."""
+        """Who evaluates the model: resident, under torchrun in every process, or a server."""
+        if self.experiment.engine.name == "transformers":
+            return self.profiler(model)
+        from eaft_prune.engines.serving import serve
+
+        settings, top = self.experiment.engine, self.experiment.eval.entropy_top_k
+        top_k, log_file = model.family.top_k(model.files.config), self.out / f"{model.label}.log"
+        return self.resident.get(
+            (model.digest, settings, top),
+            lambda: serve(settings, model.files, top_k, top, log_file),
+        )
+
+    def profiler(self, model: Model) -> Engine:
+        """The model in transformers, which tells gates and norms, whoever evaluates."""
         from eaft_prune.engines.loading import load
 
         key = self._how(model)

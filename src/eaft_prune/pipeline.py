@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from eaft_prune import recipes
+from eaft_prune import evaluator, recipes
 from eaft_prune.bench import Bench, Model
 from eaft_prune.config import resolve_path
 from eaft_prune.evaluations import compare, save_evaluation
@@ -78,14 +78,14 @@ def trace_of(bench: Bench, base: Model) -> Stored[Trace]:
     tokens = settings.num_blocks * settings.seq_len
 
     def compute() -> Trace:
-        engine = bench.engine(base)
+        engine = bench.profiler(base)
         with bench.bars.bar("profile", tokens, "tok") as on_tokens:
             return profile.profile(engine, blocks.value, on_tokens)
 
     return bench.stage(
         "profile",
         profile.VERSION,
-        numerics(bench),
+        evaluator.numerics(bench),
         {"model": base.digest, "blocks": blocks.digest},
         Trace,
         compute,
@@ -119,7 +119,7 @@ def measure(
         stored = _evaluated(bench, model, label, blocks, request, mask, replicate)
         scores[request.pack, request.seq_len] = stored.value
         token_digests[request.pack, request.seq_len] = blocks.digest
-    conditions = {**numerics(bench), "top_k": model.family.top_k(model.files.config)}
+    conditions = evaluator.conditions(bench, model)
     plan_digest = mask.digest if mask else None
     return Evaluation(label, model.digest, plan_digest, scores, token_digests, conditions)
 
@@ -169,7 +169,7 @@ def _evaluation(
 ) -> tuple[int, dict[str, Any], dict[str, str]]:
     """Version, settings and inputs that make an evaluation's key."""
     kept = mask.digest if mask and not mask.keeps_all else ""
-    settings = {**numerics(bench), "replicate": replicate}
+    settings = {**evaluator.declared(bench), "replicate": replicate}
     return evaluate.VERSION, settings, {"model": model, "blocks": blocks, "mask": kept}
 
 
@@ -294,14 +294,3 @@ def check_keep_n(bench: Bench, base: Model) -> None:
     planning.check_keep_n(
         bench.experiment.pruning, base.family.n_experts(config), base.family.top_k(config)
     )
-
-
-def numerics(bench: Bench) -> dict[str, Any]:
-    """What the numbers depend on besides weights and tokens."""
-    # packed and dequantised experts are the same weights; transformers' kernels round otherwise
-    suffix = "-kernels" if bench.experiment.engine.experts == "kernels" else ""
-    return {
-        "engine": bench.experiment.engine.name + suffix,
-        "dtype": bench.dtype(),
-        "entropy_top_k": bench.experiment.eval.entropy_top_k,
-    }

@@ -100,6 +100,8 @@ class Experiment(Settings):
             raise ValueError("task=replay needs replay.lock=FILE, the run.lock.yaml of a run")
         if self.task.name == "verify" and self.verify is None:
             raise ValueError("task=verify needs verify.path=DIR, an exported checkpoint")
+        if self.engine.name == "sglang":
+            self._check_served()
         if self.task.name == "search":
             if self.search is None:
                 raise ValueError("task=search needs the search settings: select it as task=search")
@@ -109,6 +111,19 @@ class Experiment(Settings):
                     "seen to confirm its winner on: use packs.split=hash"
                 )
         return self
+
+    def _check_served(self) -> None:
+        """What an SGLang server cannot do."""
+        if self.task.name == "search" or "masked" in self.eval.candidates:
+            raise ValueError(
+                "engine=sglang cannot mask experts (task=search, eval.candidates=[masked]): use "
+                "engine=transformers for that"
+            )
+        if self.engine.base_url is not None and self.task.name in ("pipeline", "noop"):
+            raise ValueError(
+                f"task={self.task.name} evaluates two checkpoints, engine.base_url serves one: "
+                "launch servers with engine.python, or use task=evaluate twice and task=compare"
+            )
 
     @property
     def eval_packs(self) -> tuple[str, ...]:

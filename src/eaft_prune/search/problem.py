@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from eaft_prune.bench import Bench, Model
 from eaft_prune.config import PruningSettings, SearchSettings
-from eaft_prune.pipeline import numerics, trace_of
+from eaft_prune.evaluator import numerics
+from eaft_prune.pipeline import trace_of
 from eaft_prune.stages.evaluate import VERSION, evaluate
 from eaft_prune.stages.pack import BlockRequest
 from eaft_prune.stages.plan import plan as cut_plan

@@ -1,12 +1,13 @@
-"""JSON over HTTP to a server that may be slow, restart or die: retries, and an end to all of them."""
+"""JSON over HTTP to a server that may be slow or die: retries, then a clear error."""
 
 from __future__ import annotations
 
 import http.client
 import json
+import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
@@ -21,7 +22,7 @@ class _Retry(Exception):
     """What another try may cure."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class HttpClient:
     """One server; safe to use from several threads.
 
@@ -47,18 +48,24 @@ class HttpClient:
         """The JSON that POST answers with; the request must be safe to repeat."""
         return self._tried("POST", path, body)
 
-    def abort(self) -> None:
-        """End all requests in flight, of all threads, with UserError."""
-        self._aborted.set()
-        for connection in list(self._open):
-            if connection.sock is not None:
-                try:
-                    connection.sock.shutdown(2)
-                except OSError:
-                    continue  # closed by its own thread meanwhile
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """A block left by an exception ends the requests of all threads, with UserError."""
+        self._aborted.clear()
+        try:
+            yield
+        except BaseException:
+            self._aborted.set()
+            for connection in list(self._open):
+                if connection.sock is not None:
+                    with suppress(OSError):  # closed by its own thread meanwhile
+                        connection.sock.shutdown(socket.SHUT_RDWR)
+            raise
 
     @contextmanager
-    def answer(self, method: str, path: str, body: Json | None) -> Iterator[http.client.HTTPResponse]:
+    def answer(
+        self, method: str, path: str, body: Json | None
+    ) -> Iterator[http.client.HTTPResponse]:
         """One try, the answer's body still to be read; raises OSError and HTTPException."""
         parts = urlsplit(self.base_url)
         secure = parts.scheme == "https"
@@ -69,6 +76,8 @@ class HttpClient:
             text = None if body is None else json.dumps(body)
             headers = {"Content-Type": "application/json", "Connection": "close"}
             connection.request(method, parts.path.rstrip("/") + path, text, headers)
+            if self._aborted.is_set():  # before the socket was there to be shut down
+                raise ConnectionAbortedError("given up")
             yield connection.getresponse()
         finally:
             self._open.discard(connection)

@@ -1,4 +1,4 @@
-"""Runs a command that ends with its owner: `python lifeline.py COMMAND ...`, stdin the owner's pipe.
+"""Runs a command that ends with its owner: `lifeline.py COMMAND ...`, stdin the owner's pipe.
 
 Whatever ends the owner (return, exception, SIGINT, SIGKILL) closes the pipe; the command and all it
 started are then asked to stop (SIGTERM), and killed if they do not within some seconds. Standard

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -58,7 +58,7 @@ class SglangEngine:
         }
 
     def score(self, blocks: Blocks, on_tokens: OnTokens) -> TokenScores:
-        """log p and H of every scored token; raises UserError unless the server gave all of them."""
+        """log p and H of every scored token; raises UserError unless the server gave them all."""
         self._check_ids(blocks)
         some = np.flatnonzero(blocks.scored_BS.any(axis=1))
         requests = [
@@ -67,11 +67,15 @@ class SglangEngine:
         ]
         on_tokens((len(blocks) - len(some)) * blocks.seq_len)
         logp, entropy = [], []
-        for request, answers in zip(requests, self._answers(requests), strict=True):
-            for found in answers:
-                logp.append(found[0])
-                entropy.append(found[1])
-            on_tokens(request.ids_bS.size)
+        with (
+            ThreadPoolExecutor(self.concurrency, thread_name_prefix="sglang") as pool,
+            self.server.client.together(),
+        ):
+            for request, found in zip(requests, pool.map(self._ask, requests), strict=True):
+                for block_logp, block_entropy in found:
+                    logp.append(block_logp)
+                    entropy.append(block_entropy)
+                on_tokens(request.ids_bS.size)
         return TokenScores(
             np.concatenate(logp).astype(np.float32),
             np.concatenate(entropy).astype(np.float32),
@@ -83,17 +87,6 @@ class SglangEngine:
 
     def masked(self, plan: KeepPlan) -> AbstractContextManager[None]:
         _refuse("mask experts: use eval.candidates=[pruned], or")
-
-    def _answers(self, requests: list[_Request]) -> Iterator[list[tuple[Floats, Floats]]]:
-        """Answers in the order of requests; the first that fails ends all others."""
-        pool = ThreadPoolExecutor(self.concurrency, thread_name_prefix="sglang")
-        try:
-            yield from pool.map(self._ask, requests)
-        except BaseException:
-            self.server.client.abort()
-            raise
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
 
     def _ask(self, request: _Request) -> list[tuple[Floats, Floats]]:
         body = {
@@ -118,7 +111,7 @@ class SglangEngine:
             raise
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise UserError(
-                f"{self.server.client.base_url}/generate: an answer of another shape than asked for "
+                f"{self.server.client.base_url}/generate: not an answer to what was asked "
                 f"({type(error).__name__}: {error}); sglang {self.server.version}"
             ) from error
 
@@ -164,7 +157,7 @@ def _scores(
 
 
 def _entropy(top_TK: Floats) -> Floats:
-    """Entropy of the K log-probs renormalised to 1, divided by ln K; in [0, 1] (engines/head.py)."""
+    """Entropy of the K log-probs renormalised to 1, divided by ln K (as in head.py)."""
     log_q = top_TK - np.logaddexp.reduce(top_TK, axis=1, keepdims=True)
     entropy = -(np.exp(log_q) * log_q).sum(axis=1) / math.log(top_TK.shape[1])
     clipped: Floats = entropy.clip(0.0, 1.0)

@@ -1,4 +1,4 @@
-"""An SGLang server: one that is given, or one launched from another interpreter and always stopped."""
+"""An SGLang server: given, or launched from another interpreter and always stopped."""
 
 from __future__ import annotations
 

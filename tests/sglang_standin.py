@@ -1,0 +1,190 @@
+"""A stand-in for an SGLang server: its wire format over transformers' own eager forward.
+
+Not SGLang: an independent implementation of what `/generate` answers, for tests of the client.
+`python -m sglang_standin ...` also takes the arguments of sglang.launch_server.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import json
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+Json = dict[str, Any]
+Fault = Callable[[BaseHTTPRequestHandler, int, list[Json]], bool]
+
+
+class StandIn(ThreadingHTTPServer):
+    """`forward(ids) -> log-softmax [S, V]`; `fault` may spoil an answer, or make its own (True)."""
+
+    daemon_threads = True
+
+    def __init__(self, port: int, model_path: str, forward: Callable[[list[int]], Any]) -> None:
+        super().__init__(("127.0.0.1", port), _Handler)
+        self.forward = forward
+        self.flat = False  # the format that newer servers answer in when asked
+        self.fault: Fault = lambda handler, number, answers: False
+        self.requests: list[Json] = []
+        self.lock = threading.Lock()
+        self.model = {"model_path": model_path, "is_generation": True}
+        self.info: Json = {
+            "model_path": model_path,
+            "port": port,
+            "dtype": "float32",
+            "attention_backend": "eager",
+            "json_model_override_args": "{}",
+            "max_total_num_tokens": 4096,
+            "random_seed": port,
+            "internal_states": [{"memory_usage": {"weight": 0.5, "kvcache": 0.25}}],
+            "version": "0.0-stand-in",
+        }
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        pass  # clients of these tests hang up on purpose
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: StandIn
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        pages: Json = {
+            "/health_generate": {},
+            "/get_model_info": self.server.model,
+            "/get_server_info": self.server.info,
+        }
+        self.reply(pages.get(self.path), 200 if self.path in pages else 404)
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        with self.server.lock:
+            self.server.requests.append(body)
+            number = len(self.server.requests)
+        if body.get("stream"):
+            return self.stream(body)
+        with self.server.lock:  # one forward at a time
+            answers = [
+                answer(self.server, body, ids, start)
+                for ids, start in zip(body["input_ids"], body["logprob_start_len"], strict=True)
+            ]
+        if not self.server.fault(self, number, answers):
+            self.reply(answers)
+        return None
+
+    def stream(self, body: Json) -> None:
+        """Tokens of value 7, one message each."""
+        openai = self.path.startswith("/v1/")
+        asked = body["max_tokens"] if openai else body["sampling_params"]["max_new_tokens"]
+        self.send_response(200)
+        self.end_headers()
+        if self.server.fault(self, len(self.server.requests), []):
+            return
+        for done in range(1, asked + 1):
+            message: Json = {"text": "x" * done, "meta_info": {"completion_tokens": done}}
+            if openai:
+                message = {"choices": [{"text": "x"}], "usage": None}
+            self.wfile.write(b"data: " + json.dumps(message).encode() + b"\n\n")
+        if openai:
+            usage = {"choices": [], "usage": {"completion_tokens": asked}}
+            self.wfile.write(b"data: " + json.dumps(usage).encode() + b"\n\n")
+        self.wfile.write(b"data: [DONE]\n\n")
+
+    def reply(self, value: Any, status: int = 200) -> None:
+        content = json.dumps(value).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+
+def answer(server: StandIn, body: Json, ids: list[int], start: int) -> Json:
+    """meta_info of one sequence: position `start` has no log-prob, every later one has."""
+    import torch
+
+    logp = server.forward(ids)
+    k = body["top_logprobs_num"]
+    rows: list[Any] = [[None, ids[start], None]]
+    rows += [[float(logp[t - 1, ids[t]]), ids[t], None] for t in range(start + 1, len(ids))]
+    top = torch.topk(logp[start : len(ids) - 1], k, dim=-1)
+    meta: Json = {"prompt_tokens": len(ids), "input_token_logprobs": rows}
+    if server.flat and body.get("return_flat_raw_top_logprobs_b64"):
+        values = top.values.float().numpy().astype("<f4")
+        meta |= {
+            "input_top_logprobs_val_flat_b64": base64.b64encode(values.tobytes()).decode(),
+            "input_top_logprobs_val_flat_b64_dtype": "float32",
+            "input_top_logprobs_shape": list(values.shape),
+            "input_top_logprobs_null_prefix": 1,
+        }
+    else:
+        meta["input_top_logprobs"] = [
+            None,
+            *(
+                [[float(v), int(i), None] for v, i in zip(*pair, strict=True)]
+                for pair in zip(top.values, top.indices, strict=True)
+            ),
+        ]
+    return {"text": "", "meta_info": meta}
+
+
+@contextmanager
+def serving(server: StandIn) -> Iterator[StandIn]:
+    """Answer requests in a thread."""
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def eager_forward(model: Any) -> Callable[[list[int]], Any]:
+    """log-softmax [S, V] of transformers' own eager model, in float32."""
+    import torch
+
+    def forward(ids: list[int]) -> Any:
+        with torch.no_grad():
+            logits = model(torch.tensor([ids])).logits[0]
+        return torch.log_softmax(logits.float(), dim=-1)
+
+    return forward
+
+
+def main() -> None:
+    """What `python -m sglang.launch_server` is called with."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--model-path", required=True)
+    parser.add_argument("--host")
+    parser.add_argument("--port", type=int, required=True)
+    known, rest = parser.parse_known_args()
+    if "--refuse" in rest:
+        sys.exit("no such kernel")
+    forward: Callable[[list[int]], Any] = lambda ids: None  # noqa: E731
+    if "--load" in rest:
+        import tiny
+
+        forward = eager_forward(tiny.eager_model(Path(known.model_path)))
+    server = StandIn(known.port, known.model_path, forward)
+    server.info["args"] = rest
+    if "--never-ready" in rest:
+        threading.Event().wait()
+    print("ready", flush=True)
+    server.serve_forever(0.01)
+
+
+if __name__ == "__main__":
+    main()

@@ -133,9 +133,7 @@ def test_a_wrong_answer_is_an_error(
     assert len(fresh.requests) == 1  # asking again would not cure it
 
 
-def test_a_sequence_short_is_an_error(
-    fresh: StandIn, checkpoint: Path, make_blocks: Make
-) -> None:
+def test_a_sequence_short_is_an_error(fresh: StandIn, checkpoint: Path, make_blocks: Make) -> None:
     fresh.fault = lambda handler, number, answers: answers.pop() is None
     with pytest.raises(UserError, match="not an answer to what was asked"):
         client(fresh, checkpoint).score(make_blocks(2, 12), nothing)
@@ -201,7 +199,7 @@ def test_a_refused_request_is_not_tried_again(
     fresh: StandIn, checkpoint: Path, make_blocks: Make
 ) -> None:
     fresh.fault = status(400)
-    with pytest.raises(UserError, match="status 400: .*no memory left"):
+    with pytest.raises(UserError, match=r"status 400: .*no memory left"):
         client(fresh, checkpoint).score(make_blocks(2, 12), nothing)
     assert len(fresh.requests) == 1
 
@@ -257,7 +255,7 @@ def test_death_midway_leaves_no_partial_scores(checkpoint: Path, make_blocks: Ma
 
         dying.fault = die
         engine = client(dying, checkpoint, batch_blocks=1, concurrency=1)
-        with pytest.raises(UserError, match="ConnectionRefused|ConnectionReset|RemoteDisc"):
+        with pytest.raises(UserError, match=r"ConnectionRefused|ConnectionReset|RemoteDisc"):
             engine.score(make_blocks(4, 12), nothing)
 
 

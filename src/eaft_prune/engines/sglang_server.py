@@ -10,7 +10,7 @@ import sys
 import time
 import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from eaft_prune.types import UserError
 
 _LOG_LINES = 15  # of the log, in errors
 _READY_POLL_S = 0.25
+_HEALTH_S = 30.0  # SGLang itself gives a health check 20
 
 # what differs between two servers of the same kind, or says nothing of the numbers
 _NOT_COMPARED = (
@@ -165,6 +166,7 @@ def _described(client: HttpClient, process: Launched | None) -> Server:
 
 def _wait_until_ready(client: HttpClient, process: Launched, ready_s: float) -> None:
     end = time.monotonic() + ready_s
+    client = replace(client, timeout_s=min(ready_s, _HEALTH_S))
     while time.monotonic() < end:
         if why := process.ended():
             raise UserError(f"the SGLang server did not start: {why}")

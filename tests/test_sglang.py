@@ -18,9 +18,10 @@ from sglang_standin import Json, StandIn, eager_forward, serving
 
 from eaft_prune.checkpoint import open_model
 from eaft_prune.config import EngineSettings
+from eaft_prune.engines.http import HttpClient
 from eaft_prune.engines.serving import serve
 from eaft_prune.engines.sglang import SglangEngine
-from eaft_prune.engines.sglang_server import normalised
+from eaft_prune.engines.sglang_server import Server, connect, normalised
 from eaft_prune.types import Blocks, KeepPlan, UserError
 
 if TYPE_CHECKING:
@@ -307,3 +308,54 @@ def test_no_server_at_all(checkpoint: Path) -> None:
     settings = EngineSettings(name="sglang", base_url=url, retries=1, backoff_s=0.001)
     with pytest.raises(UserError, match="Connection refused, 2 times: is the server up"):
         serve(settings, open_model(checkpoint), 2, 20, Path("unused"))
+
+
+@pytest.mark.parametrize("form", ["nested", "flat"])
+def test_answers_of_a_real_server_are_read(fresh: StandIn, form: str) -> None:
+    """Recorded from sglang 0.5.20 on a CPU; the file says how."""
+    recorded = json.loads((Path(__file__).parent / "data" / "sglang_0_5_20.json").read_text())
+    ids = np.array(recorded["request"]["input_ids"], np.int32)
+    starts = recorded["request"]["logprob_start_len"]
+    scored = np.arange(ids.shape[1]) > np.array(starts)[:, None]
+    scored[0, 3] = False
+    zero = np.zeros_like(ids)
+    blocks = Blocks("p", ids.shape[1], ids, scored, zero, np.zeros(1, np.int32), ("p",), "0")
+    server = Server(
+        HttpClient(fresh.url), "m", "0.5.20", normalised(recorded["server_info"]), None
+    )
+
+    def play(handler: Any, number: int, answers: list[Json]) -> bool:
+        handler.reply(recorded[form])
+        return True
+
+    fresh.fault = play
+    asked = recorded["request"]["top_logprobs_num"]
+    scores = SglangEngine(server, 300, 2, asked, 2, 1).score(blocks, nothing)
+    assert fresh.requests[0] == {
+        **recorded["request"],
+        "return_flat_raw_top_logprobs": True,
+        "return_flat_raw_top_logprobs_b64": True,
+    }
+    logp, entropy = [], []
+    for b, t in np.argwhere(scored):
+        meta, row = recorded["nested"][b]["meta_info"], t - starts[b]
+        logp.append(meta["input_token_logprobs"][row][0])
+        q = np.exp([value for value, _, _ in meta["input_top_logprobs"][row]])
+        q /= q.sum()
+        entropy.append(-(q * np.log(q)).sum() / np.log(asked))
+    np.testing.assert_allclose(scores.logp_T, logp, atol=1e-6)
+    np.testing.assert_allclose(scores.entropy_T, entropy, atol=1e-6)
+
+
+def test_a_real_server_is_described(fresh: StandIn) -> None:
+    recorded = json.loads((Path(__file__).parent / "data" / "sglang_0_5_20.json").read_text())
+    fresh_info, fresh_model = fresh.info, fresh.model
+    try:
+        fresh.info, fresh.model = recorded["server_info"], recorded["model_info"]
+        server = connect(EngineSettings(name="sglang", base_url=fresh.url), fresh.url)
+    finally:
+        fresh.info, fresh.model = fresh_info, fresh_model
+    assert (server.version, server.model_path, server.capacity) == ("0.5.20", "llama", 8192)
+    assert server.args["attention_backend"] == "torch_native"
+    assert server.overrides == {}
+    assert not {"port", "model_path", "random_seed", "api_key", "startup_time"} & set(server.args)

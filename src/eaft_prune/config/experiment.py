@@ -33,6 +33,8 @@ TaskName = Literal[
     "plan",
     "replay",
     "verify",
+    "engine_parity",
+    "decode_bench",
 ]
 
 
@@ -102,6 +104,8 @@ class Experiment(Settings):
             raise ValueError("task=verify needs verify.path=DIR, an exported checkpoint")
         if self.engine.name == "sglang":
             self._check_served()
+        elif self.task.name == "engine_parity":
+            raise ValueError("task=engine_parity compares transformers with engine=sglang: give it")
         if self.task.name == "search":
             if self.search is None:
                 raise ValueError("task=search needs the search settings: select it as task=search")

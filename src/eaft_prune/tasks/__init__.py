@@ -8,6 +8,8 @@ from pathlib import Path
 from eaft_prune.bench import Bench
 from eaft_prune.search import run_search
 from eaft_prune.tasks import basic
+from eaft_prune.tasks.decode_bench import run_decode_bench
+from eaft_prune.tasks.engine_parity import run_engine_parity
 from eaft_prune.tasks.plan import run_plan
 from eaft_prune.tasks.replay import run_replay
 from eaft_prune.tasks.verify import run_verify
@@ -26,4 +28,6 @@ TASKS: Mapping[str, Callable[[Bench, Path], Outcome]] = {
     "plan": run_plan,
     "replay": lambda bench, out: run_replay(bench, out, TASKS),
     "verify": run_verify,
+    "engine_parity": run_engine_parity,
+    "decode_bench": run_decode_bench,
 }

@@ -1,0 +1,35 @@
+"""task=engine_parity: the same blocks through transformers and through engine=sglang."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from eaft_prune.bench import Bench
+from eaft_prune.pipeline import measure, open_base
+from eaft_prune.report.listing import listing
+from eaft_prune.stages.engine_parity import METRICS, parity
+from eaft_prune.types import Outcome
+
+_COLUMNS = ("max_dlogp", "mean_dlogp", "max_dentropy", "mean_dentropy", *(f"d{m}" for m in METRICS))
+
+
+def run_engine_parity(bench: Bench, out: Path) -> Outcome:
+    """Differences a pack and length; facts, not a verdict: what is small enough depends on dtype."""
+    base = open_base(bench)
+    engine = bench.experiment.engine.model_copy(update={"name": "transformers", "base_url": None})
+    local = replace(bench, experiment=bench.experiment.model_copy(update={"engine": engine}))
+    ours = measure(local, base, "transformers", base)
+    theirs = measure(bench, base, "sglang", base)
+    found = {
+        f"{pack}/{seq_len}": parity(
+            ours.scores[pack, seq_len], scores, bench.experiment.eval.cc_quantile
+        )
+        for (pack, seq_len), scores in theirs.scores.items()
+    }
+    rows = [[name, *(f"{values[c]:.2e}" for c in _COLUMNS)] for name, values in found.items()]
+    server = {k: theirs.conditions[k] for k in ("version", "top_k")}
+    facts = {"parity": found, "transformers_dtype": local.dtype(), "server": server}
+    return Outcome(
+        base=base.checkpoint, facts=facts, text=listing(("blocks", *_COLUMNS), rows)
+    )

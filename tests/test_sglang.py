@@ -321,7 +321,7 @@ def test_answers_of_a_real_server_are_read(fresh: StandIn, form: str) -> None:
     zero = np.zeros_like(ids)
     blocks = Blocks("p", ids.shape[1], ids, scored, zero, np.zeros(1, np.int32), ("p",), "0")
     server = Server(
-        HttpClient(fresh.url), "m", "0.5.20", normalised(recorded["server_info"]), None
+        HttpClient(fresh.url), "m", "0.5.20", normalised(recorded["server_info"]), None, None
     )
 
     def play(handler: Any, number: int, answers: list[Json]) -> bool:

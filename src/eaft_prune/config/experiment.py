@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import model_validator
 
 from eaft_prune.config.base import Settings, allowed
+from eaft_prune.config.decode import DecodeSettings
 from eaft_prune.config.evaluation import CompareSettings, EvalSettings, GateSettings
 from eaft_prune.config.inputs import ModelSettings, PacksSettings, ProfileSettings
 from eaft_prune.config.proof import ReplaySettings, VerifySettings
@@ -61,6 +62,7 @@ class Experiment(Settings):
     replay: ReplaySettings | None = None
     verify: VerifySettings | None = None
     search: SearchSettings | None = None
+    decode: DecodeSettings | None = None
     sweep: SweepSettings = SweepSettings()
     probe: ProbeSettings = ProbeSettings()
 
@@ -102,6 +104,10 @@ class Experiment(Settings):
             raise ValueError("task=replay needs replay.lock=FILE, the run.lock.yaml of a run")
         if self.task.name == "verify" and self.verify is None:
             raise ValueError("task=verify needs verify.path=DIR, an exported checkpoint")
+        if self.task.name == "decode_bench" and self.decode is None:
+            raise ValueError(
+                "task=decode_bench needs the decode settings: select it as task=decode_bench"
+            )
         if self.engine.name == "sglang":
             self._check_served()
         elif self.task.name == "engine_parity":

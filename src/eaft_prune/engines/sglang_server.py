@@ -44,6 +44,7 @@ class Server:
     version: str
     args: Mapping[str, Any]  # normalised: equal on both sides of a comparison
     capacity: int | None  # tokens of all sequences it holds at once
+    memory_gb: float | None  # weights, KV cache and graphs of the first rank
     process: Launched | None = None
 
     @property
@@ -103,16 +104,16 @@ def launch(settings: EngineSettings, model: Path, log: Path) -> Server:
     ]  # fmt: skip
     try:
         process = Launched(command, settings.env, log)
-        client = _client(settings, f"http://127.0.0.1:{port}", process)
-        _wait_until_ready(client, process, settings.ready_s)
-        return _described(client, process)
+        asker = client(settings, f"http://127.0.0.1:{port}", process)
+        _wait_until_ready(asker, process, settings.ready_s)
+        return _described(asker, process)
     except OSError as error:
         raise UserError(f"engine.python = {settings.python!r} cannot be run: {error}") from None
 
 
 def connect(settings: EngineSettings, base_url: str) -> Server:
     """A given server; raises UserError where none answers."""
-    return _described(_client(settings, base_url.rstrip("/"), None), None)
+    return _described(client(settings, base_url.rstrip("/")), None)
 
 
 @cache
@@ -140,7 +141,8 @@ def normalised(info: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _client(settings: EngineSettings, base_url: str, process: Launched | None) -> HttpClient:
+def client(settings: EngineSettings, base_url: str, process: Launched | None = None) -> HttpClient:
+    """A client with the patience that the settings ask for."""
     return HttpClient(
         base_url,
         settings.timeout_s,
@@ -150,28 +152,37 @@ def _client(settings: EngineSettings, base_url: str, process: Launched | None) -
     )
 
 
-def _described(client: HttpClient, process: Launched | None) -> Server:
-    model, info = client.get("/get_model_info"), client.get("/get_server_info")
+def _described(asker: HttpClient, process: Launched | None) -> Server:
+    model, info = asker.get("/get_model_info"), asker.get("/get_server_info")
     try:
         path, version = str(model["model_path"]), str(info["version"])
     except (TypeError, KeyError) as error:
         raise UserError(
-            f"{client.base_url} does not say its model_path and version ({error}): is it an SGLang "
+            f"{asker.base_url} does not say its model_path and version ({error}): is it an SGLang "
             "server of version 0.5 or later?"
         ) from None
     capacity = info.get("max_total_num_tokens")
-    args = normalised(info)
-    return Server(client, path, version, args, capacity, process)
+    return Server(asker, path, version, normalised(info), capacity, _memory_gb(info), process)
 
 
-def _wait_until_ready(client: HttpClient, process: Launched, ready_s: float) -> None:
+def _memory_gb(info: Mapping[str, Any]) -> float | None:
+    states = info.get("internal_states") or [{}]
+    usage = states[0].get("memory_usage")
+    if usage is None:
+        return None
+    graphs = usage.get("graph", 0.0)
+    parts = graphs.values() if isinstance(graphs, Mapping) else [graphs]
+    return float(usage["weight"] + usage["kvcache"] + sum(parts))
+
+
+def _wait_until_ready(asker: HttpClient, process: Launched, ready_s: float) -> None:
     end = time.monotonic() + ready_s
-    client = replace(client, timeout_s=min(ready_s, _HEALTH_S))
+    asker = replace(asker, timeout_s=min(ready_s, _HEALTH_S))
     while time.monotonic() < end:
         if why := process.ended():
             raise UserError(f"the SGLang server did not start: {why}")
         try:
-            with client.answer("GET", "/health_generate", None) as response:
+            with asker.answer("GET", "/health_generate", None) as response:
                 if response.status == 200:
                     return
         except OSError:

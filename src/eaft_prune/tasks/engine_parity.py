@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from eaft_prune.bench import Bench
+from eaft_prune.config import EngineSettings
 from eaft_prune.pipeline import measure, open_base
 from eaft_prune.report.listing import listing
 from eaft_prune.stages.engine_parity import METRICS, parity
@@ -17,7 +18,7 @@ _COLUMNS = ("max_dlogp", "mean_dlogp", "max_dentropy", "mean_dentropy", *(f"d{m}
 def run_engine_parity(bench: Bench, out: Path) -> Outcome:
     """Differences a pack and length; facts, not a verdict: what is small enough depends on dtype."""
     base = open_base(bench)
-    engine = bench.experiment.engine.model_copy(update={"name": "transformers", "base_url": None})
+    engine = EngineSettings(name="transformers", experts=bench.experiment.engine.experts)
     local = replace(bench, experiment=bench.experiment.model_copy(update={"engine": engine}))
     ours = measure(local, base, "transformers", base)
     theirs = measure(bench, base, "sglang", base)
@@ -30,6 +31,4 @@ def run_engine_parity(bench: Bench, out: Path) -> Outcome:
     rows = [[name, *(f"{values[c]:.2e}" for c in _COLUMNS)] for name, values in found.items()]
     server = {k: theirs.conditions[k] for k in ("version", "top_k")}
     facts = {"parity": found, "transformers_dtype": local.dtype(), "server": server}
-    return Outcome(
-        base=base.checkpoint, facts=facts, text=listing(("blocks", *_COLUMNS), rows)
-    )
+    return Outcome(base=base.checkpoint, facts=facts, text=listing(("blocks", *_COLUMNS), rows))

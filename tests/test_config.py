@@ -30,6 +30,10 @@ NEEDS = {
     "task=plan": ["scores=reap-scores.yaml"],
     "task=replay": ["replay.lock=run.lock.yaml"],
     "task=verify": ["verify.path=a"],
+    "task=engine_parity": ["engine=sglang", "engine.base_url=http://somewhere:30000"],
+    "engine=sglang": ["engine.python=python"],
+    "engine=sglang_hopper": ["engine.python=python"],
+    "engine=sglang_blackwell": ["engine.python=python"],
 }
 
 

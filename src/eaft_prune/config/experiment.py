@@ -62,7 +62,7 @@ class Experiment(Settings):
     replay: ReplaySettings | None = None
     verify: VerifySettings | None = None
     search: SearchSettings | None = None
-    decode: DecodeSettings | None = None
+    decode_bench: DecodeSettings | None = None
     sweep: SweepSettings = SweepSettings()
     probe: ProbeSettings = ProbeSettings()
 
@@ -104,10 +104,8 @@ class Experiment(Settings):
             raise ValueError("task=replay needs replay.lock=FILE, the run.lock.yaml of a run")
         if self.task.name == "verify" and self.verify is None:
             raise ValueError("task=verify needs verify.path=DIR, an exported checkpoint")
-        if self.task.name == "decode_bench" and self.decode is None:
-            raise ValueError(
-                "task=decode_bench needs the decode settings: select it as task=decode_bench"
-            )
+        if self.task.name == "decode_bench" and self.decode_bench is None:
+            raise ValueError("task=decode_bench needs its settings: select it as task=decode_bench")
         if self.engine.name == "sglang":
             self._check_served()
         elif self.task.name == "engine_parity":

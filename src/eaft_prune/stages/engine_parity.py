@@ -7,11 +7,11 @@ import numpy as np
 from eaft_prune.metrics import pack_report
 from eaft_prune.types import TokenScores
 
-METRICS = ("ppl", "mean_prob", "mean_entropy", "cc_rate", "cc_rate_base_thr")
+_METRICS = ("ppl", "mean_prob", "mean_entropy", "cc_rate", "cc_rate_base_thr")
 
 
 def parity(ours: TokenScores, theirs: TokenScores, cc_quantile: float) -> dict[str, float]:
-    """max and mean |d ln p| and |d H| over tokens, and theirs - ours of every metric; js2d as it is.
+    """max and mean |d ln p| and |d H| over tokens, theirs - ours of every metric, and JS2D.
 
     Raises ValueError where the two were not measured on the same tokens.
     """
@@ -23,7 +23,7 @@ def parity(ours: TokenScores, theirs: TokenScores, cc_quantile: float) -> dict[s
         "mean_dlogp": float(logp.mean()),
         "max_dentropy": float(entropy.max()),
         "mean_dentropy": float(entropy.mean()),
-        **{f"d{name}": getattr(other, name) - getattr(mine, name) for name in METRICS},
+        **{f"d{name}": getattr(other, name) - getattr(mine, name) for name in _METRICS},
         "js2d": other.js2d,
         "tokens": float(len(ours)),
     }

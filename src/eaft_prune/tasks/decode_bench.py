@@ -39,8 +39,8 @@ def run_decode_bench(bench: Bench, out: Path) -> Outcome:
 
     One side holds the machine at a time, unless both are URLs: drift hits both alike.
     """
-    settings = bench.experiment.decode
-    assert settings is not None, "config requires decode.* for this task"
+    settings = bench.experiment.decode_bench
+    assert settings is not None, "config requires decode_bench.* for this task"
     base = bench.base()
     vocab = int(base.files.config["vocab_size"])
     sides = _sides(bench, settings, base)
@@ -110,11 +110,13 @@ def _sides(bench: Bench, settings: DecodeSettings, base: Model) -> list[_Side]:
     for side in sides:
         if side.url is None and engine.base_url is not None:
             raise UserError(
-                f"decode.{side.name} is a checkpoint, engine.base_url cannot serve it: give its "
+                f"decode_bench.{side.name} is a checkpoint, engine.base_url cannot serve it: give its "
                 "server's URL, or engine.python"
             )
         if side.args and (side.url is not None or not launched):
-            raise UserError("decode.candidate_args are of a launched server: give engine.python")
+            raise UserError(
+                "decode_bench.candidate_args are of a launched server: give engine.python"
+            )
     return sides
 
 
@@ -128,7 +130,7 @@ def _side(bench: Bench, name: str, where: str | None, base: Model, args: tuple[s
 
 @contextmanager
 def _opened(bench: Bench, side: _Side, out: Path) -> Iterator[Decoder]:
-    settings, engine = bench.experiment.decode, bench.experiment.engine
+    settings, engine = bench.experiment.decode_bench, bench.experiment.engine
     assert settings is not None, "checked by the task"
     if side.url is not None and settings.api == "openai":
         yield HttpDecoder(client(engine, side.url), "openai", {"engine": "openai"})
@@ -169,7 +171,7 @@ def _outcome(
     ended: dict[str, str],
     facts: dict[str, dict[str, Any]],
 ) -> Outcome:
-    settings = bench.experiment.decode
+    settings = bench.experiment.decode_bench
     assert settings is not None, "checked by the task"
     rows = summary(points)
     stable = max_stable_batch(rows, settings.repeats)
@@ -181,20 +183,21 @@ def _outcome(
         }
         for side in sides
     }
+    table = [asdict(row) for row in rows]
     value = {
         "format": _FORMAT,
         "settings": settings.model_dump(mode="json"),
         "sides": identity,
-        "rows": [asdict(row) for row in rows],
+        "rows": table,
         "max_stable_batch": stable,
         "ended": ended,
         "points": [asdict(item) for item in points],
     }
     write_atomically(out / FILE, json.dumps(value, indent=1) + "\n")
-    write_atomically(out / "decode_bench.html", decode_page(value["rows"]))
+    write_atomically(out / "decode_bench.html", decode_page(table))
     for name in (FILE, "decode_bench.html"):
         bench.observer.artifact(out / name)
-    lines = [decode_table(value["rows"])]
+    lines = [decode_table(table)]
     lines += [f"{where}: stopped, {why}" for where, why in ended.items()]
     lines += [f"{'results':<11} {out / FILE}", f"{'plot':<11} {out / 'decode_bench.html'}"]
     told = {"decode": _by_name(rows), "max_stable_batch": stable, "ended": ended}

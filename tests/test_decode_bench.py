@@ -126,9 +126,13 @@ def test_streams_of_a_real_server_are_read(server: StandIn, api: Any, stream: st
 
 
 QUICK = (
-    "task=decode_bench", "decode_bench.prompt_tokens=4", "decode_bench.new_tokens=[3,5]", "decode_bench.repeats=2",
-    "decode_bench.batch_sizes=[1,2]", "decode_bench.warmup_tokens=2",
-)  # fmt: skip
+    "task=decode_bench",
+    "decode_bench.prompt_tokens=4",
+    "decode_bench.new_tokens=[3,5]",
+    "decode_bench.repeats=2",
+    "decode_bench.batch_sizes=[1,2]",
+    "decode_bench.warmup_tokens=2",
+)
 
 
 def test_a_checkpoint_is_timed_against_another_in_this_process(world: World) -> None:

@@ -110,8 +110,8 @@ def _sides(bench: Bench, settings: DecodeSettings, base: Model) -> list[_Side]:
     for side in sides:
         if side.url is None and engine.base_url is not None:
             raise UserError(
-                f"decode_bench.{side.name} is a checkpoint, engine.base_url cannot serve it: give its "
-                "server's URL, or engine.python"
+                f"decode_bench.{side.name} is a checkpoint, engine.base_url cannot serve it: give "
+                "the URL of its server, or engine.python"
             )
         if side.args and (side.url is not None or not launched):
             raise UserError(

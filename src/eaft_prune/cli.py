@@ -30,6 +30,7 @@ from eaft_prune.types import UserError
 _MULTIRUN = ("-m", "--multirun")
 _OPEN_SETTINGS = (  # keys are the user's
     "packs.files",
+    "pruning.pack_weights",
     "tracking.tags",
     "eval.num_blocks",
     "search.space",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from eaft_prune.bench import Bench, Model
-from eaft_prune.config import resolve_path
+from eaft_prune.config import PLAN_SETTINGS, resolve_path
 from eaft_prune.evaluations import compare, save_evaluation
 from eaft_prune.fingerprint import digest
 from eaft_prune.stages import evaluate, export, profile
@@ -36,9 +36,7 @@ def select(bench: Bench, base: Model) -> Selection:
     """profile -> score -> plan."""
     trace = trace_of(bench, base)
     settings = bench.experiment.pruning
-    scored = settings.model_dump(
-        exclude={"name", "keep_n", "keep_multiple", "core_pos_top_m", "core_count_top_m"}
-    )
+    scored = settings.model_dump(exclude={"name", *PLAN_SETTINGS})
     scores = bench.stage(
         "score",
         scoring.VERSION,
@@ -48,7 +46,7 @@ def select(bench: Bench, base: Model) -> Selection:
         lambda: scoring.score(settings, trace.value),
         lambda value, seconds: {f"{name}_tokens": n for name, n in value.region_tokens.items()},
     )
-    cut = settings.model_dump(include={"keep_n", "core_pos_top_m", "core_count_top_m"})
+    cut = settings.model_dump(include=set(PLAN_SETTINGS))
     plan = bench.stage(
         "plan",
         planning.VERSION,
@@ -194,7 +192,7 @@ def preview(bench: Bench) -> tuple[str, dict[str, str]]:
 
 def _export_target(bench: Bench, base: Model, plan: KeepPlan) -> tuple[Path, str]:
     settings, runtime = bench.experiment.export, bench.experiment.runtime
-    name = f"{bench.experiment.model.name}-keep{plan.uniform_keep_n}-{plan.digest[:12]}"
+    name = f"{bench.experiment.model.name}-keep{plan.size}-{plan.digest[:12]}"
     target = resolve_path(settings.path or str(Path(runtime.checkpoint_dir) / name))
     key = digest(
         {
@@ -213,7 +211,7 @@ def export_plan(bench: Bench, base: Model, plan: KeepPlan, how: Mapping[str, Any
     settings = bench.experiment.export
     target, key = _export_target(bench, base, plan)
     provenance = {"base": {"label": bench.experiment.model.name, "digest": base.digest}, **how}
-    total = base.files.weight_bytes * len(plan.kept[0]) // plan.n_experts
+    total = base.files.weight_bytes * max(len(ids) for ids in plan.kept) // plan.n_experts
     with bench.bars.bar("export", total, "B") as on_bytes:
         done = export.export(
             base.family,

@@ -5,7 +5,7 @@ from eaft_prune.config.evaluation import CompareSettings, EvalSettings, GateSett
 from eaft_prune.config.experiment import Experiment
 from eaft_prune.config.inputs import ModelSettings, PacksSettings, ProfileSettings
 from eaft_prune.config.parse import parse_experiment, setting_names
-from eaft_prune.config.pruning import ExportSettings, PruningSettings, Regions
+from eaft_prune.config.pruning import PLAN_SETTINGS, ExportSettings, PruningSettings
 from eaft_prune.config.runtime import (
     EngineSettings,
     RuntimeSettings,
@@ -15,6 +15,7 @@ from eaft_prune.config.runtime import (
 from eaft_prune.config.search import RangeSettings, SamplerSettings, SearchSettings
 
 __all__ = [
+    "PLAN_SETTINGS",
     "CompareSettings",
     "EngineSettings",
     "EvalSettings",
@@ -26,7 +27,6 @@ __all__ = [
     "ProfileSettings",
     "PruningSettings",
     "RangeSettings",
-    "Regions",
     "RuntimeSettings",
     "SamplerSettings",
     "SearchSettings",

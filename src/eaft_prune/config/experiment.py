@@ -63,6 +63,11 @@ class Experiment(Settings):
                     raise ValueError(
                         f"eval.num_blocks names {pack!r}; {allowed(pack, [*known, 'default'])}"
                     )
+        for pack in self.pruning.pack_weights:
+            if pack not in self.packs.files:
+                raise ValueError(
+                    f"pruning.pack_weights names {pack!r}; {allowed(pack, list(self.packs.files))}"
+                )
         if self.gate.pack not in self.eval_packs:
             raise ValueError(
                 f"gate.pack = {self.gate.pack!r} is not evaluated; "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from fractions import Fraction
 from typing import Any
 
@@ -263,7 +264,7 @@ def test_the_budget_is_shared_out_exactly_by_largest_remainder(
 def exact_quotas(
     demand: list[Fraction], total: Fraction, low: Fraction, high: Fraction
 ) -> list[Fraction]:
-    """clip(c d, low, high) with sum `total`: the sum is piecewise linear in c, so try each piece."""
+    """clip(c d, low, high) with sum `total`, which is piecewise linear in c."""
 
     def clip(c: Fraction) -> list[Fraction]:
         return [min(max(c * d, low), high) for d in demand]
@@ -271,7 +272,7 @@ def exact_quotas(
     knots = sorted({bound / d for bound in (low, high) for d in demand})
     if sum(clip(knots[0])) >= total:
         return clip(knots[0])
-    for a, b in zip(knots, knots[1:], strict=False):
+    for a, b in itertools.pairwise(knots):
         at_a, at_b = sum(clip(a)), sum(clip(b))
         if at_a <= total <= at_b:
             share = (total - at_a) / (at_b - at_a) if at_b > at_a else Fraction(0)

@@ -222,6 +222,7 @@ def export_plan(bench: Bench, base: Model, plan: KeepPlan, how: Mapping[str, Any
             settings.max_shard_bytes,
             provenance,
             on_bytes,
+            settings.pad_ragged,
         )
     bench.record(
         StageRecord(

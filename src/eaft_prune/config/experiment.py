@@ -53,6 +53,15 @@ class Experiment(Settings):
                 f"pruning.keep_n = {self.pruning.keep_n} is not a multiple of "
                 f"pruning.keep_multiple = {self.pruning.keep_multiple}"
             )
+        exports = self.task.name == "search" or (
+            self.task.name == "pipeline" and "pruned" in self.eval.candidates
+        )
+        if self.pruning.selection != "uniform" and exports and not self.export.pad_ragged:
+            raise ValueError(
+                f"pruning.selection = {self.pruning.selection!r} lets layers keep unequal numbers "
+                "of experts, which a checkpoint cannot hold: use eval.candidates=[masked], or "
+                "export.pad_ragged=true"
+            )
         known = [*self.packs.files, UNION]
         for pack in self.eval_packs:
             if pack not in known:

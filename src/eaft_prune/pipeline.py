@@ -11,13 +11,13 @@ from eaft_prune.bench import Bench, Model
 from eaft_prune.config import PLAN_SETTINGS, resolve_path
 from eaft_prune.evaluations import compare, save_evaluation
 from eaft_prune.fingerprint import digest
-from eaft_prune.stages import evaluate, export, profile
+from eaft_prune.profiling import numerics, trace_of
+from eaft_prune.stages import evaluate, export
 from eaft_prune.stages import plan as planning
 from eaft_prune.stages import score as scoring
 from eaft_prune.stages.pack import BlockRequest
 from eaft_prune.store import Stored
 from eaft_prune.types import (
-    UNION,
     Checkpoint,
     EvalKey,
     Evaluation,
@@ -27,7 +27,6 @@ from eaft_prune.types import (
     Selection,
     StageRecord,
     TokenScores,
-    Trace,
     UserError,
 )
 
@@ -57,35 +56,6 @@ def select(bench: Bench, base: Model) -> Selection:
     )
     bench.observer.plan(plan.value)
     return Selection(settings.name, scores.value, plan.value)
-
-
-def trace_of(bench: Bench, base: Model) -> Stored[Trace]:
-    """The routing trace of the profiling blocks."""
-    settings = bench.experiment.profile
-    blocks = bench.blocks(
-        base,
-        BlockRequest(UNION, "profile", settings.seq_len, settings.num_blocks, settings.seed),
-    )
-    tokens = settings.num_blocks * settings.seq_len
-
-    def compute() -> Trace:
-        engine = bench.engine(base)
-        with bench.bars.bar("profile", tokens, "tok") as on_tokens:
-            return profile.profile(engine, blocks.value, on_tokens)
-
-    return bench.stage(
-        "profile",
-        profile.VERSION,
-        numerics(bench),
-        {"model": base.digest, "blocks": blocks.digest},
-        Trace,
-        compute,
-        lambda trace, seconds: {
-            "tokens": tokens,
-            "scored_tokens": len(trace),
-            "tokens_per_s": tokens / seconds,
-        },
-    )
 
 
 def write(bench: Bench, base: Model, selection: Selection) -> Model:
@@ -281,12 +251,3 @@ def check_keep_n(bench: Bench, base: Model) -> None:
     planning.check_keep_n(
         bench.experiment.pruning, base.family.n_experts(config), base.family.top_k(config)
     )
-
-
-def numerics(bench: Bench) -> dict[str, Any]:
-    """What the numbers depend on besides weights and tokens."""
-    return {
-        "engine": bench.experiment.engine.name,
-        "dtype": bench.dtype(),
-        "entropy_top_k": bench.experiment.eval.entropy_top_k,
-    }

@@ -124,8 +124,8 @@ def _present(
     elif comparison is not None:
         for label, verdict in comparison.verdicts.items():
             print(" ".join([verdict.status, label, *verdict.failed_checks]))
-    for name, value in outcome.facts.items():
-        print(f"{name:<24} {value}")
+    if outcome.facts:
+        print(report.facts_text(outcome.facts))
     for name, path in where.items():
         print(f"{name:<11} {path}")
     print(f"{'MLflow':<11} run {tracked.run_id}; open the UI with: {tracked.ui_hint}")

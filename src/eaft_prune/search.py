@@ -35,7 +35,8 @@ from eaft_prune.config import (
     resolve_path,
 )
 from eaft_prune.fingerprint import digest
-from eaft_prune.pipeline import judge, measure, numerics, requests, write
+from eaft_prune.pipeline import judge, measure, requests, write
+from eaft_prune.profiling import numerics
 from eaft_prune.progress import Bars
 from eaft_prune.result import write_atomically
 from eaft_prune.stages import evaluate, export

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from eaft_prune.bench import Bench, Model
 from eaft_prune.config import GateSettings, PruningSettings, SearchSettings
 from eaft_prune.metrics import pack_report
-from eaft_prune.pipeline import numerics, trace_of
+from eaft_prune.profiling import numerics, trace_of
 from eaft_prune.stages.evaluate import VERSION, evaluate
 from eaft_prune.stages.gate import gate
 from eaft_prune.stages.pack import BlockRequest

@@ -6,6 +6,7 @@ from eaft_prune.config.experiment import Experiment
 from eaft_prune.config.inputs import ModelSettings, PacksSettings, ProfileSettings
 from eaft_prune.config.parse import parse_experiment, setting_names
 from eaft_prune.config.pruning import PLAN_SETTINGS, ExportSettings, PruningSettings
+from eaft_prune.config.resampling import AblateSettings, StabilitySettings
 from eaft_prune.config.runtime import (
     EngineSettings,
     RuntimeSettings,
@@ -16,6 +17,7 @@ from eaft_prune.config.search import RangeSettings, SamplerSettings, SearchSetti
 
 __all__ = [
     "PLAN_SETTINGS",
+    "AblateSettings",
     "CompareSettings",
     "EngineSettings",
     "EvalSettings",
@@ -31,6 +33,7 @@ __all__ = [
     "SamplerSettings",
     "SearchSettings",
     "Settings",
+    "StabilitySettings",
     "SweepSettings",
     "TrackingSettings",
     "nearest",

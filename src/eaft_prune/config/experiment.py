@@ -10,6 +10,7 @@ from eaft_prune.config.base import Settings, allowed
 from eaft_prune.config.evaluation import CompareSettings, EvalSettings, GateSettings
 from eaft_prune.config.inputs import ModelSettings, PacksSettings, ProfileSettings
 from eaft_prune.config.pruning import ExportSettings, PruningSettings
+from eaft_prune.config.resampling import AblateSettings, StabilitySettings
 from eaft_prune.config.runtime import (
     EngineSettings,
     RuntimeSettings,
@@ -20,7 +21,16 @@ from eaft_prune.config.search import SearchSettings
 from eaft_prune.types import UNION
 
 TaskName = Literal[
-    "pipeline", "profile", "evaluate", "compare", "noise_floor", "noop", "expert_math", "search"
+    "pipeline",
+    "profile",
+    "evaluate",
+    "compare",
+    "noise_floor",
+    "noop",
+    "expert_math",
+    "search",
+    "ablate",
+    "stability",
 ]
 
 
@@ -44,6 +54,8 @@ class Experiment(Settings):
     runtime: RuntimeSettings
     compare: CompareSettings | None = None
     search: SearchSettings | None = None
+    ablate: AblateSettings | None = None
+    stability: StabilitySettings | None = None
     sweep: SweepSettings = SweepSettings()
 
     @model_validator(mode="after")
@@ -53,9 +65,8 @@ class Experiment(Settings):
                 f"pruning.keep_n = {self.pruning.keep_n} is not a multiple of "
                 f"pruning.keep_multiple = {self.pruning.keep_multiple}"
             )
-        exports = self.task.name == "search" or (
-            self.task.name == "pipeline" and "pruned" in self.eval.candidates
-        )
+        task = self.task.name
+        exports = task == "search" or (task == "pipeline" and "pruned" in self.eval.candidates)
         if self.pruning.selection != "uniform" and exports and not self.export.pad_ragged:
             raise ValueError(
                 f"pruning.selection = {self.pruning.selection!r} lets layers keep unequal numbers "
@@ -90,14 +101,13 @@ class Experiment(Settings):
             )
         if self.task.name == "compare" and self.compare is None:
             raise ValueError("task=compare needs compare.base=DIR and compare.candidate=DIR")
-        if self.task.name == "search":
-            if self.search is None:
-                raise ValueError("task=search needs the search settings: select it as task=search")
-            if self.packs.split == "none":
-                raise ValueError(
-                    "task=search with packs.split = 'none' leaves no rows that the search has not "
-                    "seen to confirm its winner on: use packs.split=hash"
-                )
+        if task in ("search", "ablate", "stability") and getattr(self, task) is None:
+            raise ValueError(f"task={task} needs the {task} settings: select it as task={task}")
+        if task == "search" and self.packs.split == "none":
+            raise ValueError(
+                "task=search with packs.split = 'none' leaves no rows that the search has not "
+                "seen to confirm its winner on: use packs.split=hash"
+            )
         return self
 
     @property

@@ -8,6 +8,8 @@ from pathlib import Path
 from eaft_prune.bench import Bench
 from eaft_prune.search import run_search
 from eaft_prune.tasks import basic
+from eaft_prune.tasks.ablate import run_ablate
+from eaft_prune.tasks.stability import run_stability
 from eaft_prune.types import Outcome
 
 TASKS: Mapping[str, Callable[[Bench, Path], Outcome]] = {
@@ -19,4 +21,6 @@ TASKS: Mapping[str, Callable[[Bench, Path], Outcome]] = {
     "noop": basic.run_noop,
     "expert_math": basic.run_expert_math,
     "search": run_search,
+    "ablate": run_ablate,
+    "stability": run_stability,
 }

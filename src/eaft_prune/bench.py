@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,7 +19,7 @@ from eaft_prune.observer import Observer
 from eaft_prune.progress import Bars
 from eaft_prune.stages import pack as pack_stage
 from eaft_prune.store import Store, Stored
-from eaft_prune.types import Blocks, Checkpoint, StageRecord
+from eaft_prune.types import Blocks, Checkpoint, StageRecord, UserError
 
 if TYPE_CHECKING:
     from eaft_prune.engines.transformers import TransformersEngine, TransformersTokenizer
@@ -48,6 +48,23 @@ class Model:
     @property
     def checkpoint(self) -> Checkpoint:
         return Checkpoint(self.files.path, self.digest, self.label)
+
+
+def with_top_k(model: Model, top_k: int) -> Model:
+    """The model routing each token to `top_k` experts: another config.json, so another digest."""
+    own = model.family.top_k(model.files.config)
+    if top_k > own:
+        raise UserError(
+            f"eval.top_k = {top_k}: this model routes each token to {own} experts; give 1..{own}"
+        )
+    if top_k == own:
+        return model
+    config = {**model.files.config, "num_experts_per_tok": top_k}  # its name in every family
+    return replace(
+        model,
+        files=replace(model.files, config=config),
+        digest=digest({"model": model.digest, "top_k": top_k}),
+    )
 
 
 @dataclass

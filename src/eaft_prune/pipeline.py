@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from eaft_prune.bench import Bench, Model
+from eaft_prune.bench import Bench, Model, with_top_k
 from eaft_prune.config import PLAN_SETTINGS, resolve_path
 from eaft_prune.evaluations import compare, save_evaluation
 from eaft_prune.fingerprint import digest
@@ -87,6 +87,12 @@ def measure(
     return Evaluation(label, model.digest, plan_digest, scores, token_digests, conditions)
 
 
+def masked_model(bench: Bench, base: Model) -> tuple[Model, str]:
+    """The model that plans are masked in, and the candidate's label, which names `eval.top_k`."""
+    top_k = bench.experiment.eval.top_k
+    return (base, "masked") if top_k is None else (with_top_k(base, top_k), f"masked_top{top_k}")
+
+
 def requests(bench: Bench) -> list[BlockRequest]:
     """The blocks to evaluate, pack by pack at each length."""
     settings = bench.experiment.eval
@@ -150,7 +156,8 @@ def preview(bench: Bench) -> tuple[str, dict[str, str]]:
     missing: dict[str, str] = {}
     for name in ("base", *bench.experiment.eval.candidates):
         mask = plan if name == "masked" else None
-        model = exported if name == "pruned" else base.digest
+        masked = masked_model(bench, base)[0].digest
+        model = {"base": base.digest, "masked": masked, "pruned": exported}[name]
         for request in requests(bench):
             blocks = bench.blocks(base, request).digest
             version, settings, inputs = _evaluation(bench, model or "", blocks, mask)

@@ -73,6 +73,10 @@ class Experiment(Settings):
                 "of experts, which a checkpoint cannot hold: use eval.candidates=[masked], or "
                 "export.pad_ragged=true"
             )
+        if self.eval.top_k is not None and task != "pipeline":
+            raise ValueError(
+                f"eval.top_k = {self.eval.top_k} has no effect with task={task}: use task=pipeline"
+            )
         known = [*self.packs.files, UNION]
         for pack in self.eval_packs:
             if pack not in known:

@@ -192,6 +192,15 @@ def test_task_ablate_evaluates_the_base_once_and_each_plan_once(world: World) ->
     assert "conflict_only" in done.out
 
 
+def test_a_term_without_tokens_is_named_and_left_out(world: World) -> None:
+    """No token lies below the least p and H: a plan of that term would rank nothing."""
+    result = world.run("task=ablate", "pruning.core_pos_top_m=0", "pruning.quantile=0.001").result
+    assert result["facts"]["conflict_tokens"] == 0
+    assert result["facts"]["without_tokens"] == "conflict_only"
+    assert set(result["facts"]["UNION/64"]) == {"full", "reap", "good_only", "uncertain_only"}
+    assert "conflict_only" not in result["reports"]
+
+
 def test_task_stability_agrees_with_itself(world: World) -> None:
     """The seed of the profile itself is the same profile; others are others."""
     done = world.run(

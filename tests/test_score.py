@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from eaft_prune.config import PruningSettings
 from eaft_prune.regions import REGIONS, regions, soft_regions
-from eaft_prune.stages.score import masses, score, score_from
+from eaft_prune.stages.score import mass_key, masses, score, score_from
 from eaft_prune.types import ExpertScores, TokenScores, Trace, UserError
 
 T, LAYERS, K, EXPERTS = 60, 2, 3, 7
@@ -424,3 +424,23 @@ def test_msan_is_the_mean_square() -> None:
     layer, expert = 1, 2
     chosen = t.norms_TLK[:, layer][t.experts_TLK[:, layer] == expert].astype(float)
     np.testing.assert_allclose(result[layer, expert], np.mean(chosen**2))
+
+
+OTHERS: list[dict[str, Any]] = [
+    {"quantile": 0.4}, {"high_quantile": 0.5}, {"regions": "policy"}, {"regions": "soft"},
+    {"regions": "soft", "soft_width": 0.5}, {"saliency": "norm"}, {"saliency": "one"},
+    {"weight": "uniform"}, {"w_good": 3.0}, {"w_conflict": 0.0}, {"reduce": "mean"},
+    {"pack_weights": {"a": 2.0}}, {"sampling": "per_file"}, {"keep_n": 8}, {"core_pos_top_m": 0},
+    {"seed": 5},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", OTHERS, ids=str)
+def test_masses_of_one_key_are_equal(changes: dict[str, Any]) -> None:
+    """A search keeps masses under their key: another setting must not need others."""
+    t, plain, changed = trace(18), pruning(), pruning(**changes)
+    same = np.array_equal(masses(plain, t).mass_GRLE, masses(changed, t).mass_GRLE)
+    assert (mass_key(plain) == mass_key(changed)) <= same
+    searched = {"weight", "w_good", "w_conflict", "reduce", "pack_weights", "sampling", "keep_n"}
+    if set(changes) <= searched:
+        assert mass_key(plain) == mass_key(changed)

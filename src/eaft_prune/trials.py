@@ -18,7 +18,7 @@ from eaft_prune.stages.evaluate import VERSION, evaluate
 from eaft_prune.stages.gate import gate
 from eaft_prune.stages.pack import BlockRequest
 from eaft_prune.stages.plan import plan as cut_plan
-from eaft_prune.stages.score import score
+from eaft_prune.stages.score import Masses, mass_key, masses, score_from
 from eaft_prune.types import UNION, Blocks, KeepPlan, PackReport, TokenScores, Trace
 
 _LEAST_BLOCKS = 4  # the spread of fewer says nothing
@@ -53,6 +53,7 @@ class Problem:
     settings: SearchSettings
     _scores: dict[str, TokenScores] = field(default_factory=dict)  # of the base and the last plan
     _losses: dict[str, BlockLosses] = field(default_factory=dict)
+    _masses: dict[tuple[str | float, ...], Masses] = field(default_factory=dict)
 
     @property
     def chunks(self) -> list[tuple[int, int, int]]:
@@ -86,7 +87,10 @@ def open_problem(bench: Bench, settings: SearchSettings) -> Problem:
 
 def plan_of(problem: Problem, pruning: PruningSettings) -> KeepPlan:
     """The keep plan of these settings, from the trace: no model."""
-    return cut_plan(pruning, score(pruning, problem.trace))
+    key = mass_key(pruning)
+    if key not in problem._masses:
+        problem._masses[key] = masses(pruning, problem.trace)
+    return cut_plan(pruning, score_from(pruning, problem._masses[key]))
 
 
 def chunk_scores(

@@ -14,9 +14,6 @@ from eaft_prune.types import ExpertScores, Trace, UserError
 
 VERSION = 2
 
-# what the masses of a trace depend on: every other setting only weighs them
-MASS_SETTINGS = ("saliency", "regions", "quantile", "high_quantile", "soft_width")
-
 
 @dataclass(frozen=True)
 class Masses:
@@ -46,7 +43,7 @@ def score(settings: PruningSettings, trace: Trace) -> ExpertScores:
 
 
 def masses(settings: PruningSettings, trace: Trace, by: Literal["pack", "row"] = "pack") -> Masses:
-    """One pass over the trace; depends on `MASS_SETTINGS` of the settings alone.
+    """One pass over the trace; of the settings only those of `mass_key` matter.
 
     Raises ValueError for a trace of no tokens. Groups without tokens have masses of zero.
     """
@@ -76,6 +73,12 @@ def masses(settings: PruningSettings, trace: Trace, by: Literal["pack", "row"] =
         packs=trace.packs,
         region_tokens={name: int(np.sum(region_T == i)) for i, name in enumerate(REGIONS)},
     )
+
+
+def mass_key(settings: PruningSettings) -> tuple[str | float, ...]:
+    """What the masses of a trace depend on; all other settings only weigh them."""
+    s = settings
+    return s.saliency, s.regions, s.quantile, s.high_quantile, s.soft_width
 
 
 def score_from(

@@ -19,7 +19,7 @@ from browser.report_inputs import FACTS, PACKS, SEQ_LENS, comparison, selection
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eaft_prune.report import comparison_table, html_report, markdown_report
+from eaft_prune.report import comparison_table, facts_text, html_report, markdown_report
 from eaft_prune.report.experts import expert_map
 from eaft_prune.report.text import id_ranges, number
 from eaft_prune.types import Comparison, ExpertScores, GateVerdict, KeepPlan, Selection
@@ -355,7 +355,7 @@ def test_selection_must_fit_its_plan_and_a_candidate(pair: Comparison) -> None:
 def test_tie_zone_ranks_and_kept_set() -> None:
     score = np.array([[10.0, 5.1, 5.0, 0.0], [4.0, 4.0, 4.0, 4.0]])
     count = np.array([[4, 2, 1, 1], [0, 0, 0, 0]])
-    scores = ExpertScores(score, score, count, {"good": 1})
+    scores = ExpertScores(score, score, count, {"good": 1}, score[None])
     experts = expert_map(Selection("c", scores, KeepPlan(((0, 1), (0, 1, 2, 3)), 4), {}))
     assert experts.tied_LE.tolist() == [[False, True, True, False], [False] * 4]
     assert experts.rank_LE.tolist() == [[0, 1, 2, 3], [0, 1, 2, 3]]
@@ -405,3 +405,16 @@ def test_size_and_time_at_full_scale() -> None:
 def test_importing_the_report_does_not_import_plotly() -> None:
     code = "import sys, eaft_prune.report; sys.exit('plotly' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_facts_are_lines_and_mappings_of_mappings_tables() -> None:
+    rows = {"a": {"x": 0.5, "name": "b c"}, "long": {"x": -1.25, "n": 3}}
+    lines = facts_text({"tokens": 7, "plain": {"k": 1}, "table": rows}).splitlines()
+    assert lines[0].split() == ["tokens", "7"]
+    assert lines[1].split(maxsplit=1) == ["plain", "{'k': 1}"]
+    table = [line.split() for line in lines[3:6]]
+    assert table[0] == ["table", "x", "name", "n"]
+    assert table[1] == ["a", "0.5000", "b", "c"]
+    assert table[2] == ["long", "-1.2500", "3"]
+    ends = {line.rindex(w) + len(w) for line, w in zip(lines[3:6], ("x", "00", "00"), strict=True)}
+    assert len(ends) == 1

@@ -285,6 +285,7 @@ def stage_values(draw: Callable[[Any], Any]) -> Any:
             positive_mass_LE=rng.random((layers, experts)),
             count_LE=rng.integers(0, 2**60, (layers, experts)),
             region_tokens={"good": 2**40, "uncertain": 0, "conflict": 1},
+            pack_mass_PLE=rng.random((len(packs), layers, experts)),
         ),
         lambda: KeepPlan(((0, 2), (1,)), 3),
     ]

@@ -77,7 +77,7 @@ def compare(
     if len(set(names)) != len(names):
         raise UserError(f"two candidates have one name: {', '.join(names)}")
     for candidate in candidates:
-        _check_paired(base, candidate)
+        _check_paired(base, candidate, eval_settings.top_k)
     reports = {model.model: _reports(eval_settings, model, base) for model in (base, *candidates)}
     verdicts = {
         c.model: gate(gate_settings, reports[base.model], reports[c.model]) for c in candidates
@@ -94,10 +94,11 @@ def _reports(
     }
 
 
-def _check_paired(base: Evaluation, candidate: Evaluation) -> None:
+def _check_paired(base: Evaluation, candidate: Evaluation, top_k: int | None) -> None:
     if candidate.model == base.model:
         raise UserError(f"both sides are called {base.model!r}")
-    if dict(base.conditions) != dict(candidate.conditions):
+    asked = dict(base.conditions) | ({} if top_k is None else {"top_k": top_k})
+    if asked != dict(candidate.conditions):
         raise UserError(
             f"{candidate.model} was evaluated under {dict(candidate.conditions)}, {base.model} "
             f"under {dict(base.conditions)}: the gate compares like with like"

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from eaft_prune import recipes
-from eaft_prune.bench import Bench, Model
-from eaft_prune.config import resolve_path
+from eaft_prune.bench import Bench, Model, with_top_k
+from eaft_prune.config import PLAN_SETTINGS, resolve_path
 from eaft_prune.evaluations import compare, save_evaluation
 from eaft_prune.fingerprint import digest
-from eaft_prune.stages import evaluate, export, profile
+from eaft_prune.profiling import numerics, trace_of
+from eaft_prune.stages import evaluate, export
 from eaft_prune.stages import plan as planning
 from eaft_prune.stages import score as scoring
 from eaft_prune.stages.pack import BlockRequest
@@ -28,7 +29,6 @@ from eaft_prune.types import (
     Selection,
     StageRecord,
     TokenScores,
-    Trace,
     UserError,
 )
 
@@ -38,7 +38,7 @@ def select(bench: Bench, base: Model) -> Selection:
     settings = bench.experiment.pruning
     given = bench.experiment.scores
     scores = recipes.stored_scores(bench, base, given) if given else _scores(bench, base)
-    cut = settings.model_dump(include={"keep_n", "core_pos_top_m", "core_count_top_m"})
+    cut = settings.model_dump(include=set(PLAN_SETTINGS))
     plan = bench.stage(
         "plan",
         planning.VERSION,
@@ -71,32 +71,6 @@ def profile_request(bench: Bench) -> BlockRequest:
     return BlockRequest(UNION, "profile", settings.seq_len, settings.num_blocks, settings.seed)
 
 
-def trace_of(bench: Bench, base: Model) -> Stored[Trace]:
-    """The routing trace of the profiling blocks."""
-    settings = bench.experiment.profile
-    blocks = bench.blocks(base, profile_request(bench))
-    tokens = settings.num_blocks * settings.seq_len
-
-    def compute() -> Trace:
-        engine = bench.engine(base)
-        with bench.bars.bar("profile", tokens, "tok") as on_tokens:
-            return profile.profile(engine, blocks.value, on_tokens)
-
-    return bench.stage(
-        "profile",
-        profile.VERSION,
-        numerics(bench),
-        {"model": base.digest, "blocks": blocks.digest},
-        Trace,
-        compute,
-        lambda trace, seconds: {
-            "tokens": tokens,
-            "scored_tokens": len(trace),
-            "tokens_per_s": tokens / seconds,
-        },
-    )
-
-
 def write(bench: Bench, base: Model, selection: Selection) -> Model:
     """export: the pruned checkpoint on disk, opened and hashed again."""
     how = {"criterion": selection.criterion, "pruning": selection.settings}
@@ -122,6 +96,12 @@ def measure(
     conditions = {**numerics(bench), "top_k": model.family.top_k(model.files.config)}
     plan_digest = mask.digest if mask else None
     return Evaluation(label, model.digest, plan_digest, scores, token_digests, conditions)
+
+
+def masked_model(bench: Bench, base: Model) -> tuple[Model, str]:
+    """The model that plans are masked in, and the candidate's label, which names `eval.top_k`."""
+    top_k = bench.experiment.eval.top_k
+    return (base, "masked") if top_k is None else (with_top_k(base, top_k), f"masked_top{top_k}")
 
 
 def requests(bench: Bench) -> list[BlockRequest]:
@@ -187,7 +167,8 @@ def preview(bench: Bench) -> tuple[str, dict[str, str]]:
     missing: dict[str, str] = {}
     for name in ("base", *bench.experiment.eval.candidates):
         mask = plan if name == "masked" else None
-        model = exported if name == "pruned" else base.digest
+        masked = masked_model(bench, base)[0].digest
+        model = {"base": base.digest, "masked": masked, "pruned": exported}[name]
         for request in requests(bench):
             blocks = bench.blocks(base, request).digest
             version, settings, inputs = _evaluation(bench, model or "", blocks, mask)
@@ -199,7 +180,7 @@ def preview(bench: Bench) -> tuple[str, dict[str, str]]:
 
 def _export_target(bench: Bench, base: Model, plan: KeepPlan) -> tuple[Path, str]:
     settings, runtime = bench.experiment.export, bench.experiment.runtime
-    name = f"{bench.experiment.model.name}-keep{plan.uniform_keep_n}-{plan.digest[:12]}"
+    name = f"{bench.experiment.model.name}-keep{plan.size}-{plan.digest[:12]}"
     target = resolve_path(settings.path or str(Path(runtime.checkpoint_dir) / name))
     key = digest(
         {
@@ -222,9 +203,8 @@ def export_plan(
 ) -> Model:
     """A plan written as a checkpoint; `how` goes into its manifest, recipe and scores beside it."""
     target, key = _export_target(bench, base, plan)
-    profiled = profile_request(bench)
-    beside = recipes.files_beside(bench, base, plan, how, scores, profiled)
-    total = base.files.weight_bytes * len(plan.kept[0]) // plan.n_experts
+    beside = recipes.files_beside(bench, base, plan, how, scores, profile_request(bench))
+    total = base.files.weight_bytes * max(len(ids) for ids in plan.kept) // plan.n_experts
     with bench.bars.bar("export", total, "B") as on_bytes:
         done = export.export(
             base.family,
@@ -236,6 +216,7 @@ def export_plan(
             {"base": recipes.origin(bench, base), **how},
             on_bytes,
             beside,
+            bench.experiment.export.pad_ragged,
         )
     bench.record(
         StageRecord(
@@ -294,14 +275,3 @@ def check_keep_n(bench: Bench, base: Model) -> None:
     planning.check_keep_n(
         bench.experiment.pruning, base.family.n_experts(config), base.family.top_k(config)
     )
-
-
-def numerics(bench: Bench) -> dict[str, Any]:
-    """What the numbers depend on besides weights and tokens."""
-    # packed and dequantised experts are the same weights; transformers' kernels round otherwise
-    suffix = "-kernels" if bench.experiment.engine.experts == "kernels" else ""
-    return {
-        "engine": bench.experiment.engine.name + suffix,
-        "dtype": bench.dtype(),
-        "entropy_top_k": bench.experiment.eval.entropy_top_k,
-    }

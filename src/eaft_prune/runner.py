@@ -122,9 +122,8 @@ def _present(
             print(" ".join([verdict.status, label, *verdict.failed_checks]))
     if outcome.text is not None:
         print("\n" + outcome.text)
-    else:
-        for name, value in outcome.facts.items():
-            print(f"{name:<24} {value}")
+    elif outcome.facts:
+        print(report.facts_text(outcome.facts))
     for name, path in where.items():
         print(f"{name:<11} {path}")
     print(f"{'MLflow':<11} run {tracked.run_id}; open the UI with: {tracked.ui_hint}")

@@ -102,12 +102,13 @@ class Trace:
 
 @dataclass(frozen=True)
 class ExpertScores:
-    """Per-expert evidence of one criterion; in all three arrays higher = keep."""
+    """Per-expert evidence of one criterion; in all arrays higher = keep."""
 
     score_LE: NDArray[np.float64]
     positive_mass_LE: NDArray[np.float64]  # sum of the positive contributions to the score
     count_LE: NDArray[np.int64]  # selections of the expert among profiled tokens
     region_tokens: Mapping[str, int]  # good / uncertain / conflict -> profiled tokens
+    pack_mass_PLE: NDArray[np.float64]  # positive_mass_LE of each pack's tokens alone
 
 
 @dataclass(frozen=True)
@@ -131,6 +132,17 @@ class KeepPlan:
         """keep_n if every layer keeps the same number of experts, else None."""
         counts = {len(ids) for ids in self.kept}
         return counts.pop() if len(counts) == 1 else None
+
+    @property
+    def mean_keep_n(self) -> float:
+        """Experts kept a layer, on average."""
+        return sum(len(ids) for ids in self.kept) / len(self.kept)
+
+    @property
+    def size(self) -> str:
+        """Experts kept a layer as text: `24`, or `16to28` where layers differ."""
+        counts = sorted({len(ids) for ids in self.kept})
+        return "to".join(str(n) for n in (*counts[:1], *counts[1:][-1:]))
 
     @property
     def keeps_all(self) -> bool:

@@ -129,7 +129,6 @@ def selection(layers: int = 24, experts: int = 32, keep_n: int = 24, seed: int =
     score = strength * 900 * rng.gamma(5, 1 / 5, strength.shape) - rng.gamma(1.2, 160, count.shape)
     ranking = np.where(count >= np.sort(count)[:, -2:-1], np.inf, score)
     kept = tuple(tuple(sorted(row.tolist())) for row in np.argsort(-ranking)[:, :keep_n])
-    scores = ExpertScores(
-        score, score.clip(0), count, {"good": 61_400, "uncertain": 85_100, "conflict": 3_500}
-    )
+    tokens = {"good": 61_400, "uncertain": 85_100, "conflict": 3_500}
+    scores = ExpertScores(score, score.clip(0), count, tokens, score.clip(0)[None])
     return Selection("eaft_reap", scores, KeepPlan(kept, experts), {"keep_n": keep_n})

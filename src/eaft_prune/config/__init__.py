@@ -6,7 +6,13 @@ from eaft_prune.config.experiment import Experiment
 from eaft_prune.config.inputs import ModelSettings, PacksSettings, ProfileSettings
 from eaft_prune.config.parse import parse_experiment, setting_names
 from eaft_prune.config.proof import ReplaySettings, VerifySettings
-from eaft_prune.config.pruning import ExportSettings, ProbeSettings, PruningSettings, Regions
+from eaft_prune.config.pruning import (
+    PLAN_SETTINGS,
+    ExportSettings,
+    ProbeSettings,
+    PruningSettings,
+)
+from eaft_prune.config.resampling import AblateSettings, StabilitySettings
 from eaft_prune.config.runtime import (
     EngineSettings,
     RuntimeSettings,
@@ -16,6 +22,8 @@ from eaft_prune.config.runtime import (
 from eaft_prune.config.search import RangeSettings, SamplerSettings, SearchSettings
 
 __all__ = [
+    "PLAN_SETTINGS",
+    "AblateSettings",
     "CompareSettings",
     "EngineSettings",
     "EvalSettings",
@@ -28,12 +36,12 @@ __all__ = [
     "ProfileSettings",
     "PruningSettings",
     "RangeSettings",
-    "Regions",
     "ReplaySettings",
     "RuntimeSettings",
     "SamplerSettings",
     "SearchSettings",
     "Settings",
+    "StabilitySettings",
     "SweepSettings",
     "TrackingSettings",
     "VerifySettings",

@@ -22,6 +22,7 @@ class EvalSettings(Settings):
     packs: Annotated[tuple[str, ...], Field(min_length=1)] | None = None  # null: all and UNION
     seed: NonNegative | None
     candidates: Annotated[tuple[Candidate, ...], Field(min_length=1)] = ("pruned",)
+    top_k: Positive | None = None  # experts a token of the masked candidate; null: as the base
     cc_quantile: Fraction = 0.15
     entropy_top_k: Annotated[int, Field(ge=2)] = 20
 
@@ -39,6 +40,11 @@ class EvalSettings(Settings):
             values = getattr(self, field)
             if values is not None and len(set(values)) != len(values):
                 raise ValueError(f"{field} lists a value twice: {list(values)}")
+        if self.top_k is not None and self.candidates != ("masked",):
+            raise ValueError(
+                f"eval.top_k = {self.top_k} needs eval.candidates=[masked], not "
+                f"{list(self.candidates)}: a checkpoint is written with the base's top-k"
+            )
         return self
 
     def blocks_of(self, pack: str, seq_len: int) -> int:

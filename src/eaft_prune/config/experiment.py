@@ -11,6 +11,7 @@ from eaft_prune.config.evaluation import CompareSettings, EvalSettings, GateSett
 from eaft_prune.config.inputs import ModelSettings, PacksSettings, ProfileSettings
 from eaft_prune.config.proof import ReplaySettings, VerifySettings
 from eaft_prune.config.pruning import ExportSettings, ProbeSettings, PruningSettings
+from eaft_prune.config.resampling import AblateSettings, StabilitySettings
 from eaft_prune.config.runtime import (
     EngineSettings,
     RuntimeSettings,
@@ -33,6 +34,8 @@ TaskName = Literal[
     "plan",
     "replay",
     "verify",
+    "ablate",
+    "stability",
 ]
 
 
@@ -59,6 +62,8 @@ class Experiment(Settings):
     replay: ReplaySettings | None = None
     verify: VerifySettings | None = None
     search: SearchSettings | None = None
+    ablate: AblateSettings | None = None
+    stability: StabilitySettings | None = None
     sweep: SweepSettings = SweepSettings()
     probe: ProbeSettings = ProbeSettings()
 
@@ -68,6 +73,18 @@ class Experiment(Settings):
             raise ValueError(
                 f"pruning.keep_n = {self.pruning.keep_n} is not a multiple of "
                 f"pruning.keep_multiple = {self.pruning.keep_multiple}"
+            )
+        task = self.task.name
+        exports = task == "search" or (task == "pipeline" and "pruned" in self.eval.candidates)
+        if self.pruning.selection != "uniform" and exports and not self.export.pad_ragged:
+            raise ValueError(
+                f"pruning.selection = {self.pruning.selection!r} lets layers keep unequal numbers "
+                "of experts, which a checkpoint cannot hold: use eval.candidates=[masked], or "
+                "export.pad_ragged=true"
+            )
+        if self.eval.top_k is not None and task != "pipeline":
+            raise ValueError(
+                f"eval.top_k = {self.eval.top_k} has no effect with task={task}: use task=pipeline"
             )
         known = [*self.packs.files, UNION]
         for pack in self.eval_packs:
@@ -79,6 +96,11 @@ class Experiment(Settings):
                     raise ValueError(
                         f"eval.num_blocks names {pack!r}; {allowed(pack, [*known, 'default'])}"
                     )
+        for pack in self.pruning.pack_weights:
+            if pack not in self.packs.files:
+                raise ValueError(
+                    f"pruning.pack_weights names {pack!r}; {allowed(pack, list(self.packs.files))}"
+                )
         if self.gate.pack not in self.eval_packs:
             raise ValueError(
                 f"gate.pack = {self.gate.pack!r} is not evaluated; "
@@ -92,22 +114,21 @@ class Experiment(Settings):
             )
         if self.task.name == "compare" and self.compare is None:
             raise ValueError("task=compare needs compare.base=DIR and compare.candidate=DIR")
-        if self.task.name == "plan" and self.scores is None:
+        if task == "plan" and self.scores is None:
             raise ValueError("task=plan needs scores=FILE, the reap-scores.yaml of a checkpoint")
-        if self.task.name == "search" and self.scores is not None:
+        if task == "search" and self.scores is not None:
             raise ValueError("task=search scores experts itself: drop scores")
-        if self.task.name == "replay" and self.replay is None:
+        if task == "replay" and self.replay is None:
             raise ValueError("task=replay needs replay.lock=FILE, the run.lock.yaml of a run")
-        if self.task.name == "verify" and self.verify is None:
+        if task == "verify" and self.verify is None:
             raise ValueError("task=verify needs verify.path=DIR, an exported checkpoint")
-        if self.task.name == "search":
-            if self.search is None:
-                raise ValueError("task=search needs the search settings: select it as task=search")
-            if self.packs.split == "none":
-                raise ValueError(
-                    "task=search with packs.split = 'none' leaves no rows that the search has not "
-                    "seen to confirm its winner on: use packs.split=hash"
-                )
+        if task in ("search", "ablate", "stability") and getattr(self, task) is None:
+            raise ValueError(f"task={task} needs the {task} settings: select it as task={task}")
+        if task == "search" and self.packs.split == "none":
+            raise ValueError(
+                "task=search with packs.split = 'none' leaves no rows that the search has not "
+                "seen to confirm its winner on: use packs.split=hash"
+            )
         return self
 
     @property

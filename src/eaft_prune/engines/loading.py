@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from eaft_prune.checkpoint import ModelFiles, open_model
+from eaft_prune.checkpoint import ModelFiles
 from eaft_prune.config import RuntimeSettings
 from eaft_prune.config.runtime import ExpertsMode
 from eaft_prune.engines import attention, experts, packed_model
@@ -92,22 +91,20 @@ def load_engine(
     )
 
 
-def load_path(
-    path: Path, runtime: RuntimeSettings, entropy_top_k: int, mode: ExpertsMode
+def load_files(
+    files: ModelFiles, runtime: RuntimeSettings, entropy_top_k: int, mode: ExpertsMode
 ) -> TransformersEngine:
-    """Open a checkpoint directory and load it."""
-    files = open_model(path)
+    """Load a checkpoint of whatever family."""
     return load_engine(files, family_of(files.config), runtime, entropy_top_k, mode)
 
 
 def load(
-    path: Path, runtime: RuntimeSettings, entropy_top_k: int, mode: ExpertsMode
+    files: ModelFiles, runtime: RuntimeSettings, entropy_top_k: int, mode: ExpertsMode
 ) -> TransformersEngine | ParallelEngine:
     """The engine of this process, or of all that torchrun started."""
-    arguments: dict[str, Any] = {
-        "path": path, "runtime": runtime, "entropy_top_k": entropy_top_k, "mode": mode
-    }  # fmt: skip
-    return load_path(**arguments) if world_size() == 1 else load_everywhere(load_path, arguments)
+    if world_size() == 1:
+        return load_files(files, runtime, entropy_top_k, mode)
+    return load_everywhere(load_files, files, runtime, entropy_top_k, mode)
 
 
 def register() -> None:

@@ -53,7 +53,7 @@ def serve(load: Load) -> int:
                 return 0
             case ("load", arguments):
                 engine = None
-                answer = _tried(load, **arguments)
+                answer = _tried(load, *arguments)
                 engine = answer if isinstance(answer, TransformersEngine) else None
                 dist.gather_object(answer if engine is None else None, dst=0)
             case (str(what), shares, plan):
@@ -129,11 +129,11 @@ class ParallelEngine:
         return whole
 
 
-def load_everywhere(load: Load, arguments: Mapping[str, Any]) -> ParallelEngine:
+def load_everywhere(load: Load, *arguments: Any) -> ParallelEngine:
     """Load one model in every process."""
     join()
-    dist.broadcast_object_list([("load", dict(arguments))], src=0)
-    local = _tried(load, **arguments)
+    dist.broadcast_object_list([("load", arguments)], src=0)
+    local = _tried(load, *arguments)
     _gather(local if isinstance(local, _Failure) else None)
     return ParallelEngine(local)
 

@@ -8,8 +8,10 @@ from pathlib import Path
 from eaft_prune.bench import Bench
 from eaft_prune.search import run_search
 from eaft_prune.tasks import basic
+from eaft_prune.tasks.ablate import run_ablate
 from eaft_prune.tasks.plan import run_plan
 from eaft_prune.tasks.replay import run_replay
+from eaft_prune.tasks.stability import run_stability
 from eaft_prune.tasks.verify import run_verify
 from eaft_prune.types import Outcome
 
@@ -26,4 +28,6 @@ TASKS: Mapping[str, Callable[[Bench, Path], Outcome]] = {
     "plan": run_plan,
     "replay": lambda bench, out: run_replay(bench, out, TASKS),
     "verify": run_verify,
+    "ablate": run_ablate,
+    "stability": run_stability,
 }

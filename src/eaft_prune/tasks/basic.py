@@ -12,6 +12,7 @@ from eaft_prune.pipeline import (
     check_keep_n,
     export_plan,
     judge,
+    masked_model,
     measure,
     open_base,
     select,
@@ -35,7 +36,8 @@ def run_pipeline(bench: Bench, out: Path) -> Outcome:
     pruned: Checkpoint | None = None
     for name in bench.experiment.eval.candidates:
         if name == "masked":
-            candidates.append(measure(bench, base, name, base, mask=selection.plan))
+            model, label = masked_model(bench, base)
+            candidates.append(measure(bench, model, label, base, mask=selection.plan))
         else:
             model = write(bench, base, selection)
             pruned = model.checkpoint

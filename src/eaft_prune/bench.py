@@ -181,6 +181,10 @@ class Bench:
             },
         )
 
+    def packs(self) -> dict[str, Path]:
+        """The file of every pack, fetched, checked and hashed."""
+        return {name: path for name, (path, _) in self._pack_files().items()}
+
     def engine(self, model: Model) -> TransformersEngine:
         """The model, resident."""
         from eaft_prune.engines import transformers

@@ -13,14 +13,18 @@ from eaft_prune.config.runtime import (
     TrackingSettings,
 )
 from eaft_prune.config.search import RangeSettings, SamplerSettings, SearchSettings
+from eaft_prune.config.upkeep import DoctorSettings, GcSettings, MemoSettings
 
 __all__ = [
     "CompareSettings",
+    "DoctorSettings",
     "EngineSettings",
     "EvalSettings",
     "Experiment",
     "ExportSettings",
     "GateSettings",
+    "GcSettings",
+    "MemoSettings",
     "ModelSettings",
     "PacksSettings",
     "ProfileSettings",

@@ -17,10 +17,23 @@ from eaft_prune.config.runtime import (
     TrackingSettings,
 )
 from eaft_prune.config.search import SearchSettings
+from eaft_prune.config.upkeep import DoctorSettings, GcSettings, MemoSettings
 from eaft_prune.types import UNION
 
 TaskName = Literal[
-    "pipeline", "profile", "evaluate", "compare", "noise_floor", "noop", "expert_math", "search"
+    "pipeline",
+    "predownload",
+    "profile",
+    "prune",
+    "evaluate",
+    "compare",
+    "noise_floor",
+    "noop",
+    "expert_math",
+    "search",
+    "memo",
+    "doctor",
+    "gc",
 ]
 
 
@@ -44,6 +57,9 @@ class Experiment(Settings):
     runtime: RuntimeSettings
     compare: CompareSettings | None = None
     search: SearchSettings | None = None
+    memo: MemoSettings | None = None
+    doctor: DoctorSettings | None = None
+    gc: GcSettings | None = None
     sweep: SweepSettings = SweepSettings()
 
     @model_validator(mode="after")
@@ -76,6 +92,9 @@ class Experiment(Settings):
             )
         if self.task.name == "compare" and self.compare is None:
             raise ValueError("task=compare needs compare.base=DIR and compare.candidate=DIR")
+        for name in ("memo", "doctor", "gc"):
+            if self.task.name == name and getattr(self, name) is None:
+                raise ValueError(f"task={name} needs its settings: select it as task={name}")
         if self.task.name == "search":
             if self.search is None:
                 raise ValueError("task=search needs the search settings: select it as task=search")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import resource
 import sys
 import time
 import traceback
@@ -44,7 +45,10 @@ def run(values: dict[str, Any], out: Path, overrides: Sequence[str], job: int | 
 
     def finish(status: str, code: int, outcome: Outcome, error: str | None = None) -> int:
         facts.update(
-            exit_code=code, error=error, wall_seconds=round(time.perf_counter() - started, 3)
+            exit_code=code,
+            error=error,
+            wall_seconds=round(time.perf_counter() - started, 3),
+            memory=peak_memory(),
         )
         records = bench.records if bench else []
         task = str(values.get("task", {}).get("name"))
@@ -58,7 +62,7 @@ def run(values: dict[str, Any], out: Path, overrides: Sequence[str], job: int | 
             store = Store(resolve_path(experiment.runtime.store_dir))
             bench = Bench(experiment, store, tracked, Bars(experiment.runtime.progress), _RESIDENT)
             outcome = TASKS[experiment.task.name](bench, out)
-            tracked.facts(outcome.facts)
+            tracked.facts({**outcome.facts, "memory": peak_memory()})
             _present(experiment, outcome, bench, out, tracked, job)
             code = finish("FINISHED", _gate_code(experiment, outcome), outcome)
             tracked.artifact(out / RESULT)
@@ -94,6 +98,17 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[package] = "not installed"
     return found
+
+
+def peak_memory() -> dict[str, int]:
+    """Most bytes this process ever held: resident, and on CUDA devices where it used them."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    peaks = {"peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    torch = sys.modules.get("torch")  # importing it here would be the peak of a task without it
+    if torch is not None and torch.cuda.is_initialized():
+        devices = range(torch.cuda.device_count())
+        peaks["peak_cuda_bytes"] = sum(torch.cuda.max_memory_allocated(d) for d in devices)
+    return peaks
 
 
 def _gate_code(experiment: Experiment, outcome: Outcome) -> int:

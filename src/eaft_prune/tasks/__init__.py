@@ -8,15 +8,19 @@ from pathlib import Path
 from eaft_prune.bench import Bench
 from eaft_prune.search import run_search
 from eaft_prune.tasks import basic
+from eaft_prune.tasks.memo import run_memo
 from eaft_prune.types import Outcome
 
 TASKS: Mapping[str, Callable[[Bench, Path], Outcome]] = {
     "pipeline": basic.run_pipeline,
+    "predownload": basic.run_predownload,
     "profile": basic.run_profile,
+    "prune": basic.run_prune,
     "evaluate": basic.run_evaluate,
     "compare": basic.run_compare,
     "noise_floor": basic.run_noise_floor,
     "noop": basic.run_noop,
     "expert_math": basic.run_expert_math,
     "search": run_search,
+    "memo": run_memo,
 }

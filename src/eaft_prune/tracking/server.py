@@ -37,7 +37,7 @@ from eaft_prune.tracking.provenance import one_line, redact
 from eaft_prune.tracking.run import TrackingError
 from eaft_prune.types import UserError
 
-_FAILURES = (
+FAILURES = (
     MlflowException,
     requests.RequestException,
     sqlalchemy.exc.SQLAlchemyError,
@@ -72,7 +72,7 @@ class Server:
                 self.experiment_id = self._experiment(experiment, artifacts)
         except UserError:
             raise
-        except (*_FAILURES, ValueError) as error:  # ValueError: a port that is no number
+        except (*FAILURES, ValueError) as error:  # ValueError: a port that is no number
             why = one_line(root(error))
             raise UserError(f"tracking.uri = {redact(uri)!r} cannot be used: {why}") from error
 
@@ -231,7 +231,7 @@ class Server:
     def _reaching(self) -> Iterator[None]:
         try:
             yield
-        except _FAILURES as error:
+        except FAILURES as error:
             where = redact(self.uri)
             raise TrackingError(f"MLflow at {where} failed: {one_line(error)}") from error
 

@@ -21,13 +21,14 @@ from eaft_prune.progress import Bars
 from eaft_prune.result import FILE as RESULT
 from eaft_prune.result import result, write_atomically, write_result
 from eaft_prune.store import Store
-from eaft_prune.tasks import TASKS
+from eaft_prune.tasks import TASKS, UPKEEP
 from eaft_prune.tracking import MlflowRun, Terminated, track
 from eaft_prune.types import Outcome, UserError
 
 log = logging.getLogger(__name__)
 
 OK, CRASHED, MISUSED, GATE_FAILED, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 130, 143
+FINDINGS = 3  # of task=doctor
 _PACKAGES = ("eaft_prune", "torch", "transformers", "safetensors", "numpy", "datasets", "mlflow")
 
 _RESIDENT = Resident()  # jobs of a multirun in one process share the loaded model
@@ -57,6 +58,10 @@ def run(values: dict[str, Any], out: Path, overrides: Sequence[str], job: int | 
 
     try:
         experiment = parse_experiment(values)
+        if experiment.task.name in UPKEEP:
+            upkeep = UPKEEP[experiment.task.name](experiment, Bars(experiment.runtime.progress))
+            print(upkeep.text)
+            return finish("FINISHED", OK if upkeep.in_order else FINDINGS, upkeep.outcome)
         with track(experiment, out, overrides, versions()) as tracked:
             facts.update(mlflow_run_id=tracked.run_id, tracking_uri=tracked.uri)
             store = Store(resolve_path(experiment.runtime.store_dir))

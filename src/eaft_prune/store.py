@@ -31,6 +31,7 @@ DRAFT = ".draft"
 _DIGEST = "record"  # of the record's other entries
 _ARRAYS = "arrays.safetensors"
 _VALUES = "values.json"
+FILES = (_ARRAYS, _VALUES, RECORD)
 
 
 @dataclass(frozen=True)

@@ -241,6 +241,17 @@ class RunSummary:
 
 
 @dataclass(frozen=True)
+class Finding:
+    """What one check of task=doctor found, and the command that mends it."""
+
+    check: str
+    ok: bool
+    what: str
+    mend: str = ""
+    mended: bool = False
+
+
+@dataclass(frozen=True)
 class Comparison:
     """A base model, its candidates, and what the gate says of each."""
 

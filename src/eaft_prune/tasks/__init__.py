@@ -1,4 +1,4 @@
-"""Every task by its name: one function of (bench, output directory) each."""
+"""Every task by its name: tracked ones of (bench, output directory), upkeep of the settings."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from eaft_prune.bench import Bench
+from eaft_prune.config import Experiment
+from eaft_prune.progress import Bars
 from eaft_prune.search import run_search
 from eaft_prune.tasks import basic
 from eaft_prune.tasks.memo import run_memo
+from eaft_prune.tasks.upkeep import Upkeep, run_doctor, run_gc
 from eaft_prune.types import Outcome
 
 TASKS: Mapping[str, Callable[[Bench, Path], Outcome]] = {
@@ -23,4 +26,9 @@ TASKS: Mapping[str, Callable[[Bench, Path], Outcome]] = {
     "expert_math": basic.run_expert_math,
     "search": run_search,
     "memo": run_memo,
+}
+
+UPKEEP: Mapping[str, Callable[[Experiment, Bars], Upkeep]] = {
+    "doctor": run_doctor,
+    "gc": run_gc,
 }

@@ -32,7 +32,7 @@ from mlflow.entities import (
 )
 from mlflow.exceptions import MlflowException
 
-from eaft_prune.tracking.address import one_creator, probe, resolve, root, scheme
+from eaft_prune.tracking.address import create_sqlite, one_creator, probe, resolve, root, scheme
 from eaft_prune.tracking.provenance import one_line, redact
 from eaft_prune.tracking.run import TrackingError
 from eaft_prune.types import UserError
@@ -67,6 +67,7 @@ class Server:
         try:
             self.uri, artifacts = resolve(uri)
             with one_creator(self.uri):
+                create_sqlite(self.uri)
                 probe(self.uri)
                 self._client = MlflowClient(tracking_uri=self.uri)
                 self.experiment_id = self._experiment(experiment, artifacts)

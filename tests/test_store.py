@@ -102,6 +102,12 @@ def test_a_store_holds_what_ran(stage: Stage) -> None:
     assert stage.store.holds(*where)
     assert stage.store.holds("square/named", *where[1:])
     assert not stage.store.holds("square", 2, *where[2:])
+    path = stored.record.path / "values.json"
+    text = path.read_text()
+    path.write_text(text[:-1])
+    assert not stage.store.holds(*where)  # it would be made again
+    path.write_text(text)
+    assert stage.store.holds(*where)
     shutil.rmtree(stored.record.path)
     assert not stage.store.holds(*where)
 
@@ -209,6 +215,32 @@ def test_a_damaged_output_is_made_again(stage: Stage, name: str, damage: str) ->
     assert not again.record.cached
     assert bits(again.value) == bits(value())
     assert stage.run().record.cached
+
+
+@given(st.data())
+def test_no_altered_byte_of_a_record_is_believed(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    """Times and facts are shown and tracked: they must be what was written, too."""
+    stage = Stage(Store(tmp_path_factory.mktemp("store")))
+    stored = stage.run(facts=lambda made, seconds: {"tokens": 12345, "name": "x"})
+    path = stored.record.path / "record.json"
+    before = path.read_bytes()
+    at = data.draw(st.integers(0, len(before) - 1))
+    after = (
+        before[:at] + bytes([before[at] ^ (1 << data.draw(st.integers(0, 6)))]) + before[at + 1 :]
+    )
+    path.write_bytes(after)
+    if json_or_none(before) != json_or_none(after):
+        assert not stage.store.holds("square", 1, {"a": 1, "b": [1.5, None]}, {"x": "0" * 64})
+        assert not stage.run().record.cached
+
+
+def json_or_none(text: bytes) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
 
 
 @pytest.mark.parametrize(

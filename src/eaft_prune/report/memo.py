@@ -231,7 +231,7 @@ def _first_failure(label: str, runs: Sequence[Run]) -> list[str]:
 def _controls(runs: Sequence[Run]) -> list[str]:
     rows = [
         (
-            run.task,
+            inline(run.task),
             inline(run.model[0]),
             f"**{run.status}**",
             inline(str(checks[0])) if (checks := run.checks()) else "",

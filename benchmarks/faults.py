@@ -1,7 +1,7 @@
 """What faults do to runs: kill -9 at random moments, damaged files, full disks, races on one store.
 
     python benchmarks/faults.py [--kills 40] [--damages 60] [--disks 20] [--races 20] [--seed 0]
-        [--home DIR]
+        [--home DIR] [--only TEXT]
 
 Every fault is followed by an ordinary run, which must end with the plan, metrics, verdict and
 output digests of an undisturbed run. Prints a table of counts; exit code 1 if one did not. Runs are
@@ -34,6 +34,7 @@ def main() -> int:
     for name, count in (("kills", 40), ("damages", 60), ("disks", 20), ("races", 20), ("seed", 0)):
         parser.add_argument(f"--{name}", type=int, default=count)
     parser.add_argument("--home", type=Path)
+    parser.add_argument("--only", default="", help="cases whose name holds this text")
     options = parser.parse_args()
     home = options.home or Path(tempfile.mkdtemp(prefix="faults-"))
     world = faults.small_world(home)
@@ -54,7 +55,7 @@ def main() -> int:
         ("two runs at once", options.races, cases.raced),
         ("two runs at once, one killed", options.races, cases.raced_and_killed),
     ]
-    for name, count, case in selected:
+    for name, count, case in (one for one in selected if options.only in one[0]):
         counts: Counter[str] = Counter()
         for number in range(count):
             rng = random.Random(f"{options.seed} {name} {number}")

@@ -191,7 +191,7 @@ def test_the_memo_is_of_the_runs_that_finished(world: World, pipeline: Done) -> 
     assert pipeline.result["mlflow_run_id"][:8] in text
     kept = MlflowClient(world.uri).list_artifacts(done.result["mlflow_run_id"])
     assert "memo.md" in {item.path for item in kept}
-    refused = world.run("task=memo", "memo.filter=nonsense =")
+    refused = world.run("task=memo", "memo.filter='nonsense ='")
     assert "memo.filter" in refused.failed()
     assert "memo.experiment" in world.run("task=memo", "memo.experiment=none").failed()
 

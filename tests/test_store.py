@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import multiprocessing
@@ -217,30 +218,22 @@ def test_a_damaged_output_is_made_again(stage: Stage, name: str, damage: str) ->
     assert stage.run().record.cached
 
 
-@given(st.data())
-def test_no_altered_byte_of_a_record_is_believed(
-    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
-) -> None:
+def test_no_altered_byte_of_a_record_is_believed(stage: Stage) -> None:
     """Times and facts are shown and tracked: they must be what was written, too."""
-    stage = Stage(Store(tmp_path_factory.mktemp("store")))
-    stored = stage.run(facts=lambda made, seconds: {"tokens": 12345, "name": "x"})
-    path = stored.record.path / "record.json"
+    rng = np.random.default_rng(0)
+    path = stage.run(facts=lambda made, seconds: {"tokens": 12345}).record.path / "record.json"
     before = path.read_bytes()
-    at = data.draw(st.integers(0, len(before) - 1))
-    after = (
-        before[:at] + bytes([before[at] ^ (1 << data.draw(st.integers(0, 6)))]) + before[at + 1 :]
-    )
-    path.write_bytes(after)
-    if json_or_none(before) != json_or_none(after):
-        assert not stage.store.holds("square", 1, {"a": 1, "b": [1.5, None]}, {"x": "0" * 64})
-        assert not stage.run().record.cached
-
-
-def json_or_none(text: bytes) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return None
+    where = ("square", 1, {"a": 1, "b": [1.5, None]}, {"x": "0" * 64})
+    for at in range(len(before)):
+        after = bytearray(before)
+        after[at] ^= 1 << int(rng.integers(7))
+        path.write_bytes(after)
+        with contextlib.suppress(ValueError):
+            if json.loads(after) == json.loads(before):  # white space is nobody's fact
+                continue
+        assert not stage.store.holds(*where), at
+    path.write_bytes(before)
+    assert stage.store.holds(*where)
 
 
 @pytest.mark.parametrize(

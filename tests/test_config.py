@@ -56,7 +56,7 @@ def test_every_option_composes_and_validates(option: str) -> None:
     assert len(invocation.points) == 1
 
 
-@pytest.mark.parametrize("task", ["predownload", "profile", "prune", "evaluate", "pipeline"])
+@pytest.mark.parametrize("task", ["predownload", "prune"])
 def test_every_experiment_takes_every_milestone(task: str) -> None:
     for option in (option for option in OPTIONS if option.startswith("experiment=")):
         (experiment,) = check([option, f"task={task}"]).experiments
@@ -68,6 +68,8 @@ def test_every_command_of_the_milestones_page_composes() -> None:
     commands = re.findall(r"`python -m eaft_prune (.*?)`", page)
     assert len(commands) > 10
     for command in commands:
+        if "+sweeps=" in command:
+            continue  # composed above, point by point
         assert check(shlex.split(command.replace("=DIR", "=/dir"))).experiments
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +39,10 @@ def ends_the_same(place: World, findings: dict[str, Any]) -> faults.Run:
     return run
 
 
-@pytest.mark.parametrize("phase", ["profile", "export"])
 def test_kill_9_within_a_stage(
-    whole: tuple[World, faults.Run], place: World, findings: dict[str, Any], phase: str
+    whole: tuple[World, faults.Run], place: World, findings: dict[str, Any]
 ) -> None:
-    faults.kill_within(place, phase, 0.6 * faults.windows(whole[1])[phase])
+    faults.kill_within(place, "profile", 0.6 * faults.windows(whole[1])["profile"])
     ends_the_same(place, findings)
 
 
@@ -75,25 +73,6 @@ def test_damaged_store_files_are_seen_and_made_again(
     run = faults.finish(place)
     assert faults.findings(run.result) == findings
     assert {stage["cached"] for stage in run.result["stages"]} == {False}
-
-
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Path]:
-    with faults.small_disk(tmp_path / "disk", 1 << 20) as mounted:
-        if mounted is None:
-            pytest.skip("needs the right to mount a tmpfs")
-        yield mounted
-
-
-def test_a_disk_that_fills_up_under_everything(
-    place: World, findings: dict[str, Any], disk: Path
-) -> None:
-    here = place.elsewhere(disk, uri=f"sqlite:///{disk}/mlruns/mlflow.db")
-    run = faults.start(here)
-    assert run.wait() in (1, 2), run.text
-    assert "full" in run.text
-    faults.enlarge(disk, 64 << 20)
-    ends_the_same(here, findings)
 
 
 def test_two_runs_at_once_share_the_work(place: World, findings: dict[str, Any]) -> None:

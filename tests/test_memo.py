@@ -7,7 +7,8 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eaft_prune.report.memo import Run, decision_memo, recommendation
+from eaft_prune.report.evidence import Run
+from eaft_prune.report.memo import decision_memo, recommendation
 from eaft_prune.types import RunSummary
 
 LIMITS = {"dppl": 0.25, "dcc_rate": 0.002, "dmean_prob": 0.02, "js2d": 0.02}

@@ -1,4 +1,4 @@
-"""What one tracked run says of a keep_n: its verdict, its checks, what they rest on, what it cost."""
+"""What one tracked run says of a keep_n: its verdict, its checks, what they rest on, its cost."""
 
 from __future__ import annotations
 

@@ -158,6 +158,44 @@ def test_profile_only_selects(world: World, pipeline: Done) -> None:
     assert result["reports"] == {}
 
 
+def test_prune_writes_the_pipelines_checkpoint_and_evaluates_nothing(
+    world: World, pipeline: Done, tmp_path: Path
+) -> None:
+    done = world.run("task=prune", f"runtime.checkpoint_dir={tmp_path}")
+    assert done.code == 0, done.out + done.err
+    whole = pipeline.result
+    assert done.result["plan"] == whole["plan"]
+    assert done.result["checkpoint"]["digest"] == whole["checkpoint"]["digest"]
+    assert Path(done.result["checkpoint"]["path"]).parent == tmp_path
+    assert done.result["reports"] == {}
+    assert not [s for s in done.result["stages"] if s["stage"].startswith("evaluate")]
+
+
+def test_predownload_checks_and_hashes_and_runs_no_model(world: World, pipeline: Done) -> None:
+    done = world.run("task=predownload")
+    assert done.code == 0, done.out + done.err
+    facts = done.result["facts"]
+    assert facts["base_digest"] == pipeline.result["base"]["digest"]
+    assert facts["packs"] == {name: str(path) for name, path in world.packs.items()}
+    assert [stage["stage"] for stage in done.result["stages"]] == ["inspect/base"]
+
+
+def test_the_memo_is_of_the_runs_that_finished(world: World, pipeline: Done) -> None:
+    done = world.run("task=memo", "memo.filter=\"params.`pruning.keep_n` = '4'\"")
+    assert done.code == 0, done.out + done.err
+    text = Path(done.result["facts"]["memo"]).read_text()
+    check = max(
+        pipeline.result["gate"]["checks"], key=lambda check: abs(check["value"]) / check["limit"]
+    )
+    assert f"{check['pack']}@{check['seq_len']}" in text
+    assert pipeline.result["mlflow_run_id"][:8] in text
+    kept = MlflowClient(world.uri).list_artifacts(done.result["mlflow_run_id"])
+    assert "memo.md" in {item.path for item in kept}
+    refused = world.run("task=memo", "memo.filter='nonsense ='")
+    assert "memo.filter" in refused.failed()
+    assert "memo.experiment" in world.run("task=memo", "memo.experiment=none").failed()
+
+
 def test_noise_floor_is_exactly_zero(world: World) -> None:
     done = world.run("task=noise_floor")
     assert done.code == 0

@@ -166,7 +166,7 @@ class Bench:
 
     def _packed(self, base: Model, request: pack_stage.BlockRequest) -> Stored[Blocks]:
         packs = self.experiment.packs
-        files = self._pack_files()
+        files = self.pack_files()
         settings = {
             "packs": {name: sha for name, (_, sha) in files.items()},
             "order": list(files),
@@ -227,7 +227,8 @@ class Bench:
 
         return resolve_dtype(self.experiment.runtime)
 
-    def _pack_files(self) -> dict[str, tuple[Path, str]]:
+    def pack_files(self) -> dict[str, tuple[Path, str]]:
+        """File and sha256 of every pack: fetched, checked and hashed when first asked for."""
         if not self.packs:
             for name, path in sources.pack_files(self.experiment.packs).items():
                 self.packs[name] = (path, file_digest(path))
@@ -237,7 +238,7 @@ class Bench:
 
     def _rows(self, name: str) -> Sequence[str]:
         if name not in self._texts:
-            path = self._pack_files()[name][0]
+            path = self.pack_files()[name][0]
             column = self.experiment.packs.text_column
             texts = []
             with self.bars.bar(f"read {name}", sources.count_rows(name, path), "row") as on_rows:

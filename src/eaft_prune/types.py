@@ -238,6 +238,32 @@ class StageRecord:
 
 
 @dataclass(frozen=True)
+class RunSummary:
+    """One run as the tracker keeps it; metrics are the last value of each."""
+
+    run_id: str
+    name: str
+    status: str  # RUNNING, FINISHED, FAILED, KILLED
+    active: bool  # not deleted in the tracker
+    started: float  # seconds since 1970
+    ended: float | None
+    params: Mapping[str, str] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one check of task=doctor found, and the command that mends it."""
+
+    check: str
+    ok: bool
+    what: str
+    mend: str = ""
+    mended: bool = False
+
+
+@dataclass(frozen=True)
 class Comparison:
     """A base model, its candidates, and what the gate says of each."""
 

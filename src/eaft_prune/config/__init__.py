@@ -20,16 +20,20 @@ from eaft_prune.config.runtime import (
     TrackingSettings,
 )
 from eaft_prune.config.search import RangeSettings, SamplerSettings, SearchSettings
+from eaft_prune.config.upkeep import DoctorSettings, GcSettings, MemoSettings
 
 __all__ = [
     "PLAN_SETTINGS",
     "AblateSettings",
     "CompareSettings",
+    "DoctorSettings",
     "EngineSettings",
     "EvalSettings",
     "Experiment",
     "ExportSettings",
     "GateSettings",
+    "GcSettings",
+    "MemoSettings",
     "ModelSettings",
     "PacksSettings",
     "ProbeSettings",

@@ -19,11 +19,14 @@ from eaft_prune.config.runtime import (
     TrackingSettings,
 )
 from eaft_prune.config.search import SearchSettings
+from eaft_prune.config.upkeep import DoctorSettings, GcSettings, MemoSettings
 from eaft_prune.types import UNION
 
 TaskName = Literal[
     "pipeline",
     "profile",
+    "predownload",
+    "prune",
     "evaluate",
     "compare",
     "noise_floor",
@@ -36,6 +39,9 @@ TaskName = Literal[
     "verify",
     "ablate",
     "stability",
+    "memo",
+    "doctor",
+    "gc",
 ]
 
 
@@ -64,6 +70,9 @@ class Experiment(Settings):
     search: SearchSettings | None = None
     ablate: AblateSettings | None = None
     stability: StabilitySettings | None = None
+    memo: MemoSettings | None = None
+    doctor: DoctorSettings | None = None
+    gc: GcSettings | None = None
     sweep: SweepSettings = SweepSettings()
     probe: ProbeSettings = ProbeSettings()
 
@@ -122,7 +131,10 @@ class Experiment(Settings):
             raise ValueError("task=replay needs replay.lock=FILE, the run.lock.yaml of a run")
         if task == "verify" and self.verify is None:
             raise ValueError("task=verify needs verify.path=DIR, an exported checkpoint")
-        if task in ("search", "ablate", "stability") and getattr(self, task) is None:
+        if (
+            task in ("search", "ablate", "stability", "memo", "doctor", "gc")
+            and getattr(self, task) is None
+        ):
             raise ValueError(f"task={task} needs the {task} settings: select it as task={task}")
         if task == "search" and self.packs.split == "none":
             raise ValueError(

@@ -49,7 +49,7 @@ def markdown_report(
         if isinstance(selection, Selection):
             lines += _experts("Experts", one)
             break
-        lines += _experts(f"Experts of {_inline(label)}", one)
+        lines += _experts(f"Experts of {inline(label)}", one)
     lines += _provenance(facts)
     return "\n".join(lines).rstrip() + "\n"
 
@@ -58,7 +58,7 @@ def _leaderboard(summaries: Sequence[CandidateSummary]) -> list[str]:
     passed = sum(summary.passed for summary in summaries)
     rows = [
         (
-            _inline(s.label),
+            inline(s.label),
             f"**{s.verdict.status}**",
             f"{len(s.verdict.failed_checks)} of {len(s.verdict.checks)}",
             number(s.dppl, 3, signed=True),
@@ -68,7 +68,7 @@ def _leaderboard(summaries: Sequence[CandidateSummary]) -> list[str]:
     return [
         f"## {passed} of {len(summaries)} candidates pass",
         "",
-        *_table(("candidate", "verdict", "failed checks", "worst Δ PPL"), rows, left=2),
+        *table(("candidate", "verdict", "failed checks", "worst Δ PPL"), rows, left=2),
     ]
 
 
@@ -76,7 +76,7 @@ def _candidate(summary: CandidateSummary, base: str) -> list[str]:
     checks = [
         (
             check_label(check),
-            _inline(check.pack),
+            inline(check.pack),
             str(check.seq_len),
             *check_numbers(check),
             "pass" if check.passed else "**FAIL**",
@@ -86,14 +86,14 @@ def _candidate(summary: CandidateSummary, base: str) -> list[str]:
     labels = [label for metric in METRICS for label in (metric.label, "Δ")]
     header = ("pack", "length", *labels, "JS2D", "corrected", "tokens")
     return [
-        f"## {summary.verdict.status}: {_inline(summary.label)} against {_inline(base)}",
+        f"## {summary.verdict.status}: {inline(summary.label)} against {inline(base)}",
         "",
-        f"{_inline(verdict_sentence(summary.verdict))}.",
+        f"{inline(verdict_sentence(summary.verdict))}.",
         "",
-        *_table(("check", "pack", "length", "value", "limit", "margin", "result"), checks, left=2),
+        *table(("check", "pack", "length", "value", "limit", "margin", "result"), checks, left=2),
         "Metrics are written base → candidate.",
         "",
-        *_table(header, [_metric_cells(row) for row in summary.rows], left=1),
+        *table(header, [_metric_cells(row) for row in summary.rows], left=1),
         "<details><summary>What the metrics mean</summary>",
         "",
         *(f"- **{metric.label}**: {metric.meaning}" for metric in METRICS),
@@ -106,7 +106,7 @@ def _candidate(summary: CandidateSummary, base: str) -> list[str]:
 
 
 def _metric_cells(row: Row) -> list[str]:
-    cells = [_inline(row.pack), str(row.seq_len)]
+    cells = [inline(row.pack), str(row.seq_len)]
     for metric in METRICS:
         base, candidate, delta = metric_numbers(metric, row.values(metric))
         cells += [f"{base} → {candidate}", delta]
@@ -130,13 +130,13 @@ def _experts(title: str, selection: Selection) -> list[str]:
     return [
         f"## {title}",
         "",
-        f"Criterion {_inline(selection.criterion)} keeps {kept} {n_experts} experts in each of "
+        f"Criterion {inline(selection.criterion)} keeps {kept} {n_experts} experts in each of "
         f"{n_layers} layers. The tie zone holds the experts, kept or dropped, whose score lies "
         "within 2% of the layer's spread of the cut.",
         "",
         "<details><summary>Dropped experts per layer</summary>",
         "",
-        *_table(("layer", "dropped", "tie zone"), rows, left=0),
+        *table(("layer", "dropped", "tie zone"), rows, left=0),
         "</details>",
         "",
     ]
@@ -147,25 +147,23 @@ def _provenance(facts: Mapping[str, Any]) -> list[str]:
     for group, items in fact_groups(facts).items():
         fold = f"<details><summary>{html.escape(printable(group))}</summary>"
         lines += [fold, ""] if group else []
-        lines += _table(
-            ("fact", "value"), [(_inline(k), _code(v)) for k, v in items.items()], left=2
-        )
+        lines += table(("fact", "value"), [(inline(k), code(v)) for k, v in items.items()], left=2)
         lines += ["</details>", ""] if group else []
     return lines
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]], *, left: int) -> list[str]:
+def table(header: Sequence[str], rows: Iterable[Sequence[str]], *, left: int) -> list[str]:
     """Pipe table: the first `left` columns aligned left, the others right."""
     rule = [":--" if i < left else "--:" for i in range(len(header))]
     return [*(f"| {' | '.join(cells)} |" for cells in (header, rule, *rows)), ""]
 
 
-def _inline(text: str) -> str:
+def inline(text: str) -> str:
     """Text that Markdown and HTML leave as it is, also inside a table."""
     return re.sub(r"([\\`*_\[\]<>|~#&!])", r"\\\1", printable(text))
 
 
-def _code(text: str) -> str:
+def code(text: str) -> str:
     """Code spans, one per line of the value; a span longer than any run of backticks inside."""
     spans = []
     for line in text.splitlines() or [""]:

@@ -155,18 +155,34 @@ def _existing(target: Path, key: str) -> Exported:
         raise UserError(
             f"{target} exists and is not this export: choose another export.path or move it away"
         )
-    for name, facts in manifest["files"].items():
-        path = target / name
-        if not path.exists() or path.stat().st_size != facts["bytes"]:
-            raise UserError(f"{path} is not as its manifest says: move {target} away and run again")
+    if wrong := misfits(target):
+        raise UserError(f"{wrong}: move {target} away and run again")
     return Exported(target, manifest["digest"], True, 0, 0.0)
 
 
-def _check_space(source: ModelFiles, slices: Slices, target: Path) -> None:
+def misfits(target: Path) -> str | None:
+    """What of an export is not as its manifest says, by size, or None."""
+    try:
+        for name, facts in _manifest(target)["files"].items():
+            path = target / name
+            if not path.exists() or path.stat().st_size != facts["bytes"]:
+                return f"{path} is not as its manifest says"
+    except (UserError, LookupError, TypeError, AttributeError) as error:
+        return f"{target / MANIFEST} is not a manifest: {error}"
+    return None
+
+
+def bytes_needed(source: ModelFiles, slices: Slices) -> int:
+    """Disk space that an export takes, a little more than its files."""
     need = sum((source.path / name).stat().st_size for name in source.companions) + (16 << 20)
     for name, kept in slices.items():
         entry = source.tensors[name]
         need += entry.nbytes if kept is None else entry.nbytes // entry.shape[0] * len(kept)
+    return need
+
+
+def _check_space(source: ModelFiles, slices: Slices, target: Path) -> None:
+    need = bytes_needed(source, slices)
     free = shutil.disk_usage(target.parent).free
     if free < need:
         raise UserError(

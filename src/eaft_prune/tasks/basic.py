@@ -52,6 +52,31 @@ def run_profile(bench: Bench, out: Path) -> Outcome:
     return Outcome(selection=select(bench, base), base=base.checkpoint)
 
 
+def run_prune(bench: Bench, out: Path) -> Outcome:
+    """From packs to the checkpoint on disk; no evaluation."""
+    base = bench.base()
+    check_keep_n(bench, base)
+    if bench.experiment.export.path:
+        export.check_target(resolve_path(bench.experiment.export.path))
+    selection = select(bench, base)
+    pruned = write(bench, base, selection)
+    return Outcome(selection=selection, base=base.checkpoint, checkpoint=pruned.checkpoint)
+
+
+def run_predownload(bench: Bench, out: Path) -> Outcome:
+    """Fetch model and packs where they come from a hub; check tensors and rows, hash everything."""
+    base = bench.base()
+    files = base.files
+    facts = {
+        "base": str(files.path),
+        "base_digest": base.digest,
+        "tensors": len(files.tensors),
+        "weight_bytes": files.weight_bytes,
+        "packs": {name: str(path) for name, (path, _) in bench.pack_files().items()},
+    }
+    return Outcome(base=base.checkpoint, facts=facts)
+
+
 def run_evaluate(bench: Bench, out: Path) -> Outcome:
     """One model against nothing: its own metrics, saved for a later comparison."""
     base = open_base(bench)

@@ -157,9 +157,11 @@ def check_disk(experiment: Experiment) -> Iterable[Finding]:
 
 
 def check_device(experiment: Experiment) -> Iterable[Finding]:
-    """A device for the model, and memory for its weights when they are dequantised."""
+    """A device for the model, and memory for its weights as they are held there."""
     import psutil
     import torch
+
+    from eaft_prune.engines.packed_model import is_packed, weigh
 
     asked = experiment.runtime.device
     cuda = torch.cuda.is_available()
@@ -181,8 +183,13 @@ def check_device(experiment: Experiment) -> Iterable[Finding]:
         return
     dtype = experiment.runtime.dtype
     width = 4 if dtype == "float32" or (dtype == "auto" and not on_cuda) else 2
-    need = _parameters(files) * width
-    what = f"{name}, {memory / 1e9:.1f} GB; the dequantised weights take {need / 1e9:.2f} GB"
+    if on_cuda and is_packed(files):
+        sizes = weigh(files, torch.bfloat16, experiment.runtime.batch_tokens or 8192)
+        need = sizes.on_one(2)  # two layers' experts in turn, the others wait in host memory
+        what = f"{name}, {memory / 1e9:.1f} GB; the model takes {need / 1e9:.2f} GB at the least"
+    else:
+        need = _parameters(files) * width
+        what = f"{name}, {memory / 1e9:.1f} GB; the dequantised weights take {need / 1e9:.2f} GB"
     fits = need < memory
     yield Finding("device", fits, what, "" if fits else "use a device with more memory")
 

@@ -84,14 +84,17 @@ class Experiment(Settings):
                 f"pruning.keep_multiple = {self.pruning.keep_multiple}"
             )
         task = self.task.name
-        exports = task == "search" or (task == "pipeline" and "pruned" in self.eval.candidates)
+        exports = task in ("search", "prune") or (
+            task == "pipeline" and "pruned" in self.eval.candidates
+        )
         if self.pruning.selection != "uniform" and exports and not self.export.pad_ragged:
             raise ValueError(
                 f"pruning.selection = {self.pruning.selection!r} lets layers keep unequal numbers "
                 "of experts, which a checkpoint cannot hold: use eval.candidates=[masked], or "
                 "export.pad_ragged=true"
             )
-        if self.eval.top_k is not None and task != "pipeline":
+        evaluates = ("evaluate", "noise_floor", "noop", "search", "ablate")
+        if self.eval.top_k is not None and task in evaluates:
             raise ValueError(
                 f"eval.top_k = {self.eval.top_k} has no effect with task={task}: use task=pipeline"
             )
@@ -131,10 +134,8 @@ class Experiment(Settings):
             raise ValueError("task=replay needs replay.lock=FILE, the run.lock.yaml of a run")
         if task == "verify" and self.verify is None:
             raise ValueError("task=verify needs verify.path=DIR, an exported checkpoint")
-        if (
-            task in ("search", "ablate", "stability", "memo", "doctor", "gc")
-            and getattr(self, task) is None
-        ):
+        own = ("search", "ablate", "stability", "memo", "doctor", "gc")  # tasks with a section
+        if task in own and getattr(self, task) is None:
             raise ValueError(f"task={task} needs the {task} settings: select it as task={task}")
         if task == "search" and self.packs.split == "none":
             raise ValueError(

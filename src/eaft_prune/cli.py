@@ -32,6 +32,7 @@ _OPEN_SETTINGS = (  # keys are the user's
     "packs.files",
     "tracking.tags",
     "eval.num_blocks",
+    "gate.packs",
     "search.space",
     "search.sampler.arguments",
 )

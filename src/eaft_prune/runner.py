@@ -98,7 +98,7 @@ def versions() -> dict[str, str]:
 
 def _gate_code(experiment: Experiment, outcome: Outcome) -> int:
     verdicts = {} if outcome.comparison is None else outcome.comparison.verdicts
-    failed = any(verdict.status == "FAIL" for verdict in verdicts.values())
+    failed = any(verdict.status != "PASS" for verdict in verdicts.values())
     return GATE_FAILED if failed and experiment.gate.on_fail == "error" else OK
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -51,8 +52,24 @@ class EvalSettings(Settings):
         return counts if isinstance(counts, int) else counts[self.seq_lens.index(seq_len)]
 
 
+class PackLimits(Settings):
+    """What one more pack must hold; null is not checked."""
+
+    max_dppl: Limit | None = None
+    max_dppl_relative: Limit | None = None
+    max_dcc_rate: Limit | None = None
+    max_dmean_prob: Limit | None = None
+    max_js2d: Limit | None = None
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> PackLimits:
+        if all(limit is None for limit in self.model_dump().values()):
+            raise ValueError("a pack of gate.packs needs at least one limit")
+        return self
+
+
 class GateSettings(Settings):
-    """The inequalities that decide near-lossless."""
+    """The inequalities that decide near-lossless, and how sure of them a verdict must be."""
 
     name: str
     pack: str = UNION
@@ -62,7 +79,21 @@ class GateSettings(Settings):
     max_dcc_rate: Limit
     max_dmean_prob: Limit
     max_js2d: Limit
+    packs: dict[str, PackLimits] = {}  # further packs; key `default`: all others
+    confidence: Annotated[float, Field(ge=0.5, lt=1)] | None = 0.95  # null: point estimates alone
+    resamples: Annotated[int, Field(ge=100)] = 1000
+    bootstrap_seed: NonNegative = 0
     on_fail: Literal["report", "error"] = "report"
+
+    def limits(self, evaluated: Iterable[str]) -> dict[str, PackLimits]:
+        """The limits of every pack this gate reads, among those evaluated."""
+        mine = self.model_dump(include=set(PackLimits.model_fields))
+        found = {self.pack: PackLimits(**mine)}
+        found |= {pack: limits for pack, limits in self.packs.items() if pack != "default"}
+        if "default" in self.packs:
+            found = {pack: self.packs["default"] for pack in evaluated} | found
+            found = {self.pack: found.pop(self.pack), **found}
+        return found
 
 
 class CompareSettings(Settings):

@@ -68,6 +68,13 @@ class Experiment(Settings):
                 f"gate.pack = {self.gate.pack!r} is not evaluated; "
                 f"{allowed(self.gate.pack, self.eval_packs)}"
             )
+        for pack in self.gate.packs:
+            if pack not in (*self.eval_packs, "default") or pack == self.gate.pack:
+                others = [p for p in (*self.eval_packs, "default") if p != self.gate.pack]
+                raise ValueError(
+                    f"gate.packs names {pack!r}, beside gate.pack = {self.gate.pack!r} it may name "
+                    f"what is evaluated; {allowed(pack, others)}"
+                )
         missing = [s for s in self.gate.seq_lens if s not in self.eval.seq_lens]
         if missing:
             raise ValueError(

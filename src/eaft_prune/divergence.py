@@ -89,11 +89,13 @@ def js2d_corrected(base: TokenScores, other: TokenScores) -> Corrected:
 
         B / (B - 1) / (4 T) * sum_i phi_i ((sum_b d_ib)^2 - sum_b d_ib^2) / (N_i - 1).
 
-    N_i - 1 because E[n (n - 1) / (n - 1 + c)] is right for Poisson counts where n / (n + c) is not.
-    phi_i is read from neighbourhoods of 8 x 8 bins; it is within 1% of 1 where delta < 0.25. The
-    error is the delete-one-block jackknife, which for products of pairs errs on the large side
-    (Efron and Stein, Annals of Statistics 9, 1981). One block has no pairs: the plain value then.
-    The off-diagonal sum is the U-statistic of Gretton et al., JMLR 13 (2012), section 3.
+    N_i - 1, for with Poisson counts of mean m, E[N (N - 1) / (N - 1)] = m (1 - exp(-m)). The lost
+    exp(-m) is the chance that a token is alone in its bin, in no pair; the sum is divided by 1 - the
+    share of such tokens (Good, Biometrika 40, 1953). phi_i is read from neighbourhoods of 8 x 8 bins
+    (it is within 1.1% of 1 where delta < 0.25). Both are held where the error is taken, by leaving
+    out one block at a time (jackknife), which for products of pairs errs on the large side, by up to
+    sqrt(2) (Efron and Stein, Annals of Statistics 9, 1981). One block has no pairs: the plain value
+    then. The sum over different blocks is the U-statistic of Gretton et al., JMLR 13 (2012).
     """
     ids, block_T = np.unique(base.block_T, return_inverse=True)
     n_blocks, tokens = len(ids), len(base)
@@ -107,7 +109,8 @@ def js2d_corrected(base: TokenScores, other: TokenScores) -> Corrected:
     d, n = np.bincount(inverse, sign), np.bincount(inverse)
     cell, block = occupied % _CELLS, occupied // _CELLS
     d_i, dd_i, n_i = (np.bincount(cell, x, minlength=_CELLS) for x in (d, d * d, n))
-    phi = _phi(mine, theirs)
+    alone = np.count_nonzero(n_i == 1) / (2 * tokens)
+    phi = _phi(mine, theirs) / max(1 - alone, 1 / tokens)
     term = phi * _ratio(d_i * d_i - dd_i, n_i - 1)
     total = float(term.sum())
     value = n_blocks / (n_blocks - 1) * total / (4 * tokens)
@@ -136,3 +139,4 @@ def _phi(mine: Ints, theirs: Ints) -> NDArray[np.float64]:
     x = np.clip(np.abs(a - b) / np.maximum(a + b, 1), 1e-4, 1 - 1e-12)
     phi = ((1 + x) * np.log1p(x) + (1 - x) * np.log1p(-x)) / (x * x)
     return np.asarray(phi[coarse])
+

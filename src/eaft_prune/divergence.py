@@ -139,4 +139,3 @@ def _phi(mine: Ints, theirs: Ints) -> NDArray[np.float64]:
     x = np.clip(np.abs(a - b) / np.maximum(a + b, 1), 1e-4, 1 - 1e-12)
     phi = ((1 + x) * np.log1p(x) + (1 - x) * np.log1p(-x)) / (x * x)
     return np.asarray(phi[coarse])
-

@@ -59,7 +59,9 @@ def gate(
             estimates.append(known and _estimate(known, name, limit, relative, b.ppl))
     if changes is not None and settings.confidence is not None:
         checks = [
-            _decide(check, estimate, settings.confidence, len(checks), base[check.pack, check.seq_len])
+            _decide(
+                check, estimate, settings.confidence, len(checks), base[check.pack, check.seq_len]
+            )
             for check, estimate in zip(checks, estimates, strict=True)
         ]
     outcomes = {check.outcome for check in checks}

@@ -2,8 +2,8 @@
 
     python benchmarks/js2d_bias.py BASE CANDIDATE [--pack UNION] [--seq-len 1024]
 
-BASE and CANDIDATE are directories that task=evaluate saved (`evaluations` in result.json). Blocks are
-drawn without replacement; every line is the mean over draws, the error that of one draw.
+BASE and CANDIDATE are directories that task=evaluate saved (`evaluations` in result.json). Blocks
+are drawn without replacement; every line is the mean over draws, the error that of one draw.
 """
 
 from __future__ import annotations

@@ -150,7 +150,8 @@ def test_settled_at_is_where_the_verdict_ends(value: float, end: str) -> None:
     assert first.status == "INCONCLUSIVE"
     assert first.settled_by is not None
     needed = first.settled_by.settled_at
-    assert needed is not None and needed > BLOCKS
+    assert needed is not None
+    assert needed > BLOCKS
     assert at(needed + 1).status == end
     assert at(needed * 0.97).status == "INCONCLUSIVE"
 

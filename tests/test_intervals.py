@@ -1,4 +1,4 @@
-"""Standard errors against a loop that repeats blocks, and bounds that hold the truth as often as said."""
+"""Errors against a loop that repeats blocks; bounds hold the truth as often as they say."""
 
 from __future__ import annotations
 

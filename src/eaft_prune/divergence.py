@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,13 +90,13 @@ def js2d_corrected(base: TokenScores, other: TokenScores) -> Corrected:
 
         B / (B - 1) / (4 T) * sum_i phi_i ((sum_b d_ib)^2 - sum_b d_ib^2) / (N_i - 1).
 
-    N_i - 1, for with Poisson counts of mean m, E[N (N - 1) / (N - 1)] = m (1 - exp(-m)). The lost
-    exp(-m) is the chance that a token is alone in its bin, in no pair; the sum is divided by 1 - the
-    share of such tokens (Good, Biometrika 40, 1953). phi_i is read from neighbourhoods of 8 x 8 bins
-    (it is within 1.1% of 1 where delta < 0.25). Both are held where the error is taken, by leaving
-    out one block at a time (jackknife), which for products of pairs errs on the large side, by up to
-    sqrt(2) (Efron and Stein, Annals of Statistics 9, 1981). One block has no pairs: the plain value
-    then. The sum over different blocks is the U-statistic of Gretton et al., JMLR 13 (2012).
+    N_i - 1, since with Poisson counts of mean m, E[N (N - 1) / (N - 1)] = m (1 - exp(-m)). The lost
+    exp(-m) is the chance that a token is alone in its bin, in no pair: the sum is divided by one
+    minus their share (Good, Biometrika 40, 1953). phi_i is read from neighbourhoods of 8 x 8 bins;
+    it is within 1.1% of 1 where delta < 0.25. The error holds both and leaves out one block at a
+    time (jackknife), which for products of pairs errs on the large side, by up to sqrt(2) (Efron
+    and Stein, Annals of Statistics 9, 1981). One block has no pairs: the plain value then. The sum
+    over different blocks is the U-statistic of Gretton et al., JMLR 13 (2012).
     """
     ids, block_T = np.unique(base.block_T, return_inverse=True)
     n_blocks, tokens = len(ids), len(base)
@@ -110,8 +111,8 @@ def js2d_corrected(base: TokenScores, other: TokenScores) -> Corrected:
     cell, block = occupied % _CELLS, occupied // _CELLS
     d_i, dd_i, n_i = (np.bincount(cell, x, minlength=_CELLS) for x in (d, d * d, n))
     alone = np.count_nonzero(n_i == 1) / (2 * tokens)
-    phi = _phi(mine, theirs) / max(1 - alone, 1 / tokens)
-    term = phi * _ratio(d_i * d_i - dd_i, n_i - 1)
+    phi: NDArray[np.float64] = _phi(mine, theirs) / max(1 - alone, 1 / tokens)
+    term: Floats = phi * _ratio(d_i * d_i - dd_i, n_i - 1)
     total = float(term.sum())
     value = n_blocks / (n_blocks - 1) * total / (4 * tokens)
     if n_blocks < 3:
@@ -125,7 +126,7 @@ def js2d_corrected(base: TokenScores, other: TokenScores) -> Corrected:
     return Corrected(value, math.sqrt((n_blocks - 1) / n_blocks * spread))
 
 
-def _ratio(top: Floats, bottom: Floats) -> NDArray[np.float64]:
+def _ratio(top: NDArray[Any], bottom: NDArray[Any]) -> NDArray[np.float64]:
     """top / bottom, 0 where bottom is not positive: a single token is in no pair."""
     return np.where(bottom > 0, top / np.maximum(bottom, 1.0), 0.0)
 

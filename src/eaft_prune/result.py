@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from eaft_prune.types import Checkpoint, GateVerdict, Outcome, Reports, StageRecord
+from eaft_prune.types import Checkpoint, EvalKey, GateCheck, GateVerdict, Outcome, StageRecord
 
 FILE = "result.json"
 
@@ -40,7 +40,8 @@ def result(
         },
         "base": _checkpoint(outcome.base),
         "checkpoint": _checkpoint(outcome.checkpoint),
-        "reports": {} if comparison is None else _reports(comparison.reports),
+        "reports": {} if comparison is None else _by_pack(comparison.reports),
+        "changes": {} if comparison is None else _by_pack(comparison.changes),
         "evaluations": {label: str(path) for label, path in outcome.evaluations.items()},
         "facts": dict(outcome.facts),
         "digests": {record.stage: record.output_digest for record in records},
@@ -78,9 +79,20 @@ def _gate(verdict: GateVerdict) -> dict[str, Any]:
     return {
         "name": verdict.gate,
         "status": verdict.status,
+        "confidence": verdict.confidence,
+        "plain_status": verdict.plain,
         "failed_checks": list(verdict.failed_checks),
-        "checks": [asdict(check) for check in verdict.checks],
+        "undecided_checks": list(verdict.undecided_checks),
+        "plain_failed_checks": list(verdict.plain_failed_checks),
+        "settled_by": None if verdict.settled_by is None else verdict.settled_by.label,
+        "checks": [_check(check) for check in verdict.checks],
     }
+
+
+def _check(check: GateCheck) -> dict[str, Any]:
+    values = asdict(check)
+    del values["decided"]
+    return {**values, "outcome": check.outcome}
 
 
 def _checkpoint(checkpoint: Checkpoint | None) -> dict[str, str] | None:
@@ -89,9 +101,10 @@ def _checkpoint(checkpoint: Checkpoint | None) -> dict[str, str] | None:
     return {"path": str(checkpoint.path), "digest": checkpoint.digest}
 
 
-def _reports(reports: Reports) -> dict[str, Any]:
+def _by_pack(found: Mapping[str, Mapping[EvalKey, Any]]) -> dict[str, Any]:
+    """model -> pack -> seq_len -> fields."""
     out: dict[str, Any] = {}
-    for model, by_key in reports.items():
+    for model, by_key in found.items():
         for (pack, seq_len), report in by_key.items():
             out.setdefault(model, {}).setdefault(pack, {})[str(seq_len)] = asdict(report)
     return out

@@ -123,7 +123,8 @@ def _present(
         print("\n" + report.comparison_table(comparison))
     elif comparison is not None:
         for label, verdict in comparison.verdicts.items():
-            print(" ".join([verdict.status, label, *verdict.failed_checks]))
+            open_checks = (*verdict.failed_checks, *verdict.undecided_checks)
+            print(" ".join([verdict.status, label, *open_checks]))
     for name, value in outcome.facts.items():
         print(f"{name:<24} {value}")
     for name, path in where.items():

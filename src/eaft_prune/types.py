@@ -184,6 +184,11 @@ class Estimate:
     low: float  # the truth is above with the gate's confidence
     high: float  # the truth is below with the gate's confidence
 
+    @property
+    def reach(self) -> float:
+        """From the value to its upper bound; the lower one is as far, JS2D's not below 0."""
+        return self.high - self.value
+
 
 @dataclass(frozen=True)
 class Changes:
@@ -235,6 +240,7 @@ class GateVerdict:
     gate: str
     status: Status
     checks: tuple[GateCheck, ...]
+    confidence: float | None = None  # of status; None: it is the plain one
 
     @property
     def plain(self) -> PlainStatus:

@@ -79,7 +79,9 @@ class GateSettings(Settings):
     max_dcc_rate: Limit
     max_dmean_prob: Limit
     max_js2d: Limit
-    packs: dict[str, PackLimits] = {}  # further packs; key `default`: all others
+    packs: dict[str, PackLimits] = Field(
+        default_factory=dict
+    )  # further packs; key `default`: all others
     confidence: Annotated[float, Field(ge=0.5, lt=1)] | None = 0.95  # null: point estimates alone
     resamples: Annotated[int, Field(ge=100)] = 1000
     bootstrap_seed: NonNegative = 0

@@ -42,7 +42,7 @@ def gate(
       Here one of many is enough, so the error is shared out among them (Bonferroni).
     - INCONCLUSIVE otherwise; with fewer than 4 blocks nothing is sure but what is exactly equal.
 
-    A relative limit moves with the base's perplexity, so its check is decided on PPL / PPL_base - 1.
+    A relative limit moves with the base's perplexity: its check is decided on PPL / PPL_base - 1.
     JS2D's interval is of the bias-corrected estimate. Without `changes`, or with gate.confidence =
     null, the status is the plain one. Raises UserError where a report is missing and ValueError
     where one is empty, holds NaN or covers other tokens than its partner.
@@ -56,17 +56,19 @@ def gate(
             checks.append(GateCheck(name, *key, value, limit, abs(value) <= limit))
             known = (changes or {}).get(key)
             relative = limits[key[0]].max_dppl_relative
-            estimates.append(known and _estimate(known, name, limit, relative, b.ppl))
-    if changes is not None and settings.confidence is not None:
-        checks = [
-            _decide(
-                check, estimate, settings.confidence, len(checks), base[check.pack, check.seq_len]
+            estimates.append(
+                None if known is None else _estimate(known, name, limit, relative, b.ppl)
             )
+    confidence = None if changes is None else settings.confidence
+    if confidence is not None:
+        checks = [
+            _decide(check, estimate, confidence, len(checks), base[check.pack, check.seq_len])
             for check, estimate in zip(checks, estimates, strict=True)
         ]
     outcomes = {check.outcome for check in checks}
     status: Status = "PASS" if outcomes == {"PASS"} else "INCONCLUSIVE"
-    return GateVerdict(settings.name, "FAIL" if "FAIL" in outcomes else status, tuple(checks))
+    status = "FAIL" if "FAIL" in outcomes else status
+    return GateVerdict(settings.name, status, tuple(checks), confidence)
 
 
 def _inequalities(

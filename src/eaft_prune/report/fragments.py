@@ -92,21 +92,22 @@ def verdict_block(summary: CandidateSummary, base: str) -> str:
     """The verdict, what decides it, the plain one beside it, and a bar for each check."""
     verdict = summary.verdict
     sides = {outcome: [c for c in verdict.checks if c.outcome == outcome] for outcome in _SENTENCES}
-    sentence = f"All {len(verdict.checks)} checks of {text(verdict.gate)} hold."
+    sentence = f"All {len(verdict.checks)} checks of {text(verdict.gate)} hold"
     for outcome, verb in _SENTENCES.items():
         if named := sides[outcome]:
             share = f"{len(named)} of {len(verdict.checks)}"
-            sentence = f"{share} checks of {text(verdict.gate)} {verb}: {_names(named)}."
+            sentence = f"{share} checks of {text(verdict.gate)} {verb}: {_names(named)}"
             break
     if verdict.status == "INCONCLUSIVE":
         settled = settling(verdict)
-        sentence += f" {text(settled[0].upper() + settled[1:])}."
-    sentence += text(plain_clause(verdict))
-    worst = worst_pack_sentence(summary)
+        sentence += f". {text(settled[0].upper() + settled[1:])}"
+    sentence += f"{text(plain_clause(verdict))}."
+    worst = _numeral(worst_pack_sentence(summary))
+    worst = f"<p>{text(worst[0].upper() + worst[1:])}.</p>" if worst else ""
     return (
         f'<div class="verdict"><p class="word">{_status(verdict.status)}</p>'
         f'<div><p class="pair">{text(summary.label)} <span>against</span> {text(base)}</p>'
-        f"<p>{sentence}</p><p>{text(_numeral(worst[:1].upper() + worst[1:]))}</p></div></div>"
+        f"<p>{sentence}</p>{worst}</div></div>"
         f"{_checks_table(verdict)}"
     )
 

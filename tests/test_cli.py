@@ -74,8 +74,10 @@ def test_result_json_has_what_the_contract_names(world: World, pipeline: Done) -
 
 def test_the_run_prints_table_verdict_and_where_things_are(pipeline: Done) -> None:
     result = pipeline.result
-    verdict = next(line for line in pipeline.out.splitlines() if line.startswith("FAIL"))
-    for label in result["gate"]["failed_checks"]:
+    gate = result["gate"]
+    verdict = next(line for line in pipeline.out.splitlines() if line.startswith(gate["status"]))
+    assert gate["plain_failed_checks"]
+    for label in gate["failed_checks"] or gate["undecided_checks"]:
         assert label in verdict
     report = next(line for line in pipeline.out.splitlines() if line.startswith("report"))
     page = Path(report.split()[1])
@@ -92,8 +94,18 @@ def test_mlflow_keeps_what_result_json_says(world: World, pipeline: Done) -> Non
     run = mlflow_run(world, result["mlflow_run_id"])
     assert run.info.status == "FINISHED"
     tags = run.data.tags
-    assert tags["gate.status"] == result["gate"]["status"] == "FAIL"
-    assert tags["gate.failed_checks"].split(",") == result["gate"]["failed_checks"]
+    gate = result["gate"]
+    assert tags["gate.status"] == gate["status"] != "PASS"
+    assert tags["gate.plain_status"] == gate["plain_status"] == "FAIL"
+    for name in ("failed_checks", "undecided_checks", "plain_failed_checks"):
+        assert tags[f"gate.{name}"] == ",".join(gate[name])
+    for check in gate["checks"]:
+        change = result["changes"]["pruned"]["UNION"][str(check["seq_len"])]
+        assert change["blocks"] == 6
+        for name in ("estimate", "low", "high", "limit"):
+            logged = f"gate/{check['name']}/UNION/{check['seq_len']}/{name}"
+            assert run.data.metrics[logged] == check[name]
+        assert check["low"] <= check["high"]
     assert tags["plan.digest"] == result["plan"]["digest"]
     for stage in result["stages"]:
         assert tags[f"stage.{stage['stage']}"] == stage["key"]
@@ -116,12 +128,17 @@ def test_mlflow_keeps_what_result_json_says(world: World, pipeline: Done) -> Non
     assert {"result.json", "report.html", "report.md", "config.yaml"} <= artifacts
 
 
-def test_gate_on_fail_error_is_exit_code_3(world: World, pipeline: Done) -> None:
-    done = world.run("gate.on_fail=error")
+@pytest.mark.parametrize(
+    ("confidence", "status"), [("null", "FAIL"), ("0.9999999", "INCONCLUSIVE")]
+)
+def test_gate_on_fail_error_is_exit_code_3_unless_it_passes(
+    world: World, pipeline: Done, confidence: str, status: str
+) -> None:
+    done = world.run("gate.on_fail=error", f"gate.confidence={confidence}")
     assert done.code == 3
     result = done.result
     assert (result["status"], result["exit_code"]) == ("FINISHED", 3)
-    assert result["gate"]["status"] == "FAIL"
+    assert (result["gate"]["status"], result["gate"]["plain_status"]) == (status, "FAIL")
     assert mlflow_run(world, result["mlflow_run_id"]).info.status == "FINISHED"
 
 

@@ -101,7 +101,8 @@ def test_mlflow_keeps_what_result_json_says(world: World, pipeline: Done) -> Non
         assert tags[f"gate.{name}"] == ",".join(gate[name])
     for check in gate["checks"]:
         change = result["changes"]["pruned"]["UNION"][str(check["seq_len"])]
-        assert change["blocks"] == 6
+        report = result["reports"]["pruned"]["UNION"][str(check["seq_len"])]
+        assert change["blocks"] == report["blocks"]
         for name in ("estimate", "low", "high", "limit"):
             logged = f"gate/{check['name']}/UNION/{check['seq_len']}/{name}"
             assert run.data.metrics[logged] == check[name]

@@ -23,6 +23,7 @@ class EvalSettings(Settings):
     packs: Annotated[tuple[str, ...], Field(min_length=1)] | None = None  # null: all and UNION
     seed: NonNegative | None
     candidates: Annotated[tuple[Candidate, ...], Field(min_length=1)] = ("pruned",)
+    stop: Literal["decided"] | None = None  # evaluate what the gate reads only until it is sure
     cc_quantile: Fraction = 0.15
     entropy_top_k: Annotated[int, Field(ge=2)] = 20
 
@@ -41,6 +42,11 @@ class EvalSettings(Settings):
             if values is not None and len(set(values)) != len(values):
                 raise ValueError(f"{field} lists a value twice: {list(values)}")
         return self
+
+    @property
+    def looks(self) -> tuple[float, ...]:
+        """Shares of the blocks at which the gate is asked; all of them, unless `stop` is set."""
+        return (1.0,) if self.stop is None else (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
 
     def blocks_of(self, pack: str, seq_len: int) -> int:
         """Number of blocks to evaluate of one pack at one sequence length."""
@@ -86,6 +92,12 @@ class GateSettings(Settings):
     resamples: Annotated[int, Field(ge=100)] = 1000
     bootstrap_seed: NonNegative = 0
     on_fail: Literal["report", "error"] = "report"
+
+    def over(self, looks: int) -> GateSettings:
+        """The same with the chance of error shared out over several looks (Bonferroni)."""
+        if looks == 1 or self.confidence is None:
+            return self
+        return self.model_copy(update={"confidence": 1 - (1 - self.confidence) / looks})
 
     def limits(self, evaluated: Iterable[str]) -> dict[str, PackLimits]:
         """The limits of every pack this gate reads, among those evaluated."""

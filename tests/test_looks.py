@@ -43,10 +43,10 @@ def test_it_stops_at_the_first_look_that_is_sure(stopped: Done) -> None:
     assert gate_["status"] == "PASS"
     assert gate_["confidence"] == pytest.approx(0.99)  # five looks share the 5%
     reports = stopped.result["reports"]["masked"]
-    assert 4 <= reports["UNION"]["32"]["blocks"] <= 8
-    assert reports["alpha"]["32"]["blocks"] > 8  # not read by the gate: whole
+    assert 4 <= reports["UNION"]["32"]["blocks"] <= 30
+    assert reports["alpha"]["32"]["blocks"] > 30  # not read by the gate: whole
     looked = {name for name in chunks(stopped) if "/UNION/" in name}
-    assert {"evaluate/base/UNION/32/0-4", "evaluate/masked/UNION/32/0-4"} <= looked
+    assert {"evaluate/base/UNION/32/0-30", "evaluate/masked/UNION/32/0-30"} <= looked
     assert not any(name.endswith("-64") for name in looked)
 
 

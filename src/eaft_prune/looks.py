@@ -19,6 +19,8 @@ from eaft_prune.types import EvalKey, Evaluation, KeepPlan, TokenScores
 
 log = logging.getLogger(__name__)
 
+_FIRST_LOOK = 30  # blocks: errors taken over fewer are too rough to stop on
+
 
 @dataclass(frozen=True)
 class Side:
@@ -34,9 +36,9 @@ def measure_all(bench: Bench, base: Model, sides: Sequence[Side]) -> list[Evalua
     """Every side on every asked pack and length; the first is the base.
 
     With eval.stop=decided what the gate reads is evaluated look by look, each about twice as many
-    blocks as the one before, for all sides, until every candidate is PASS or FAIL. The chance of a
-    wrong verdict is spent evenly over the looks (Bonferroni): each is judged with confidence
-    1 - alpha / looks, and so is the last. Packs that the gate does not read come whole, at the end.
+    blocks as the one before and at least 30, for all sides, until every candidate is PASS or FAIL.
+    The chance of a wrong verdict is spent evenly over the looks (Bonferroni): each is judged with
+    confidence 1 - alpha / looks, and so is the last. Packs that the gate does not read come whole.
     """
     looks = bench.experiment.eval.looks
     if len(looks) == 1:
@@ -88,7 +90,8 @@ def _up_to(
     scores: dict[EvalKey, TokenScores] = {}
     digests: dict[EvalKey, str] = {}
     for request in read:
-        ends = sorted({math.ceil(share * request.num_blocks) for share in shares})
+        first_look = min(_FIRST_LOOK, request.num_blocks)
+        ends = sorted({max(math.ceil(s * request.num_blocks), first_look) for s in shares})
         parts = [
             _chunk(bench, base, side, request, first, end)
             for first, end in zip([0, *ends], ends, strict=False)

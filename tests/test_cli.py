@@ -154,6 +154,35 @@ def test_gate_on_fail_error_of_a_gate_that_passes_is_0(world: World) -> None:
     assert run.data.tags["gate.failed_checks"] == ""
 
 
+def test_the_gate_of_further_packs_reads_them(world: World) -> None:
+    done = world.run(
+        "gate=near_lossless_v1_packs", "gate.seq_lens=[64]", "eval.packs=[UNION,alpha,beta]",
+        "gate.packs.alpha={max_js2d: 0.7}",
+    )  # fmt: skip
+    assert done.code == 0
+    assert [(c["pack"], c["name"]) for c in done.result["gate"]["checks"]] == [
+        *(("UNION", name) for name in ("dppl", "dcc_rate", "dmean_prob", "js2d")),
+        ("alpha", "js2d"),
+        *(("beta", name) for name in ("dppl", "dmean_prob")),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("gate.packs={gamma: {max_dppl: 1}}", "'gamma'"),
+        ("gate.packs={UNION: {max_dppl: 1}}", "'UNION'"),
+        ("gate.packs={alpha: {max_pl: 1}}", "max_pl"),
+        ("gate.packs={alpha: {}}", "at least one limit"),
+        ("gate.confidence=0.3", "gate.confidence"),
+    ],
+)
+def test_gates_that_mean_nothing_are_refused(world: World, override: str, said: str) -> None:
+    line = world.run("eval.packs=[UNION,alpha]", override).refused()
+    assert "gate." in line
+    assert said in line
+
+
 def test_a_crash_is_failed_code_1_and_said_everywhere(world: World, tmp_path: Path) -> None:
     """The store's directory is a file: an OSError that nobody expects."""
     (tmp_path / "file").write_text("")

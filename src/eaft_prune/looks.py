@@ -46,11 +46,12 @@ def measure_all(bench: Bench, base: Model, sides: Sequence[Side]) -> list[Evalua
     read = [request for request in requests(bench) if _is_read(bench, request)]
     settings = bench.experiment.gate.over(len(looks))
     found: list[Evaluation] = []
-    for number, share in enumerate(looks, start=1):
+    for number in range(1, len(looks) + 1):
         found = [_up_to(bench, base, side, read, looks[:number]) for side in sides]
         verdicts = compare(bench.experiment.eval, settings, found[0], found[1:]).verdicts
         told = ", ".join(f"{label} {verdict.status}" for label, verdict in verdicts.items())
-        log.info("look %d of %d, %.0f%% of the blocks: %s", number, len(looks), 100 * share, told)
+        tokens = sum(map(len, found[0].scores.values()))
+        log.info("look %d of %d, %s scored tokens: %s", number, len(looks), f"{tokens:,}", told)
         if all(verdict.status != "INCONCLUSIVE" for verdict in verdicts.values()):
             break
     others = [request for request in requests(bench) if request not in read]

@@ -19,7 +19,7 @@ import torch
 
 from eaft_prune.checkpoint import open_model
 from eaft_prune.config import ModelSettings, RuntimeSettings
-from eaft_prune.engines.transformers import load_engine
+from eaft_prune.engines.loading import load_engine
 from eaft_prune.families import family_of
 from eaft_prune.sources import model_path
 from eaft_prune.types import Blocks

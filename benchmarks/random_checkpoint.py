@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import struct
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +24,8 @@ from eaft_prune.families.gpt_oss import FAMILY
 SHAPES = {"20b": (24, 32), "120b": (36, 128)}
 SHARD_BYTES = 4_800_000_000
 CHUNK = 64 << 20
+
+Entry = tuple[str, str, tuple[int, ...], int]  # name, dtype, shape, bytes
 
 
 def config_json(layers: int, experts: int) -> dict[str, object]:
@@ -82,6 +86,23 @@ def random_bytes(rng: np.random.Generator, name: str, count: int) -> bytes:
     return (floats.view(np.uint32) >> np.uint32(16)).astype("<u2").tobytes()
 
 
+def write_shard(path: Path, shard: list[Entry], seed: int) -> None:
+    """One safetensors file of random contents."""
+    rng = np.random.default_rng(seed)
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, dtype, shape, size in shard:
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [offset, offset + size]}
+        offset += size
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as out:
+        out.write(struct.pack("<Q", len(text)) + text)
+        for name, _, _, size in shard:
+            for first in range(0, size, CHUNK):
+                out.write(random_bytes(rng, name, min(CHUNK, size - first)))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
@@ -99,31 +120,20 @@ def main() -> None:
     for name, spec in FAMILY.tensor_table(config).items():
         width = 1 if spec.dtype == "U8" else 2
         entries.append((name, spec.dtype or "BF16", spec.shape, width * int(np.prod(spec.shape))))
-    shards: list[list[tuple[str, str, tuple[int, ...], int]]] = [[]]
+    shards: list[list[Entry]] = [[]]
     for entry in entries:
         if shards[-1] and sum(e[3] for e in shards[-1]) + entry[3] > SHARD_BYTES:
             shards.append([])
         shards[-1].append(entry)
-    rng, started, weight_map = np.random.default_rng(0), time.perf_counter(), {}
+    started = time.perf_counter()
+    weight_map = {}
+    jobs = []
     for number, shard in enumerate(shards, start=1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-        offset = 0
-        for name, dtype, shape, size in shard:
-            header[name] = {
-                "dtype": dtype,
-                "shape": shape,
-                "data_offsets": [offset, offset + size],
-            }
-            offset += size
-            weight_map[name] = file
-        text = json.dumps(header).encode()
-        text += b" " * (-len(text) % 8)
-        with (options.out / file).open("wb") as out:
-            out.write(struct.pack("<Q", len(text)) + text)
-            for name, _, _, size in shard:
-                for first in range(0, size, CHUNK):
-                    out.write(random_bytes(rng, name, min(CHUNK, size - first)))
+        weight_map.update({name: file for name, *_ in shard})
+        jobs.append((options.out / file, shard, number))
+    with ProcessPoolExecutor(min(len(jobs), os.cpu_count() or 1)) as pool:
+        list(pool.map(write_shard, *zip(*jobs, strict=True)))
     total = sum(e[3] for e in entries)
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (options.out / "model.safetensors.index.json").write_text(json.dumps(index))

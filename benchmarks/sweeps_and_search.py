@@ -5,8 +5,9 @@
 
 Prints: the 25-point weight grid as one multirun, against separate `python -m eaft_prune` runs, each
 with its own store (only --cold of them are run, their mean times 25 is what all would take); then a
-search, the seconds of its trials whose plan was known, and a search that is killed in the middle.
---full keeps the demo's own sizes instead of the small ones.
+search, the seconds of its trials whose plan was known, of their scoring alone (on a trace of the
+demo's own size), and a search that is killed in the middle. --full keeps the demo's own sizes
+instead of the small ones.
 """
 
 from __future__ import annotations
@@ -118,9 +119,9 @@ def search(home: Path, settings: list[str], n_trials: int) -> None:
         )
 
 
-def scoring(home: Path, settings: list[str]) -> None:
-    """What a trial whose plan is known computes: scores over the whole trace, and the plan."""
-    asked = [*settings, f"runtime.store_dir={home}/search/store", "runtime.progress=false"]
+def scoring(home: Path) -> None:
+    """What a trial whose plan is known computes: scores over the demo's whole trace, and a plan."""
+    asked = [f"runtime.store_dir={home}/scoring", "runtime.progress=false"]
     (experiment,) = check(asked).experiments
     store = Store(Path(experiment.runtime.store_dir))
     bench = Bench(experiment, store, Silent(), Bars(False), Resident())
@@ -195,7 +196,7 @@ def main() -> None:
         if "search" in options.parts:
             search(home, [*settings, *sized], options.trials)
         if "scoring" in options.parts:
-            scoring(home, settings)
+            scoring(home)
         if "kill" in options.parts:
             kill(home, [*settings, *sized], options.killed_trials)
 

@@ -34,7 +34,7 @@ def load() -> Callable[..., TransformersEngine]:
     def loaded(path: Path, **runtime: Any) -> TransformersEngine:
         from eaft_prune.checkpoint import open_model
         from eaft_prune.config import RuntimeSettings
-        from eaft_prune.engines.transformers import load_engine
+        from eaft_prune.engines.loading import load_engine
         from eaft_prune.families import family_of
 
         files = open_model(path)

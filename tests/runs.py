@@ -51,7 +51,10 @@ class Done:
     @property
     def results(self) -> list[dict[str, Any]]:
         """Every result.json it left, in job order."""
-        found = [json.loads(p.read_text()) for p in self.cwd.rglob("result.json")]
+        paths = [p.relative_to(self.cwd) for p in self.cwd.rglob("result.json")]
+        # without a sqlite file MLflow keeps its copies in the working directory
+        own = [path for path in paths if "artifacts" not in path.parts]
+        found = [json.loads((self.cwd / path).read_text()) for path in own]
         return sorted(found, key=lambda value: value["job"] or 0)
 
     @property

@@ -426,7 +426,7 @@ def test_weights_that_give_nan_are_one_error(tmp_path: Path, load: Load, make_bl
 
 
 def test_a_device_the_machine_lacks_is_named() -> None:
-    from eaft_prune.engines.transformers import resolve_device
+    from eaft_prune.engines.loading import resolve_device
 
     runtime = {"batch_tokens": 1, "store_dir": "s", "checkpoint_dir": "c"}
     with pytest.raises(UserError, match="toaster"):
@@ -437,7 +437,7 @@ def test_a_device_the_machine_lacks_is_named() -> None:
 
 
 def test_an_entropy_over_more_than_the_vocabulary_is_refused(checkpoint: Path) -> None:
-    from eaft_prune.engines.transformers import load_engine
+    from eaft_prune.engines.loading import load_engine
 
     files = open_model(checkpoint)
     runtime = RuntimeSettings(device="cpu", batch_tokens=1, store_dir="s", checkpoint_dir="c")

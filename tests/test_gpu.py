@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,9 @@ import torch
 
 from eaft_prune.checkpoint import open_model
 from eaft_prune.config import RuntimeSettings
-from eaft_prune.engines.transformers import TransformersEngine, load_engine
+from eaft_prune.engines.loading import load_engine
+from eaft_prune.engines.packed_model import build, reader
+from eaft_prune.engines.transformers import TransformersEngine
 from eaft_prune.families import family_of
 from eaft_prune.types import Blocks, KeepPlan
 
@@ -38,11 +41,14 @@ def blocks(seq_len: int = 96, count: int = 8) -> Blocks:
     return Blocks("x", seq_len, ids, scored, rows, np.zeros(1, np.int32), ("x",), "")
 
 
+RUNTIME = RuntimeSettings(
+    device="cuda", dtype="bfloat16", batch_tokens=256, store_dir="", checkpoint_dir=""
+)
+
+
 def engine(path: Path, dtype: str) -> TransformersEngine:
     files = open_model(path)
-    runtime = RuntimeSettings(
-        device="cuda", dtype=dtype, batch_tokens=256, store_dir="", checkpoint_dir=""
-    )
+    runtime = RUNTIME.model_copy(update={"dtype": dtype})
     return load_engine(files, family_of(files.config), runtime, entropy_top_k=20)
 
 
@@ -91,6 +97,37 @@ def test_trace_gives_the_scores_of_score(checkpoint: Path) -> None:
     np.testing.assert_array_equal(trace.scores.logp_T, model.score(cut, lambda done: None).logp_T)
     assert np.allclose(trace.gates_TLK.sum(-1), 1, atol=2e-2)
     assert (trace.norms_TLK > 0).all()
+
+
+def test_packed_streamed_and_dequantised_experts_give_the_same_bits(checkpoint: Path) -> None:
+    files = open_model(checkpoint)
+    family = family_of(files.config)
+    packed = engine(checkpoint, "bfloat16")
+    dense = load_engine(files, family, RUNTIME, entropy_top_k=20, mode="dense")
+    device = packed.device
+    streamed = [
+        replace(packed, model=build(files, [device], torch.bfloat16, layers, reader(files)))
+        for layers in (1, 2)
+    ]
+    cut = blocks()
+    exact = packed.trace(cut, lambda done: None)
+    for other in (dense, *streamed, streamed[1]):
+        trace = other.trace(cut, lambda done: None)
+        np.testing.assert_array_equal(trace.scores.logp_T, exact.scores.logp_T)
+        np.testing.assert_array_equal(trace.experts_TLK, exact.experts_TLK)
+        np.testing.assert_array_equal(trace.norms_TLK, exact.norms_TLK)
+
+
+def test_layers_on_two_gpus_give_the_same_bits(checkpoint: Path) -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two CUDA devices")
+    files = open_model(checkpoint)
+    one = engine(checkpoint, "bfloat16")
+    gpus = [torch.device("cuda", index) for index in range(2)]
+    two = replace(one, model=build(files, gpus, torch.bfloat16, 0, reader(files)))
+    exact, trace = (e.trace(blocks(), lambda done: None) for e in (one, two))
+    np.testing.assert_array_equal(trace.scores.logp_T, exact.scores.logp_T)
+    np.testing.assert_array_equal(trace.norms_TLK, exact.norms_TLK)
 
 
 def test_masked_experts_are_never_chosen(checkpoint: Path) -> None:

@@ -18,7 +18,7 @@ from eaft_prune.harmony import REQUIRED, assistant_mask, harmony_tokens
 from eaft_prune.types import UserError
 
 if TYPE_CHECKING:
-    from eaft_prune.engines.transformers import TransformersTokenizer
+    from eaft_prune.engines.tokenizer import TransformersTokenizer
 
 # an assistant message from its role to the first closing delimiter or the end of the row
 ASSISTANT = re.compile(
@@ -30,7 +30,7 @@ ASSISTANT = re.compile(
 
 @pytest.fixture(scope="module")
 def tokenizer(checkpoint: Path) -> TransformersTokenizer:
-    from eaft_prune.engines.transformers import load_tokenizer
+    from eaft_prune.engines.tokenizer import load_tokenizer
 
     return load_tokenizer(checkpoint)
 
@@ -189,7 +189,7 @@ def test_delimiters_are_never_scored(tokenizer: TransformersTokenizer) -> None:
 
 @pytest.mark.parametrize("gone", REQUIRED)
 def test_a_tokenizer_without_a_delimiter_is_named(tmp_path: Path, gone: str) -> None:
-    from eaft_prune.engines.transformers import load_tokenizer
+    from eaft_prune.engines.tokenizer import load_tokenizer
 
     tiny.write_tokenizer(tmp_path, [token for token in tiny.SPECIALS if token != gone])
     with pytest.raises(UserError, match=re.escape(gone)) as caught:
@@ -198,7 +198,7 @@ def test_a_tokenizer_without_a_delimiter_is_named(tmp_path: Path, gone: str) -> 
 
 
 def test_no_tokenizer_at_all_is_one_error(tmp_path: Path) -> None:
-    from eaft_prune.engines.transformers import load_tokenizer
+    from eaft_prune.engines.tokenizer import load_tokenizer
 
     with pytest.raises(UserError, match="tokenizer"):
         load_tokenizer(tmp_path)

@@ -22,7 +22,7 @@ from eaft_prune.stages.pack import BlockRequest, in_profile_part, pack
 from eaft_prune.types import UNION, Blocks, UserError
 
 if TYPE_CHECKING:
-    from eaft_prune.engines.transformers import TransformersTokenizer
+    from eaft_prune.engines.tokenizer import TransformersTokenizer
 
 Rows = dict[str, list[str]]
 EOS = tiny.SPECIALS.index("<|return|>")
@@ -30,7 +30,7 @@ EOS = tiny.SPECIALS.index("<|return|>")
 
 @pytest.fixture(scope="module")
 def tokenizer(checkpoint: Path) -> TransformersTokenizer:
-    from eaft_prune.engines.transformers import load_tokenizer
+    from eaft_prune.engines.tokenizer import load_tokenizer
 
     return load_tokenizer(checkpoint)
 

@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,20 +28,23 @@ def binaries() -> Path | None:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def server() -> Iterator[str]:
     """URL prefix of a fresh server on loopback; databases `mlflow` and `optuna` are there."""
     pytest.importorskip("psycopg")
     programs = binaries()
     if programs is None:
         pytest.skip("PostgreSQL is not installed (Debian: apt-get install postgresql)")
-    home = tmp_path_factory.mktemp("postgres")
+    # not pytest's: its directories are closed to the server's user
+    with tempfile.TemporaryDirectory(prefix="postgres-") as home:
+        yield from _served(programs, Path(home))
+
+
+def _served(programs: Path, home: Path) -> Iterator[str]:
     user: list[str] = []
     if os.getuid() == 0:  # the server refuses root
         if shutil.which("runuser") is None or subprocess.run(["id", "postgres"]).returncode:
             pytest.skip("running as root, and there is no runuser or no user postgres")
         user = ["runuser", "-u", "postgres", "--"]
-        for path in (home, *home.parents[:2]):
-            path.chmod(0o755)
         shutil.chown(home, "postgres")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

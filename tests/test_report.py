@@ -430,7 +430,7 @@ def test_tie_zone_ranks_and_kept_set() -> None:
     score = np.array([[10.0, 5.1, 5.0, 0.0], [4.0, 4.0, 4.0, 4.0]])
     count = np.array([[4, 2, 1, 1], [0, 0, 0, 0]])
     scores = ExpertScores(score, score, count, {"good": 1})
-    experts = expert_map(Selection("c", scores, KeepPlan(((0, 1), (0, 1, 2, 3)), 4)))
+    experts = expert_map(Selection("c", scores, KeepPlan(((0, 1), (0, 1, 2, 3)), 4), {}))
     assert experts.tied_LE.tolist() == [[False, True, True, False], [False] * 4]
     assert experts.rank_LE.tolist() == [[0, 1, 2, 3], [0, 1, 2, 3]]
     assert experts.kept_LE.tolist() == [[True, True, False, False], [True] * 4]

@@ -7,11 +7,13 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from eaft_prune import sources
 from eaft_prune.checkpoint import ModelFiles, file_hashes, model_digest, open_model
-from eaft_prune.config import Experiment
+from eaft_prune.config import Experiment, RuntimeSettings
+from eaft_prune.config.runtime import ExpertsMode
+from eaft_prune.engines.base import Engine
 from eaft_prune.families import family_of
 from eaft_prune.families.base import Family, check_tensors
 from eaft_prune.fingerprint import digest, file_digest
@@ -22,7 +24,8 @@ from eaft_prune.store import Store, Stored
 from eaft_prune.types import Blocks, Checkpoint, StageRecord
 
 if TYPE_CHECKING:
-    from eaft_prune.engines.transformers import TransformersEngine, TransformersTokenizer
+    from eaft_prune.engines.tokenizer import TransformersTokenizer
+    from eaft_prune.engines.transformers import TransformersEngine
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -55,11 +58,9 @@ class Resident:
     """The one model in memory; asking for another lets go of it first."""
 
     key: tuple[Any, ...] | None = None
-    engine: TransformersEngine | None = None
+    engine: Engine | None = None
 
-    def get(
-        self, key: tuple[Any, ...], load: Callable[[], TransformersEngine]
-    ) -> TransformersEngine:
+    def get(self, key: tuple[Any, ...], load: Callable[[], Engine]) -> Engine:
         if self.engine is None or self.key != key:
             self.engine = None
             gc.collect()
@@ -77,9 +78,9 @@ class Bench:
     bars: Bars
     resident: Resident
     records: list[StageRecord] = field(default_factory=list)
+    packs: dict[str, tuple[Path, str]] = field(default_factory=dict)  # of those read: path, sha256
     _texts: dict[str, Sequence[str]] = field(default_factory=dict)
     _tokenizer: TransformersTokenizer | None = None
-    _packs: dict[str, tuple[Path, str]] = field(default_factory=dict)
     _blocks: dict[pack_stage.BlockRequest, Stored[Blocks]] = field(default_factory=dict)
 
     def stage(
@@ -137,7 +138,7 @@ class Bench:
     def base(self) -> Model:
         """The checkpoint the settings name."""
         model = self.open(sources.model_path(self.experiment.model), "base")
-        self.observer.checkpoint("base", model.checkpoint, None)
+        self.observer.checkpoint("base", model.checkpoint)
         return model
 
     def blocks(self, base: Model, request: pack_stage.BlockRequest) -> Stored[Blocks]:
@@ -181,32 +182,41 @@ class Bench:
             },
         )
 
-    def engine(self, model: Model) -> TransformersEngine:
-        """The model, resident."""
-        from eaft_prune.engines import transformers
+    def engine(self, model: Model) -> Engine:
+        """The model, resident; under torchrun in every process."""
+        from eaft_prune.engines.loading import load
 
-        runtime, top = self.experiment.runtime, self.experiment.eval.entropy_top_k
-        key = (model.digest, runtime, top)
-        return self.resident.get(
-            key, lambda: transformers.load_engine(model.files, model.family, runtime, top)
-        )
+        key = self._how(model)
+        return self.resident.get(key, lambda: load(model.files.path, *key[1:]))
+
+    def local_engine(self, model: Model) -> TransformersEngine:
+        """The model in this process alone."""
+        from eaft_prune.engines.loading import load_path
+
+        key = self._how(model)
+        engine = self.resident.get((*key, "local"), lambda: load_path(model.files.path, *key[1:]))
+        return cast("TransformersEngine", engine)
+
+    def _how(self, model: Model) -> tuple[str, RuntimeSettings, int, ExpertsMode]:
+        settings = self.experiment
+        return model.digest, settings.runtime, settings.eval.entropy_top_k, settings.engine.experts
 
     def dtype(self) -> str:
         """The precision the model runs in: part of what is measured, so part of stage keys."""
         dtype = self.experiment.runtime.dtype
         if dtype != "auto":
             return dtype
-        from eaft_prune.engines.transformers import resolve_dtype
+        from eaft_prune.engines.loading import resolve_dtype
 
         return resolve_dtype(self.experiment.runtime)
 
     def _pack_files(self) -> dict[str, tuple[Path, str]]:
-        if not self._packs:
+        if not self.packs:
             for name, path in sources.pack_files(self.experiment.packs).items():
-                self._packs[name] = (path, file_digest(path))
+                self.packs[name] = (path, file_digest(path))
                 rows = sources.count_rows(name, path)
-                self.observer.dataset(name, str(path), self._packs[name][1], rows)
-        return self._packs
+                self.observer.dataset(name, str(path), self.packs[name][1], rows)
+        return self.packs
 
     def _rows(self, name: str) -> Sequence[str]:
         if name not in self._texts:
@@ -222,7 +232,7 @@ class Bench:
 
     def _tokens(self, base: Model) -> TransformersTokenizer:
         if self._tokenizer is None:
-            from eaft_prune.engines.transformers import load_tokenizer
+            from eaft_prune.engines.tokenizer import load_tokenizer
 
             self._tokenizer = load_tokenizer(base.files.path)
         return self._tokenizer

@@ -9,6 +9,7 @@ import os
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -25,11 +26,15 @@ _BYTES = {
     "F16": 2, "BF16": 2, "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8,
 }  # fmt: skip
 _CHUNK = 16 << 20
+_SYNC = 256 << 20
 _THREADS = min(8, os.cpu_count() or 1)
 _HEADER_BYTES = 64  # length prefix, __metadata__, padding
 _ENTRY_BYTES = 160  # dtype, shape and offsets of one tensor as JSON
 MANIFEST = "manifest.json"
 MAPPING = "expert_mapping.json"
+RECIPE = "reap-recipe.yaml"
+SCORES = "reap-scores.yaml"
+_RECORDS = ("README.md", MANIFEST, MAPPING, RECIPE, SCORES)  # of one export: not copied, not hashed
 _NOT_COPIED = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".msgpack", ".h5", ".lock"}
 
 OnBytes = Callable[[int], None]
@@ -102,7 +107,7 @@ def open_model(path: Path) -> ModelFiles:
         for item in path.iterdir()
         if item.is_file()
         and item.suffix not in _NOT_COPIED
-        and item.name not in ("config.json", INDEX, "README.md", MAPPING, MANIFEST)
+        and item.name not in ("config.json", INDEX, *_RECORDS)
         and not item.name.startswith(".")
     )
     return ModelFiles(path, config, tensors, shards, tuple(companions))
@@ -331,15 +336,61 @@ def _write_shard(
         for chunk in (struct.pack("<Q", len(text)), text):
             sha.update(chunk)
             writer.write(chunk)
-        for entry, _ in shard:
-            with (model.path / entry.file).open("rb") as reader:
-                for start, length in _runs(entry, slices[entry.name]):
-                    for chunk in _read(reader, start, length):
-                        sha.update(chunk)
-                        writer.write(chunk)
-                        on_bytes(len(chunk))
+        writer.flush()
+        ranges = [
+            (entry.file, chunk)
+            for entry, _ in shard
+            for start, length in _runs(entry, slices[entry.name])
+            for chunk in _chunks(start, length)
+        ]
+        # one thread copies inside the kernel, one reads and hashes, one waits for the disk
+        with (
+            _opened(model.path, {file for file, _ in ranges}) as readers,
+            ThreadPoolExecutor(2) as pool,
+        ):
+            hashed = pool.submit(_hash_ranges, sha, readers, ranges)
+            flushed, unsynced = pool.submit(lambda: None), 0
+            for file, (at, size) in ranges:
+                _copy_range(readers[file], writer, at, size)
+                on_bytes(size)
+                unsynced += size
+                if unsynced >= _SYNC and flushed.done():
+                    flushed.result()
+                    flushed, unsynced = pool.submit(os.fdatasync, writer.fileno()), 0
+            flushed.result()
+            hashed.result()
         _sync(writer)
     return sha.hexdigest()
+
+
+@contextmanager
+def _opened(folder: Path, names: Iterable[str]) -> Iterator[dict[str, BinaryIO]]:
+    with ExitStack() as stack:
+        yield {name: stack.enter_context((folder / name).open("rb")) for name in names}
+
+
+def _hash_ranges(
+    sha: Any, readers: Mapping[str, BinaryIO], ranges: Iterable[tuple[str, tuple[int, int]]]
+) -> None:
+    buffer = memoryview(bytearray(_CHUNK))
+    for file, (start, size) in ranges:
+        view = buffer[:size]
+        while view:
+            done = os.preadv(readers[file].fileno(), [view], start)
+            if done == 0:
+                raise UserError(f"{readers[file].name} ended early: it changed while it was read")
+            start, view = start + done, view[done:]
+        sha.update(buffer[:size])
+
+
+def _copy_range(reader: BinaryIO, writer: BinaryIO, start: int, length: int) -> None:
+    """Append bytes of one file to another inside the kernel."""
+    while length:
+        # the source's offset is ours to say, the target's is its own position
+        done = os.sendfile(writer.fileno(), reader.fileno(), start, length)
+        if done == 0:
+            raise UserError(f"{reader.name} ended early: it changed while it was read")
+        start, length = start + done, length - done
 
 
 def _runs(entry: TensorEntry, kept: Sequence[int] | None) -> Iterator[tuple[int, int]]:
@@ -349,6 +400,11 @@ def _runs(entry: TensorEntry, kept: Sequence[int] | None) -> Iterator[tuple[int,
     stride = entry.nbytes // entry.shape[0]
     for index in kept:
         yield entry.start + index * stride, stride
+
+
+def _chunks(start: int, length: int) -> Iterator[tuple[int, int]]:
+    for at in range(start, start + length, _CHUNK):
+        yield at, min(_CHUNK, start + length - at)
 
 
 def _read(file: BinaryIO, start: int, length: int) -> Iterator[bytes]:

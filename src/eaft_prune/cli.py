@@ -21,9 +21,12 @@ from eaft_prune.config import (
     Experiment,
     nearest,
     parse_experiment,
+    resolve_path,
     setting_names,
 )
+from eaft_prune.engines.world import is_helper, world_size
 from eaft_prune.multirun import Invocation, print_plan, run_multirun
+from eaft_prune.recipes import read_recipe
 from eaft_prune.tracking import Terminated
 from eaft_prune.types import UserError
 
@@ -33,6 +36,7 @@ _OPEN_SETTINGS = (  # keys are the user's
     "tracking.tags",
     "eval.num_blocks",
     "gate.packs",
+    "replay.set",
     "search.space",
     "search.sampler.arguments",
 )
@@ -52,10 +56,28 @@ def config_root() -> Path:
 def main(argv: Sequence[str]) -> int:
     """Run the command line; returns the exit code.
 
-    0 done, 1 crashed, 2 a setting or input is wrong, 3 the gate failed and gate.on_fail=error,
-    130 interrupted, 143 terminated.
+    0 done, 1 crashed, 2 a setting or input is wrong, 3 the gate failed and gate.on_fail=error, or a
+    replay or verification found a difference, 130 interrupted, 143 terminated.
     """
+    if world_size() == 1:
+        return _main(argv)
+    from eaft_prune.engines import loading, parallel
+
+    if is_helper():
+        return parallel.serve(loading.load_path)
+    try:
+        return _main(argv)
+    finally:
+        parallel.stop()
+
+
+def _main(argv: Sequence[str]) -> int:
     arguments = _multirun_first(argv)
+    try:
+        arguments = [part for argument in arguments for part in _of_recipe(argument)]
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return runner.MISUSED
     flags = [a for a in arguments if a.startswith("-") and a not in _MULTIRUN]
     if flags:  # --help, --cfg and their kin run nothing
         return _hydra(arguments)
@@ -140,6 +162,19 @@ def _hydra(arguments: Sequence[str]) -> int:
     except SystemExit as exit_:
         return exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
     return runner.OK
+
+
+def _of_recipe(argument: str) -> list[str]:
+    """recipe=FILE as the overrides the recipe stands for: what comes later overrides them."""
+    name, _, path = argument.partition("=")
+    if name != "recipe":
+        return [argument]
+    settings = read_recipe(resolve_path(path)).settings
+    return [
+        f"{section}.{key}={_quoted(value) if isinstance(value, str) else json.dumps(value)}"
+        for section, values in settings.items()
+        for key, value in values.items()
+    ]
 
 
 def _exit_code(out: Path) -> int:

@@ -27,8 +27,17 @@ class Observer(Protocol):
     def dataset(self, name: str, source: str, digest: str, rows: int) -> None:
         """A pack was read."""
 
-    def checkpoint(self, role: str, checkpoint: Checkpoint, parent: Checkpoint | None) -> None:
-        """A model is used (role `base`) or was written (role `pruned`, with its base as parent)."""
+    def checkpoint(
+        self,
+        role: str,
+        checkpoint: Checkpoint,
+        parent: Checkpoint | None = None,
+        how: Mapping[str, Any] | None = None,
+    ) -> None:
+        """A model is used (role `base`) or was written (role `pruned`, with its base as parent).
+
+        `how` it was made: criterion and settings, nested.
+        """
 
     def plan(self, plan: KeepPlan) -> None:
         """The keep plan is decided."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from eaft_prune import recipes
 from eaft_prune.bench import Bench, Model
 from eaft_prune.config import resolve_path
 from eaft_prune.evaluations import compare, save_evaluation
@@ -33,21 +34,10 @@ from eaft_prune.types import (
 
 
 def select(bench: Bench, base: Model) -> Selection:
-    """profile -> score -> plan."""
-    trace = trace_of(bench, base)
+    """profile -> score -> plan; or a scores file -> plan."""
     settings = bench.experiment.pruning
-    scored = settings.model_dump(
-        exclude={"name", "keep_n", "keep_multiple", "core_pos_top_m", "core_count_top_m"}
-    )
-    scores = bench.stage(
-        "score",
-        scoring.VERSION,
-        scored,
-        {"trace": trace.digest},
-        ExpertScores,
-        lambda: scoring.score(settings, trace.value),
-        lambda value, seconds: {f"{name}_tokens": n for name, n in value.region_tokens.items()},
-    )
+    given = bench.experiment.scores
+    scores = recipes.stored_scores(bench, base, given) if given else _scores(bench, base)
     cut = settings.model_dump(include={"keep_n", "core_pos_top_m", "core_count_top_m"})
     plan = bench.stage(
         "plan",
@@ -58,16 +48,33 @@ def select(bench: Bench, base: Model) -> Selection:
         lambda: planning.plan(settings, scores.value),
     )
     bench.observer.plan(plan.value)
-    return Selection(settings.name, scores.value, plan.value)
+    return Selection(settings.name, scores.value, plan.value, settings.model_dump(mode="json"))
+
+
+def _scores(bench: Bench, base: Model) -> Stored[ExpertScores]:
+    trace = trace_of(bench, base)
+    settings = bench.experiment.pruning
+    return bench.stage(
+        "score",
+        scoring.VERSION,
+        settings.scoring,
+        {"trace": trace.digest},
+        ExpertScores,
+        lambda: scoring.score(settings, trace.value),
+        lambda value, seconds: {f"{name}_tokens": n for name, n in value.region_tokens.items()},
+    )
+
+
+def profile_request(bench: Bench) -> BlockRequest:
+    """The blocks the base model is profiled on."""
+    settings = bench.experiment.profile
+    return BlockRequest(UNION, "profile", settings.seq_len, settings.num_blocks, settings.seed)
 
 
 def trace_of(bench: Bench, base: Model) -> Stored[Trace]:
     """The routing trace of the profiling blocks."""
     settings = bench.experiment.profile
-    blocks = bench.blocks(
-        base,
-        BlockRequest(UNION, "profile", settings.seq_len, settings.num_blocks, settings.seed),
-    )
+    blocks = bench.blocks(base, profile_request(bench))
     tokens = settings.num_blocks * settings.seq_len
 
     def compute() -> Trace:
@@ -92,10 +99,8 @@ def trace_of(bench: Bench, base: Model) -> Stored[Trace]:
 
 def write(bench: Bench, base: Model, selection: Selection) -> Model:
     """export: the pruned checkpoint on disk, opened and hashed again."""
-    how = bench.experiment.pruning.model_dump()
-    return export_plan(
-        bench, base, selection.plan, {"criterion": selection.criterion, "pruning": how}
-    )
+    how = {"criterion": selection.criterion, "pruning": selection.settings}
+    return export_plan(bench, base, selection.plan, how, selection.scores)
 
 
 def measure(
@@ -211,11 +216,17 @@ def _export_target(bench: Bench, base: Model, plan: KeepPlan) -> tuple[Path, str
     return target, key
 
 
-def export_plan(bench: Bench, base: Model, plan: KeepPlan, how: Mapping[str, Any]) -> Model:
-    """A plan written as a checkpoint; `how` goes into its manifest."""
-    settings = bench.experiment.export
+def export_plan(
+    bench: Bench,
+    base: Model,
+    plan: KeepPlan,
+    how: Mapping[str, Any],
+    scores: ExpertScores | None = None,
+) -> Model:
+    """A plan written as a checkpoint; `how` goes into its manifest, recipe and scores beside it."""
     target, key = _export_target(bench, base, plan)
-    provenance = {"base": {"label": bench.experiment.model.name, "digest": base.digest}, **how}
+    profiled = profile_request(bench)
+    beside = recipes.files_beside(bench, base, plan, how, scores, profiled)
     total = base.files.weight_bytes * len(plan.kept[0]) // plan.n_experts
     with bench.bars.bar("export", total, "B") as on_bytes:
         done = export.export(
@@ -224,9 +235,10 @@ def export_plan(bench: Bench, base: Model, plan: KeepPlan, how: Mapping[str, Any
             plan,
             target,
             key,
-            settings.max_shard_bytes,
-            provenance,
+            bench.experiment.export.max_shard_bytes,
+            {"base": recipes.origin(bench, base), **how},
             on_bytes,
+            beside,
         )
     bench.record(
         StageRecord(
@@ -242,7 +254,7 @@ def export_plan(bench: Bench, base: Model, plan: KeepPlan, how: Mapping[str, Any
     model = bench.open(done.path, "pruned")
     if model.digest != done.digest:
         raise UserError(f"{done.path} is not what was exported: move it away and run again")
-    bench.observer.checkpoint("pruned", model.checkpoint, base.checkpoint)
+    bench.observer.checkpoint("pruned", model.checkpoint, base.checkpoint, how)
     return model
 
 
@@ -290,8 +302,10 @@ def check_keep_n(bench: Bench, base: Model) -> None:
 
 def numerics(bench: Bench) -> dict[str, Any]:
     """What the numbers depend on besides weights and tokens."""
+    # packed and dequantised experts are the same weights; transformers' kernels round otherwise
+    suffix = "-kernels" if bench.experiment.engine.experts == "kernels" else ""
     return {
-        "engine": bench.experiment.engine.name,
+        "engine": bench.experiment.engine.name + suffix,
         "dtype": bench.dtype(),
         "entropy_top_k": bench.experiment.eval.entropy_top_k,
     }

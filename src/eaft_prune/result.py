@@ -40,8 +40,8 @@ def result(
         },
         "base": _checkpoint(outcome.base),
         "checkpoint": _checkpoint(outcome.checkpoint),
-        "reports": {} if comparison is None else _by_pack(comparison.reports),
-        "changes": {} if comparison is None else _by_pack(comparison.changes),
+        "reports": {} if comparison is None else reports_by_name(comparison.reports),
+        "changes": {} if comparison is None else reports_by_name(comparison.changes),
         "evaluations": {label: str(path) for label, path in outcome.evaluations.items()},
         "facts": dict(outcome.facts),
         "digests": {record.stage: record.output_digest for record in records},
@@ -75,6 +75,15 @@ def write_result(out: Path, value: Mapping[str, Any]) -> None:
     write_atomically(out / FILE, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
+def reports_by_name(found: Mapping[str, Mapping[EvalKey, Any]]) -> dict[str, Any]:
+    """model -> pack -> length -> metrics or changes, as JSON and YAML hold them."""
+    out: dict[str, Any] = {}
+    for model, by_key in found.items():
+        for (pack, seq_len), report in by_key.items():
+            out.setdefault(model, {}).setdefault(pack, {})[str(seq_len)] = asdict(report)
+    return out
+
+
 def _gate(verdict: GateVerdict) -> dict[str, Any]:
     return {
         "name": verdict.gate,
@@ -99,12 +108,3 @@ def _checkpoint(checkpoint: Checkpoint | None) -> dict[str, str] | None:
     if checkpoint is None:
         return None
     return {"path": str(checkpoint.path), "digest": checkpoint.digest}
-
-
-def _by_pack(found: Mapping[str, Mapping[EvalKey, Any]]) -> dict[str, Any]:
-    """model -> pack -> seq_len -> fields."""
-    out: dict[str, Any] = {}
-    for model, by_key in found.items():
-        for (pack, seq_len), report in by_key.items():
-            out.setdefault(model, {}).setdefault(pack, {})[str(seq_len)] = asdict(report)
-    return out

@@ -7,13 +7,14 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from eaft_prune import report
 from eaft_prune.bench import Bench, Resident
 from eaft_prune.config import Experiment, parse_experiment, resolve_path
+from eaft_prune.lock import FILE as LOCK
+from eaft_prune.lock import lock, versions, write_lock
 from eaft_prune.observer import Silent
 from eaft_prune.pipeline import preview
 from eaft_prune.progress import Bars
@@ -26,8 +27,8 @@ from eaft_prune.types import Outcome, UserError
 
 log = logging.getLogger(__name__)
 
-OK, CRASHED, MISUSED, GATE_FAILED, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 130, 143
-_PACKAGES = ("eaft_prune", "torch", "transformers", "safetensors", "numpy", "datasets", "mlflow")
+OK, CRASHED, MISUSED, NOT_PROVEN, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 130, 143
+_UNLOCKED = ("replay",)  # its lock is that of the run it repeats, written where that happens
 
 _RESIDENT = Resident()  # jobs of a multirun in one process share the loaded model
 
@@ -39,6 +40,7 @@ def run(values: dict[str, Any], out: Path, overrides: Sequence[str], job: int | 
     """
     started = time.perf_counter()
     out.mkdir(parents=True, exist_ok=True)
+    (out / LOCK).unlink(missing_ok=True)  # of an earlier run here: this one may not get so far
     facts: dict[str, Any] = {"overrides": list(overrides), "job": job, "mlflow_run_id": None}
     bench: Bench | None = None
 
@@ -59,8 +61,10 @@ def run(values: dict[str, Any], out: Path, overrides: Sequence[str], job: int | 
             bench = Bench(experiment, store, tracked, Bars(experiment.runtime.progress), _RESIDENT)
             outcome = TASKS[experiment.task.name](bench, out)
             tracked.facts(outcome.facts)
+            if bench.records and experiment.task.name not in _UNLOCKED:
+                tracked.artifact(write_lock(out, lock(experiment, bench, outcome, overrides)))
             _present(experiment, outcome, bench, out, tracked, job)
-            code = finish("FINISHED", _gate_code(experiment, outcome), outcome)
+            code = finish("FINISHED", _code(experiment, outcome), outcome)
             tracked.artifact(out / RESULT)
             return code
     except KeyboardInterrupt:
@@ -85,21 +89,11 @@ def look_ahead(experiment: Experiment) -> tuple[str, dict[str, str]]:
     return preview(Bench(experiment, store, Silent(), bars, _RESIDENT))
 
 
-def versions() -> dict[str, str]:
-    """Installed versions of the packages results depend on."""
-    found = {}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
-
-
-def _gate_code(experiment: Experiment, outcome: Outcome) -> int:
+def _code(experiment: Experiment, outcome: Outcome) -> int:
     verdicts = {} if outcome.comparison is None else outcome.comparison.verdicts
     failed = any(verdict.status != "PASS" for verdict in verdicts.values())
-    return GATE_FAILED if failed and experiment.gate.on_fail == "error" else OK
+    refused = failed and experiment.gate.on_fail == "error"
+    return NOT_PROVEN if refused or outcome.differs else OK
 
 
 def _present(
@@ -111,9 +105,11 @@ def _present(
     job: int | None,
 ) -> None:
     """Print what was found (of a multirun's job the verdict) and where everything is."""
-    cached = sum(record.cached for record in bench.records)
-    log.info("\n%d stages, %d of them from the store", len(bench.records), cached)
-    where = {"result": out / RESULT}
+    if bench.records:
+        cached = sum(record.cached for record in bench.records)
+        log.info("\n%d stages, %d of them from the store", len(bench.records), cached)
+    where = {name: out / file for name, file in (("result", RESULT), ("lock", LOCK))}
+    where = {name: path for name, path in where.items() if name == "result" or path.exists()}
     comparison = outcome.comparison
     if comparison is not None and comparison.candidates:
         where = {"report": _write_reports(experiment, outcome, bench, out, tracked), **where}
@@ -123,10 +119,12 @@ def _present(
         print("\n" + report.comparison_table(comparison))
     elif comparison is not None:
         for label, verdict in comparison.verdicts.items():
-            open_checks = (*verdict.failed_checks, *verdict.undecided_checks)
-            print(" ".join([verdict.status, label, *open_checks]))
-    for name, value in outcome.facts.items():
-        print(f"{name:<24} {value}")
+            print(" ".join([verdict.status, label, *verdict.failed_checks]))
+    if outcome.text is not None:
+        print("\n" + outcome.text)
+    else:
+        for name, value in outcome.facts.items():
+            print(f"{name:<24} {value}")
     for name, path in where.items():
         print(f"{name:<11} {path}")
     print(f"{'MLflow':<11} run {tracked.run_id}; open the UI with: {tracked.ui_hint}")
@@ -159,7 +157,8 @@ def _provenance(
         facts["checkpoint"] = {"path": str(checkpoint.path), "digest": checkpoint.digest}
     if outcome.selection:
         facts["plan digest"] = outcome.selection.plan.digest
-    for section in ("profile", "pruning", "eval", "gate"):
+        facts["pruning"] = outcome.selection.settings
+    for section in ("profile", "eval", "gate"):
         facts[section] = getattr(experiment, section).model_dump(mode="json")
     facts["versions"] = versions()
     facts["stage keys"] = {record.stage: record.key for record in bench.records}

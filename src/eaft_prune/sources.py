@@ -13,8 +13,11 @@ _DEMO = "demo:"
 _HUB_DATASET = "hf://datasets/"
 
 
-def model_path(settings: ModelSettings) -> Path:
-    """The checkpoint directory, downloaded at its pinned revision if it has a hub id."""
+def model_path(settings: ModelSettings, offline: bool = False) -> Path:
+    """The checkpoint directory; one with a hub id is downloaded at its pinned revision.
+
+    Offline, only what was downloaded before is found.
+    """
     if settings.path is not None:
         return _local(settings.path)
     from huggingface_hub import snapshot_download
@@ -25,6 +28,7 @@ def model_path(settings: ModelSettings) -> Path:
                 settings.hub_id or "",
                 revision=settings.revision,
                 ignore_patterns=["original/*", "metal/*"],
+                local_files_only=offline,
             )
         )
     except Exception as error:  # the hub client raises a dozen unrelated types

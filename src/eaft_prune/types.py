@@ -312,11 +312,12 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Selection:
-    """Why experts went: scores, the plan cut from them, and how often each expert was selected."""
+    """Why experts went: scores, the plan cut from them, and the settings that made both."""
 
     criterion: str
     scores: ExpertScores
     plan: KeepPlan
+    settings: Mapping[str, Any]  # of pruning; in a search the winner's, not the configured ones
 
 
 @dataclass(frozen=True)
@@ -329,3 +330,5 @@ class Outcome:
     checkpoint: Checkpoint | None = None
     evaluations: Mapping[str, Path] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
+    text: str | None = None  # the facts, for people
+    differs: bool = False  # a replay or verification found a difference

@@ -122,4 +122,4 @@ def selection(layers: int = 24, experts: int = 32, keep_n: int = 24, seed: int =
     scores = ExpertScores(
         score, score.clip(0), count, {"good": 61_400, "uncertain": 85_100, "conflict": 3_500}
     )
-    return Selection("eaft_reap", scores, KeepPlan(kept, experts))
+    return Selection("eaft_reap", scores, KeepPlan(kept, experts), {"keep_n": keep_n})

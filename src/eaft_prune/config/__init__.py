@@ -5,7 +5,8 @@ from eaft_prune.config.evaluation import CompareSettings, EvalSettings, GateSett
 from eaft_prune.config.experiment import Experiment
 from eaft_prune.config.inputs import ModelSettings, PacksSettings, ProfileSettings
 from eaft_prune.config.parse import parse_experiment, setting_names
-from eaft_prune.config.pruning import ExportSettings, PruningSettings, Regions
+from eaft_prune.config.proof import ReplaySettings, VerifySettings
+from eaft_prune.config.pruning import ExportSettings, ProbeSettings, PruningSettings, Regions
 from eaft_prune.config.runtime import (
     EngineSettings,
     RuntimeSettings,
@@ -23,16 +24,19 @@ __all__ = [
     "GateSettings",
     "ModelSettings",
     "PacksSettings",
+    "ProbeSettings",
     "ProfileSettings",
     "PruningSettings",
     "RangeSettings",
     "Regions",
+    "ReplaySettings",
     "RuntimeSettings",
     "SamplerSettings",
     "SearchSettings",
     "Settings",
     "SweepSettings",
     "TrackingSettings",
+    "VerifySettings",
     "nearest",
     "parse_experiment",
     "resolve_path",

@@ -9,7 +9,8 @@ from pydantic import model_validator
 from eaft_prune.config.base import Settings, allowed
 from eaft_prune.config.evaluation import CompareSettings, EvalSettings, GateSettings
 from eaft_prune.config.inputs import ModelSettings, PacksSettings, ProfileSettings
-from eaft_prune.config.pruning import ExportSettings, PruningSettings
+from eaft_prune.config.proof import ReplaySettings, VerifySettings
+from eaft_prune.config.pruning import ExportSettings, ProbeSettings, PruningSettings
 from eaft_prune.config.runtime import (
     EngineSettings,
     RuntimeSettings,
@@ -20,7 +21,18 @@ from eaft_prune.config.search import SearchSettings
 from eaft_prune.types import UNION
 
 TaskName = Literal[
-    "pipeline", "profile", "evaluate", "compare", "noise_floor", "noop", "expert_math", "search"
+    "pipeline",
+    "profile",
+    "evaluate",
+    "compare",
+    "noise_floor",
+    "noop",
+    "expert_math",
+    "io_probe",
+    "search",
+    "plan",
+    "replay",
+    "verify",
 ]
 
 
@@ -42,9 +54,13 @@ class Experiment(Settings):
     engine: EngineSettings
     tracking: TrackingSettings
     runtime: RuntimeSettings
+    scores: str | None = None  # a reap-scores.yaml to cut plans from, instead of a profile
     compare: CompareSettings | None = None
+    replay: ReplaySettings | None = None
+    verify: VerifySettings | None = None
     search: SearchSettings | None = None
     sweep: SweepSettings = SweepSettings()
+    probe: ProbeSettings = ProbeSettings()
 
     @model_validator(mode="after")
     def _consistent(self) -> Experiment:
@@ -94,6 +110,14 @@ class Experiment(Settings):
                 )
         if self.task.name == "compare" and self.compare is None:
             raise ValueError("task=compare needs compare.base=DIR and compare.candidate=DIR")
+        if self.task.name == "plan" and self.scores is None:
+            raise ValueError("task=plan needs scores=FILE, the reap-scores.yaml of a checkpoint")
+        if self.task.name == "search" and self.scores is not None:
+            raise ValueError("task=search scores experts itself: drop scores")
+        if self.task.name == "replay" and self.replay is None:
+            raise ValueError("task=replay needs replay.lock=FILE, the run.lock.yaml of a run")
+        if self.task.name == "verify" and self.verify is None:
+            raise ValueError("task=verify needs verify.path=DIR, an exported checkpoint")
         if self.task.name == "search":
             if self.search is None:
                 raise ValueError("task=search needs the search settings: select it as task=search")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from eaft_prune.config.base import Fraction, NonNegative, Positive, Settings
 
 Saliency = Literal["one", "gate", "norm", "gate_norm", "random"]
 Regions = Literal["strict", "policy"]
+_CUT = ("keep_n", "keep_multiple", "core_pos_top_m", "core_count_top_m")
 
 
 class PruningSettings(Settings):
@@ -28,6 +29,17 @@ class PruningSettings(Settings):
     core_pos_top_m: NonNegative = 4
     core_count_top_m: NonNegative = 0
     seed: NonNegative = 0  # of saliency=random
+
+    @property
+    def scoring(self) -> dict[str, Any]:
+        """The settings that scores depend on; the others say how a plan is cut from them."""
+        return self.model_dump(exclude={"name", *_CUT})
+
+
+class ProbeSettings(Settings):
+    """Which layer task=io_probe writes."""
+
+    layer: NonNegative = 0
 
 
 class ExportSettings(Settings):

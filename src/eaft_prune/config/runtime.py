@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from eaft_prune.config.base import Positive, Settings
 
+ExpertsMode = Literal["auto", "dense", "packed", "kernels"]
+
 
 class EngineSettings(Settings):
+    """Who runs the model."""
+
     name: Literal["transformers"]
+    # MXFP4 experts: dequantised once, packed until used, or by transformers' kernels from the hub
+    experts: ExpertsMode = "auto"
 
 
 class TrackingSettings(Settings):
@@ -30,6 +36,7 @@ class RuntimeSettings(Settings):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     batch_tokens: Positive | None = None
     threads: Positive | None = None
+    memory_gb: Annotated[float, Field(gt=0)] | None = None  # of the device; null: what is free
     store_dir: str
     checkpoint_dir: str
     progress: bool = True

@@ -7,11 +7,15 @@ from typing import Any
 
 import torch
 
+from eaft_prune.engines.packed import PackedWeight
+
 NAME = "eaft_experts"
 RECORDER = "eaft_recorder"  # attribute of an experts module
 
 # called with expert ids [N, K], gates [N, K] and norms [N, K] of all N positions of a forward
 Recorder = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None]
+
+TOKENS = 32768  # at a time: K times as many rows of activations are held
 
 
 def experts_forward(
@@ -22,6 +26,27 @@ def experts_forward(
     Where the module carries an `eaft_recorder` it is told ids, gates and ||f_k(x)||_2 (float32,
     unweighted, bias included).
     """
+    inner = _fused if hidden_ND.device.type == "cuda" and _is_gpt_oss(module) else _plain
+    parts = [part.split(TOKENS) for part in (hidden_ND, ids_NK, gates_NK)]
+    done = [inner(module, *part) for part in zip(*parts, strict=True)]
+    recorder: Recorder | None = getattr(module, RECORDER, None)
+    if recorder is not None:
+        recorder(ids_NK, gates_NK, torch.cat([norms for _, norms in done]))
+    return torch.cat([out for out, _ in done]) if len(done) > 1 else done[0][0]
+
+
+def weight(module: Any, name: str, expert: int | None = None) -> torch.Tensor:
+    """A projection as [E, in, out], or [in, out] of one expert; packed ones are dequantised."""
+    held = getattr(module, name)
+    packed = isinstance(held, PackedWeight)
+    whole = held.dense if packed else lambda: held
+    chosen: torch.Tensor = whole() if expert is None else held[expert]
+    return chosen if packed or module.is_transposed else chosen.transpose(-2, -1)
+
+
+def _plain(
+    module: Any, hidden_ND: torch.Tensor, ids_NK: torch.Tensor, gates_NK: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     n, k = ids_NK.shape
     order = torch.argsort(ids_NK.reshape(-1), stable=True)
     sorted_ids = ids_NK.reshape(-1)[order]
@@ -30,12 +55,10 @@ def experts_forward(
     out = (_looped if x.device.type == "cpu" else _grouped)(module, x, sorted_ids, counts_E)
     back = torch.empty_like(order)
     back[order] = torch.arange(len(order), device=order.device)
-    recorder: Recorder | None = getattr(module, RECORDER, None)
-    if recorder is not None:
-        norms = torch.linalg.vector_norm(out, dim=-1, dtype=torch.float32)
-        recorder(ids_NK, gates_NK, norms[back].view(n, k))
+    norms = torch.linalg.vector_norm(out, dim=-1, dtype=torch.float32)[back].view(n, k)
     weighted = out.mul_(gates_NK.reshape(-1)[order][:, None].to(out.dtype))
-    return weighted.index_select(0, back).view(n, k, -1).sum(dim=1).to(hidden_ND.dtype)
+    total = weighted.index_select(0, back).view(n, k, -1).sum(dim=1)
+    return total.to(hidden_ND.dtype), norms
 
 
 def _looped(
@@ -54,12 +77,10 @@ def _looped(
 
 
 def _linear(module: Any, name: str, expert: int, x: torch.Tensor) -> torch.Tensor:
-    weight = getattr(module, name)[expert]
-    if not module.is_transposed:
-        weight = weight.t()
+    matrix = weight(module, name, expert)
     if not module.has_bias:
-        return torch.mm(x, weight)
-    return torch.addmm(getattr(module, f"{name}_bias")[expert], x, weight)
+        return torch.mm(x, matrix)
+    return torch.addmm(getattr(module, f"{name}_bias")[expert], x, matrix)
 
 
 def _grouped(
@@ -73,10 +94,35 @@ def _grouped(
 def _grouped_linear(
     module: Any, name: str, x: torch.Tensor, sorted_ids: torch.Tensor, ends: torch.Tensor
 ) -> torch.Tensor:
-    weight = getattr(module, name)
-    if not module.is_transposed:
-        weight = weight.transpose(-2, -1)
-    out = torch.nn.functional.grouped_mm(x, weight, offs=ends)
+    out = torch.nn.functional.grouped_mm(x, weight(module, name), offs=ends)
     if module.has_bias:
         out = out + getattr(module, f"{name}_bias")[sorted_ids]
     return out
+
+
+def _is_gpt_oss(module: Any) -> bool:
+    return hasattr(module, "alpha") and hasattr(module, "limit") and module.has_bias
+
+
+def _fused(
+    module: Any, hidden_ND: torch.Tensor, ids_NK: torch.Tensor, gates_NK: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same with everything between the matmuls in one pass each, summed in float32."""
+    from eaft_prune.engines.kernels import moe
+
+    n, k = ids_NK.shape
+    sorted_ids, order = torch.sort(ids_NK.reshape(-1).to(torch.int32), stable=True)
+    ends = torch.searchsorted(
+        sorted_ids, torch.arange(module.num_experts, device=order.device, dtype=torch.int32),
+        right=True, out_int32=True,
+    )  # fmt: skip
+    position = torch.empty(n * k, dtype=torch.int32, device=order.device)
+    position[order] = torch.arange(n * k, dtype=torch.int32, device=order.device)
+    x = hidden_ND.index_select(0, order // k)
+    grouped = torch.nn.functional.grouped_mm
+    gate_up = grouped(x, weight(module, "gate_up_proj"), offs=ends)
+    inner = moe.clamped_swiglu(
+        gate_up, sorted_ids, module.gate_up_proj_bias, module.alpha, module.limit
+    )
+    down = grouped(inner, weight(module, "down_proj"), offs=ends)
+    return moe.combine(down, position.view(n, k), ids_NK, gates_NK, module.down_proj_bias)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from filelock import FileLock
@@ -31,7 +32,8 @@ from eaft_prune.durable import sync
 from eaft_prune.families.base import Family, slices_of
 from eaft_prune.types import KeepPlan, UserError
 
-VERSION = 1
+VERSION = 2
+_NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -54,11 +56,13 @@ def export(
     max_shard_bytes: int,
     provenance: Mapping[str, Any],
     on_bytes: Callable[[int], None],
+    extra_files: Mapping[str, str] = _NOTHING,
 ) -> Exported:
     """Write `source` with only the plan's experts to `target`; expert bytes are copied, not redone.
 
-    A finished export with the same key is used again. Raises UserError where `target` holds
-    anything else, the plan is ragged, or the disk is full; the source is only read.
+    `extra_files` (name -> text) say how it was made: the manifest lists their hashes, the digest
+    leaves them out. A finished export with the same key is used again. Raises UserError where
+    `target` holds anything else, the plan is ragged, or the disk is full; the source is only read.
     """
     keep_n = plan.uniform_keep_n
     if keep_n is None:
@@ -81,7 +85,16 @@ def export(
         draft.mkdir()
         try:
             digest, written = _write(
-                family, source, plan, keep_n, draft, key, max_shard_bytes, provenance, on_bytes
+                family,
+                source,
+                plan,
+                keep_n,
+                draft,
+                key,
+                max_shard_bytes,
+                provenance,
+                on_bytes,
+                extra_files,
             )
             draft.rename(target)
             sync(target.parent)
@@ -163,6 +176,7 @@ def _write(
     max_shard_bytes: int,
     provenance: Mapping[str, Any],
     on_bytes: Callable[[int], None],
+    extra_files: Mapping[str, str],
 ) -> tuple[str, int]:
     written = write_sliced(
         source, slices_of(family, source, plan), draft, max_shard_bytes, on_bytes
@@ -176,7 +190,8 @@ def _write(
         str(layer): {str(new): old for new, old in enumerate(ids)}
         for layer, ids in enumerate(plan.kept)
     }
-    write_text(draft / MAPPING, _json({"new_to_old": mapping}))
+    texts = {MAPPING: _json({"new_to_old": mapping}), **extra_files}
+    records = {name: write_text(draft / name, text) for name, text in texts.items()}
     write_text(draft / "README.md", _card(plan, keep_n, provenance))
     reopened = open_model(draft)  # what was written reads back as a checkpoint
     digest = model_digest(hashes)
@@ -187,14 +202,19 @@ def _write(
         "eaft_prune": __version__,
         **provenance,
         "plan": {"kept": plan.kept, "n_experts": plan.n_experts, "digest": plan.digest},
-        "files": {
-            name: {"sha256": sha, "bytes": (draft / name).stat().st_size}
-            for name, sha in sorted(hashes.items())
-        },
+        "files": _sizes(draft, hashes),
+        "records": _sizes(draft, records),
     }
     write_text(draft / MANIFEST, _json(manifest))
     assert set(reopened.tensors) == set(source.tensors), "the export lost a tensor"
     return digest, written.tensor_bytes
+
+
+def _sizes(draft: Path, hashes: Mapping[str, str]) -> dict[str, Any]:
+    return {
+        name: {"sha256": sha, "bytes": (draft / name).stat().st_size}
+        for name, sha in sorted(hashes.items())
+    }
 
 
 def _json(value: Any) -> str:
@@ -208,5 +228,6 @@ def _card(plan: KeepPlan, keep_n: int, provenance: Mapping[str, Any]) -> str:
 Made by eaft_prune {__version__} from a checkpoint with digest `{base["digest"]}`. The kept experts'
 bytes are those of the base; router rows were sliced with them; nothing was trained and
 `num_experts_per_tok` is unchanged. `{MAPPING}` maps new expert ids to the base's,
-`{MANIFEST}` lists the plan, the settings that made it and the sha256 of every file.
+`{MANIFEST}` lists the plan, the settings that made it and the sha256 of every file;
+`python -m eaft_prune task=verify verify.path=DIR verify.base=DIR` checks all of that.
 """

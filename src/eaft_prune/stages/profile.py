@@ -7,7 +7,7 @@ from collections.abc import Callable
 from eaft_prune.engines.base import Engine
 from eaft_prune.types import Blocks, Trace
 
-VERSION = 1
+VERSION = 2
 
 
 def profile(engine: Engine, blocks: Blocks, on_tokens: Callable[[int], None]) -> Trace:

@@ -8,6 +8,9 @@ from pathlib import Path
 from eaft_prune.bench import Bench
 from eaft_prune.search import run_search
 from eaft_prune.tasks import basic
+from eaft_prune.tasks.plan import run_plan
+from eaft_prune.tasks.replay import run_replay
+from eaft_prune.tasks.verify import run_verify
 from eaft_prune.types import Outcome
 
 TASKS: Mapping[str, Callable[[Bench, Path], Outcome]] = {
@@ -18,5 +21,9 @@ TASKS: Mapping[str, Callable[[Bench, Path], Outcome]] = {
     "noise_floor": basic.run_noise_floor,
     "noop": basic.run_noop,
     "expert_math": basic.run_expert_math,
+    "io_probe": basic.run_io_probe,
     "search": run_search,
+    "plan": run_plan,
+    "replay": lambda bench, out: run_replay(bench, out, TASKS),
+    "verify": run_verify,
 }

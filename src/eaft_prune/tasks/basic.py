@@ -19,6 +19,7 @@ from eaft_prune.pipeline import (
     write,
 )
 from eaft_prune.stages import export
+from eaft_prune.stages.io_probe import io_probe
 from eaft_prune.stages.pack import BlockRequest
 from eaft_prune.types import UNION, Checkpoint, KeepPlan, Outcome
 
@@ -96,5 +97,24 @@ def run_expert_math(bench: Bench, out: Path) -> Outcome:
     settings = bench.experiment.profile
     request = BlockRequest(UNION, "profile", settings.seq_len, 1, settings.seed)
     blocks = bench.blocks(base, request).value
-    facts = expert_math(bench.engine(base), blocks)
+    facts = expert_math(bench.local_engine(base), blocks)
+    return Outcome(base=base.checkpoint, facts=facts)
+
+
+def run_io_probe(bench: Bench, out: Path) -> Outcome:
+    """One layer written as an export would: bytes, seconds, memory, and an estimate for all."""
+    base = bench.base()
+    check_keep_n(bench, base)
+    settings = bench.experiment
+    total = base.files.weight_bytes // base.family.n_layers(base.files.config)
+    with bench.bars.bar("io probe", total, "B") as on_bytes:
+        facts = io_probe(
+            base.family,
+            base.files,
+            settings.pruning.keep_n,
+            settings.probe.layer,
+            resolve_path(settings.runtime.checkpoint_dir),
+            settings.export.max_shard_bytes,
+            on_bytes,
+        )
     return Outcome(base=base.checkpoint, facts=facts)

@@ -186,10 +186,6 @@ def _log_origin(
 
 
 def _close_broken(server: Server, run: MlflowRun, error: BaseException) -> None:
-    if isinstance(error, SystemExit) and not error.code:
-        run.stages_file()
-        server.terminate(run.run_id, "FINISHED")
-        return
     status: RunStatus = "FAILED"
     what = f"{type(error).__name__}: {provenance.one_line(error)}"[:_ERROR_LENGTH]
     tags = {"error": what}

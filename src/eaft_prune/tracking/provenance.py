@@ -54,6 +54,11 @@ def git_state(directories: Sequence[Path]) -> GitState | None:
     return None
 
 
+def is_tracked(path: Path) -> bool:
+    """Whether a repository has this file: an installed package may lie in somebody else's."""
+    return _git(path.parent, "ls-files", "--error-unmatch", path.name) is not None
+
+
 def _git(directory: Path, *arguments: str) -> str | None:
     try:
         done = subprocess.run(

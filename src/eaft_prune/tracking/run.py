@@ -78,15 +78,20 @@ class MlflowRun:
         self._server.dataset(self.run_id, name, redact(source), digest, rows)
         self._log({f"dataset/{name}/rows": rows}, {f"dataset.{name}.digest": digest})
 
-    def checkpoint(self, role: str, checkpoint: Checkpoint, parent: Checkpoint | None) -> None:
-        settings = self._experiment
+    def checkpoint(
+        self,
+        role: str,
+        checkpoint: Checkpoint,
+        parent: Checkpoint | None = None,
+        how: Mapping[str, Any] | None = None,
+    ) -> None:
         tags = {"role": role, "digest": checkpoint.digest, "path": str(checkpoint.path.resolve())}
-        params = {f"model.{k}": as_text(v) for k, v in settings.model.model_dump().items()}
+        made = {"model": self._experiment.model.model_dump(), **(how or {})}
+        params = {name: as_text(value) for name, value in flatten(made).items()}
         if parent is not None:
             tags["base_digest"] = parent.digest
             if base := self._models.get("base"):
                 tags["base_model_id"] = base
-            params |= {f"pruning.{k}": as_text(v) for k, v in settings.pruning.model_dump().items()}
             if self._plan_digest:
                 params["plan.digest"] = self._plan_digest
         files = [checkpoint.path / name for name in _MODEL_FILES]

@@ -1,0 +1,196 @@
+"""A checkpoint becomes a resident model: plain, or with its MXFP4 experts left packed."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from eaft_prune.checkpoint import ModelFiles, open_model
+from eaft_prune.config import RuntimeSettings
+from eaft_prune.config.runtime import ExpertsMode
+from eaft_prune.engines import attention, experts, packed_model
+from eaft_prune.engines.parallel import ParallelEngine, load_everywhere
+from eaft_prune.engines.quiet import quiet
+from eaft_prune.engines.transformers import TransformersEngine
+from eaft_prune.engines.world import world_size
+from eaft_prune.families import family_of
+from eaft_prune.families.base import Family
+from eaft_prune.types import UserError
+
+log = logging.getLogger(__name__)
+
+# on CPU activations of 2048 tokens stay in cache; a GPU wants to be filled
+_CPU_TOKENS = 2048
+_CUDA_TOKENS = 32768
+_SMALL_CUDA_TOKENS = 8192  # where there is less than
+_LARGE_CUDA = 40e9  # bytes
+
+
+def resolve_device(runtime: RuntimeSettings) -> torch.device:
+    """The device asked for; raises UserError when the machine does not have it."""
+    if runtime.device == "auto":
+        return _current_cuda() if torch.cuda.is_available() else torch.device("cpu")
+    try:
+        device = torch.device(runtime.device)
+    except RuntimeError as error:
+        raise UserError(f"runtime.device = {runtime.device!r}: {error}") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"runtime.device = {runtime.device!r}: this machine has no CUDA device")
+    return _current_cuda() if device == torch.device("cuda") else device
+
+
+def _current_cuda() -> torch.device:
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def resolve_dtype(runtime: RuntimeSettings) -> str:
+    """`auto` is bfloat16 on CUDA and float32 on CPU."""
+    if runtime.dtype != "auto":
+        return runtime.dtype
+    return "bfloat16" if resolve_device(runtime).type == "cuda" else "float32"
+
+
+def load_engine(
+    files: ModelFiles,
+    family: Family,
+    runtime: RuntimeSettings,
+    entropy_top_k: int,
+    mode: ExpertsMode = "auto",
+) -> TransformersEngine:
+    """Load a checkpoint with the model code of transformers and our experts and attention.
+
+    MXFP4 experts stay packed on CUDA, and on CPU where runtime.memory_gb is less than the model
+    needs; elsewhere they are dequantised once. Both give the same weights to the last bit.
+    """
+    if runtime.threads is not None:
+        torch.set_num_threads(runtime.threads)
+    vocab = files.config.get("vocab_size", 0)
+    if entropy_top_k > vocab:
+        raise UserError(f"eval.entropy_top_k = {entropy_top_k} exceeds the vocabulary of {vocab}")
+    register()
+    device, dtype = resolve_device(runtime), resolve_dtype(runtime)
+    tokens = runtime.batch_tokens or _batch_tokens(device, runtime)
+    if _stays_packed(files, family, runtime, device, dtype, mode):
+        model = packed_model.load(
+            files, family, device, getattr(torch, dtype), runtime.memory_gb, tokens
+        )
+    else:
+        model = _load_plain(files, family, device, dtype, runtime, mode)
+    return TransformersEngine(
+        model=model,
+        family=family,
+        device=device,
+        dtype=dtype,
+        batch_tokens=tokens,
+        entropy_top_k=entropy_top_k,
+        top_k=family.top_k(files.config),
+        n_experts=family.n_experts(files.config),
+        kernels=mode == "kernels",
+    )
+
+
+def load_path(
+    path: Path, runtime: RuntimeSettings, entropy_top_k: int, mode: ExpertsMode
+) -> TransformersEngine:
+    """Open a checkpoint directory and load it."""
+    files = open_model(path)
+    return load_engine(files, family_of(files.config), runtime, entropy_top_k, mode)
+
+
+def load(
+    path: Path, runtime: RuntimeSettings, entropy_top_k: int, mode: ExpertsMode
+) -> TransformersEngine | ParallelEngine:
+    """The engine of this process, or of all that torchrun started."""
+    arguments: dict[str, Any] = {
+        "path": path, "runtime": runtime, "entropy_top_k": entropy_top_k, "mode": mode
+    }  # fmt: skip
+    return load_path(**arguments) if world_size() == 1 else load_everywhere(load_path, arguments)
+
+
+def register() -> None:
+    """Make our experts and attention known to transformers."""
+    from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    ALL_ATTENTION_FUNCTIONS.register(attention.NAME, attention.sink_attention)
+    ALL_EXPERTS_FUNCTIONS.register(experts.NAME, experts.experts_forward)
+
+
+def _stays_packed(
+    files: ModelFiles,
+    family: Family,
+    runtime: RuntimeSettings,
+    device: torch.device,
+    dtype: str,
+    mode: ExpertsMode,
+) -> bool:
+    mxfp4 = packed_model.is_packed(files)
+    if mode in ("packed", "kernels") and not mxfp4:
+        raise UserError(f"engine.experts = {mode!r}: the experts of {files.path} are not MXFP4")
+    if mode != "auto":
+        return mode == "packed"
+    if not mxfp4:
+        return False
+    if device.type == "cuda":
+        return True
+    # four bits become 16 or 32
+    need = files.weight_bytes * (4 if dtype == "bfloat16" else 8)
+    return runtime.memory_gb is not None and need > runtime.memory_gb * 1e9
+
+
+def _load_plain(
+    files: ModelFiles,
+    family: Family,
+    device: torch.device,
+    dtype: str,
+    runtime: RuntimeSettings,
+    mode: ExpertsMode,
+) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    arguments = family.load_arguments(files.config)
+    chosen = {"experts_implementation": experts.NAME}
+    if mode == "kernels":
+        arguments, chosen = _kernels_arguments(device), {}
+    # transformers has a bar of its own: shown where loading takes long enough to want one
+    with quiet(bar=runtime.progress and files.weight_bytes > 1e9):
+        model = AutoModelForCausalLM.from_pretrained(
+            files.path,
+            dtype=getattr(torch, dtype),
+            attn_implementation=attention.NAME,
+            local_files_only=True,
+            **chosen,
+            **arguments,
+        )
+    if mode != "kernels":
+        for module in family.experts(model):
+            # some versions of transformers leave dequantised experts in bfloat16, asked or not
+            module.to(getattr(torch, dtype))
+    return model.eval().to(device)
+
+
+def _kernels_arguments(device: torch.device) -> dict[str, Any]:
+    """transformers' own MXFP4 experts, whose kernels come from the hub."""
+    if device.type != "cuda":
+        raise UserError("engine.experts = 'kernels' needs a CUDA device: leave it at 'auto'")
+    try:
+        import kernels  # noqa: F401
+    except ImportError:
+        raise UserError(
+            "engine.experts = 'kernels' needs the package `kernels`: pip install "
+            "'eaft_prune[gpu]', or leave it at 'auto'"
+        ) from None
+    from transformers import Mxfp4Config
+
+    return {"quantization_config": Mxfp4Config(), "device_map": str(device)}
+
+
+def _batch_tokens(device: torch.device, runtime: RuntimeSettings) -> int:
+    if device.type == "cpu":
+        return _CPU_TOKENS
+    total = torch.cuda.get_device_properties(device).total_memory
+    held = min(total, (runtime.memory_gb or 1e9) * 1e9)
+    return _CUDA_TOKENS if held >= _LARGE_CUDA else _SMALL_CUDA_TOKENS

@@ -1,0 +1,227 @@
+"""Several processes, one model each: blocks are shared out, results put back in order.
+
+Under `torchrun --nproc-per-node=N` rank 0 runs the experiment; the others only load models and
+score what they are sent. Batches are dealt out whole, so every forward is the one that a single
+process would have made, and results are equal to the last bit.
+"""
+
+from __future__ import annotations
+
+import os
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from eaft_prune.engines.base import OnTokens
+from eaft_prune.engines.transformers import TransformersEngine
+from eaft_prune.types import Blocks, KeepPlan, TokenScores, Trace, UserError
+
+# ranks wait while rank 0 hashes, exports and writes
+_PATIENCE = timedelta(days=30)
+
+Load = Callable[..., TransformersEngine]
+Array = np.ndarray[Any, Any]
+
+
+def join() -> None:
+    """Meet the other processes, each on a GPU of its own where there are any."""
+    if dist.is_initialized():
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("gloo", timeout=_PATIENCE)
+
+
+def serve(load: Load) -> int:
+    """Do what rank 0 asks until it is done; returns the exit code."""
+    join()
+    engine: TransformersEngine | None = None
+    while True:
+        order: list[Any] = [None]
+        dist.broadcast_object_list(order, src=0)
+        match order[0]:
+            case ("stop",):
+                dist.destroy_process_group()
+                return 0
+            case ("load", arguments):
+                engine = None
+                answer = _tried(load, **arguments)
+                engine = answer if isinstance(answer, TransformersEngine) else None
+                dist.gather_object(answer if engine is None else None, dst=0)
+            case (str(what), shares, plan):
+                assert engine is not None, f"{what} was asked before a model was loaded"
+                share = shares[dist.get_rank()]
+                done = _tried(_run, engine, what, share, plan, _silent)
+                failed = isinstance(done, _Failure)
+                dist.gather_object(done if failed else None, dst=0)
+                everybody: list[Any] = [None]
+                dist.broadcast_object_list(everybody, src=0)
+                if everybody[0] and share.scored_tokens:
+                    for part in done:
+                        dist.send(_bytes(part), dst=0)
+
+
+@dataclass
+class ParallelEngine:
+    """An engine whose blocks are shared out over all processes; rank 0's part is `local`."""
+
+    local: TransformersEngine
+    _plan: list[KeepPlan] = field(default_factory=list)  # of the mask that is on
+
+    @property
+    def conditions(self) -> Mapping[str, Any]:
+        return self.local.conditions
+
+    @contextmanager
+    def masked(self, plan: KeepPlan) -> Iterator[None]:
+        self._plan.append(plan)
+        try:
+            with self.local.masked(plan):
+                yield
+        finally:
+            self._plan.pop()
+
+    def score(self, blocks: Blocks, on_tokens: OnTokens) -> TokenScores:
+        logp, entropy = self._all("score", blocks, on_tokens)
+        return TokenScores(logp, entropy, np.nonzero(blocks.scored_BS)[0].astype(np.int32))
+
+    def trace(self, blocks: Blocks, on_tokens: OnTokens) -> Trace:
+        logp, entropy, experts, gates, norms = self._all("trace", blocks, on_tokens)
+        block_T = np.nonzero(blocks.scored_BS)[0].astype(np.int32)
+        row_T = blocks.row_BS[blocks.scored_BS]
+        return Trace(
+            experts_TLK=experts,
+            gates_TLK=gates,
+            norms_TLK=norms,
+            scores=TokenScores(logp, entropy, block_T),
+            pack_T=blocks.row_packs[row_T],
+            row_T=row_T,
+            packs=blocks.packs,
+            n_experts=self.local.n_experts,
+        )
+
+    def _all(self, what: str, blocks: Blocks, on_tokens: OnTokens) -> list[Array]:
+        """Every rank's arrays, one after the other: ranks hold consecutive blocks."""
+        batch = max(1, self.local.batch_tokens // blocks.seq_len)
+        shares = [_some(blocks, part) for part in deal(len(blocks), batch, dist.get_world_size())]
+        plan = self._plan[-1] if self._plan else None
+        dist.broadcast_object_list([(what, shares, plan)], src=0)
+        # rank 0 is masked already
+        mine = _tried(_run, self.local, what, shares[0], None, on_tokens)
+        _check(mine if isinstance(mine, _Failure) else None)
+        ends = np.cumsum([share.scored_tokens for share in shares])
+        whole = [np.empty((ends[-1], *part.shape[1:]), part.dtype) for part in mine]
+        for part, into in zip(mine, whole, strict=True):
+            into[: ends[0]] = part
+        for rank in range(1, len(shares)):
+            for into in whole:
+                if shares[rank].scored_tokens:
+                    dist.recv(_bytes(into[ends[rank - 1] : ends[rank]]), src=rank)
+        on_tokens(blocks.ids_BS.size - shares[0].ids_BS.size)
+        return whole
+
+
+def load_everywhere(load: Load, arguments: Mapping[str, Any]) -> ParallelEngine:
+    """Load one model in every process."""
+    join()
+    dist.broadcast_object_list([("load", dict(arguments))], src=0)
+    local = _tried(load, **arguments)
+    _gather(local if isinstance(local, _Failure) else None)
+    return ParallelEngine(local)
+
+
+def stop() -> None:
+    """Let the other processes go."""
+    join()  # they wait to be met, even where no model was ever loaded
+    dist.broadcast_object_list([("stop",)], src=0)
+    dist.destroy_process_group()
+
+
+def deal(blocks: int, batch: int, ranks: int) -> list[slice]:
+    """The consecutive blocks of every rank, in whole batches as one process would cut them."""
+    batches = -(-blocks // batch)
+    ends = [min(blocks, -(-batches * rank // ranks) * batch) for rank in range(ranks + 1)]
+    return [slice(first, end) for first, end in pairwise(ends)]
+
+
+@dataclass(frozen=True)
+class _Failure:
+    rank: int
+    text: str
+    error: UserError | None  # what is the user's affair is said as it is
+
+
+def _tried(run: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+    try:
+        return run(*arguments, **named)
+    except UserError as error:
+        return _Failure(dist.get_rank(), str(error), error)
+    except Exception:
+        return _Failure(dist.get_rank(), traceback.format_exc(), None)
+
+
+def _gather(mine: _Failure | None) -> None:
+    """Hear of every rank's failure; raises what the first that failed did."""
+    parts: list[Any] = [None] * dist.get_world_size()
+    dist.gather_object(mine, parts, dst=0)
+    for part in parts:
+        if part is not None:
+            if part.error is not None:
+                raise part.error
+            raise RuntimeError(f"rank {part.rank} failed:\n{part.text}")
+
+
+def _check(mine: _Failure | None) -> None:
+    """The same, and tell the others whether to send what they have."""
+    try:
+        _gather(mine)
+    except BaseException:
+        dist.broadcast_object_list([False], src=0)
+        raise
+    dist.broadcast_object_list([True], src=0)
+
+
+def _run(
+    engine: TransformersEngine, what: str, blocks: Blocks, plan: KeepPlan | None, told: OnTokens
+) -> list[Array]:
+    """log p and H, and of a trace ids, gates and norms."""
+    if len(blocks) == 0:
+        return []
+    with engine.masked(plan) if plan is not None else nullcontext():
+        if what == "score":
+            scores = engine.score(blocks, told)
+            return [scores.logp_T, scores.entropy_T]
+        trace = engine.trace(blocks, told)
+    scores = trace.scores
+    return [
+        scores.logp_T,
+        scores.entropy_T,
+        trace.experts_TLK,
+        trace.gates_TLK,
+        trace.norms_TLK,
+    ]
+
+
+def _bytes(array: Array) -> torch.Tensor:
+    return torch.from_numpy(array).reshape(-1).view(torch.uint8)
+
+
+def _some(blocks: Blocks, part: slice) -> Blocks:
+    return replace(
+        blocks,
+        ids_BS=blocks.ids_BS[part],
+        scored_BS=blocks.scored_BS[part],
+        row_BS=blocks.row_BS[part],
+    )
+
+
+def _silent(done: int) -> None:
+    pass

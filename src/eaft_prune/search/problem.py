@@ -1,0 +1,134 @@
+"""What every trial of a search shares: trace, blocks, and scores that are made only once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eaft_prune.bench import Bench, Model
+from eaft_prune.config import PruningSettings, SearchSettings
+from eaft_prune.pipeline import numerics, trace_of
+from eaft_prune.stages.evaluate import VERSION, evaluate
+from eaft_prune.stages.pack import BlockRequest
+from eaft_prune.stages.plan import plan as cut_plan
+from eaft_prune.stages.score import score
+from eaft_prune.types import UNION, Blocks, KeepPlan, TokenScores, Trace
+
+
+class Chunk(NamedTuple):
+    """Blocks first..end-1 of one replicate: what is evaluated between two looks at a trial."""
+
+    replicate: int
+    first: int
+    end: int
+
+
+@dataclass(frozen=True)
+class BlockLosses:
+    """Per block the summed -ln p and the number of scored tokens."""
+
+    nll_B: NDArray[np.float64]
+    tokens_B: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The base model, its trace, and the blocks of each replicate."""
+
+    bench: Bench
+    base: Model
+    trace: Trace
+    trace_digest: str
+    blocks: tuple[tuple[str, Blocks], ...]  # digest and blocks of each replicate
+    _scores: dict[str, TokenScores] = field(default_factory=dict)  # of the base and the last plan
+    _losses: dict[str, BlockLosses] = field(default_factory=dict)
+
+    @property
+    def settings(self) -> SearchSettings:
+        settings = self.bench.experiment.search
+        assert settings is not None, "config requires search settings for task=search"
+        return settings
+
+    @property
+    def chunks(self) -> list[Chunk]:
+        """All chunks in the order of evaluation."""
+        step, total = self.settings.chunk_blocks, self.settings.num_blocks
+        return [
+            Chunk(replicate, first, min(first + step, total))
+            for replicate in range(len(self.blocks))
+            for first in range(0, total, step)
+        ]
+
+
+def open_problem(bench: Bench, base: Model) -> Problem:
+    """Profile once, cut the replicates' blocks from the profiling rows, score the base on them."""
+    settings = bench.experiment.search
+    assert settings is not None, "config requires search settings for task=search"
+    trace = trace_of(bench, base)
+    blocks = []
+    for seed in settings.seeds:
+        stored = bench.blocks(
+            base, BlockRequest(UNION, "profile", settings.seq_len, settings.num_blocks, seed)
+        )
+        blocks.append((stored.digest, stored.value))
+    problem = Problem(bench, base, trace.value, trace.digest, tuple(blocks))
+    total = settings.num_blocks * settings.seq_len * len(blocks)
+    with bench.bars.bar("search: base", total, "tok") as on_tokens:
+        for chunk in problem.chunks:
+            chunk_scores(problem, None, chunk)
+            on_tokens((chunk.end - chunk.first) * settings.seq_len)
+    return problem
+
+
+def cut(problem: Problem, pruning: PruningSettings) -> KeepPlan:
+    """The keep plan of these settings, from the trace: no model."""
+    return cut_plan(pruning, score(pruning, problem.trace))
+
+
+def chunk_scores(problem: Problem, plan: KeepPlan | None, chunk: Chunk) -> TokenScores:
+    """Token scores of one chunk of blocks; from memory or the store where any process made them."""
+    mask = _mask(plan)
+    name = f"{mask}/{chunk.replicate}/{chunk.first}"
+    if name not in problem._scores:
+        for other in list(problem._scores):  # token scores of all plans would fill the memory
+            if not other.startswith(("/", f"{mask}/")):
+                del problem._scores[other]
+        digest, blocks = problem.blocks[chunk.replicate]
+        bench, part = problem.bench, slice(chunk.first, chunk.end)
+        cut_blocks = replace(
+            blocks,
+            ids_BS=blocks.ids_BS[part],
+            scored_BS=blocks.scored_BS[part],
+            row_BS=blocks.row_BS[part],
+        )
+        stored = bench.store.run(
+            "evaluate",
+            VERSION,
+            {**numerics(bench), "replicate": 0, "chunk": [chunk.first, chunk.end]},
+            {"model": problem.base.digest, "blocks": digest, "mask": mask},
+            TokenScores,
+            lambda: evaluate(
+                bench.engine(problem.base), cut_blocks, plan if mask else None, lambda done: None
+            ),
+        )
+        problem._scores[name] = stored.value
+    return problem._scores[name]
+
+
+def chunk_losses(problem: Problem, plan: KeepPlan | None, chunk: Chunk) -> BlockLosses:
+    """Losses of one chunk, block by block."""
+    name = f"{_mask(plan)}/{chunk.replicate}/{chunk.first}"
+    if name not in problem._losses:
+        scores = chunk_scores(problem, plan, chunk)
+        size = chunk.end - chunk.first
+        nll = np.bincount(scores.block_T, -scores.logp_T.astype(np.float64), minlength=size)
+        tokens = np.bincount(scores.block_T, minlength=size)
+        problem._losses[name] = BlockLosses(nll.astype(np.float64), tokens)
+    return problem._losses[name]
+
+
+def _mask(plan: KeepPlan | None) -> str:
+    return plan.digest if plan and not plan.keeps_all else ""

@@ -1,0 +1,71 @@
+"""What a study leaves for people: a table of its trials, and plots."""
+
+from __future__ import annotations
+
+import csv
+import io
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna import visualization as draw
+from optuna.trial import FrozenTrial
+
+from eaft_prune.bench import Bench
+from eaft_prune.result import write_atomically
+from eaft_prune.search.trials import complete
+
+
+def write_trials(bench: Bench, out: Path, study: optuna.Study) -> None:
+    """trials.csv and the study's plots, as files of the run and artifacts."""
+    home = out / "search"
+    home.mkdir(exist_ok=True)
+    write_atomically(home / "trials.csv", _csv(study))
+    with warnings.catch_warnings():
+        # few or equal values make an importance plot dull, not wrong
+        warnings.simplefilter("ignore", UserWarning)
+        for name, figure in _plots(study):
+            figure.write_html(home / f"{name}.html", include_plotlyjs="directory")
+    bench.observer.artifact(home)
+
+
+def _csv(study: optuna.Study) -> str:
+    rows = [
+        {
+            "trial": trial.number,
+            "state": trial.state.name,
+            **dict(zip(study.user_attrs["objectives"], trial.values or [], strict=False)),
+            **trial.params,
+            "plan": trial.user_attrs.get("plan", "")[:12],
+            "seconds": trial.duration.total_seconds() if trial.duration else "",
+            "error": trial.user_attrs.get("error", ""),
+        }
+        for trial in study.get_trials(deepcopy=False)
+    ]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, dict.fromkeys(name for row in rows for name in row))
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _plots(study: optuna.Study) -> Iterator[tuple[str, Any]]:
+    done = complete(study)
+    for index, objective in enumerate(study.user_attrs["objectives"]):
+
+        def value(trial: FrozenTrial, index: int = index) -> float:
+            return float(trial.values[index])
+
+        named = {"target": value, "target_name": objective}
+        yield f"history_{objective}", draw.plot_optimization_history(study, **named)
+        yield f"parallel_{objective}", draw.plot_parallel_coordinate(study, **named)
+        if len({value(trial) for trial in done}) > 1 and len(done) >= 4:
+            evaluator = optuna.importance.PedAnovaImportanceEvaluator()
+            yield (
+                f"importance_{objective}",
+                draw.plot_param_importances(study, evaluator=evaluator, **named),
+            )
+    if len(study.directions) in (2, 3):
+        yield "pareto", draw.plot_pareto_front(study, target_names=study.user_attrs["objectives"])

@@ -1,0 +1,37 @@
+"""task=plan: a keep plan from a scores file alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from eaft_prune.bench import Bench
+from eaft_prune.config import resolve_path
+from eaft_prune.recipes import plan_facts, read_scores
+from eaft_prune.report.text import id_ranges
+from eaft_prune.result import write_atomically
+from eaft_prune.stages.plan import check_keep_n, plan
+from eaft_prune.types import Outcome, Selection
+
+FILE = "plan.json"
+
+
+def run_plan(bench: Bench, out: Path) -> Outcome:
+    """Cut a plan with pruning.keep_n and the core settings; no model, no packs.
+
+    How experts were scored is the file's affair: the other pruning settings are not read.
+    """
+    assert bench.experiment.scores is not None, "config requires scores for this task"
+    file = read_scores(resolve_path(bench.experiment.scores))
+    settings = bench.experiment.pruning
+    check_keep_n(settings, file.n_experts, file.top_k)
+    cut = plan(settings, file.scores)
+    bench.observer.plan(cut)
+    text = json.dumps({"criterion": file.criterion, "base": file.base, **plan_facts(cut)}, indent=1)
+    write_atomically(out / FILE, text + "\n")
+    layers = [f"layer {layer:>3}  {id_ranges(ids)}" for layer, ids in enumerate(cut.kept)]
+    return Outcome(
+        selection=Selection(file.criterion, file.scores, cut, file.scoring),
+        facts={"plan": str(out / FILE), "plan_digest": cut.digest},
+        text="\n".join([*layers, f"{'digest':<11} {cut.digest}", f"{'plan':<11} {out / FILE}"]),
+    )

@@ -1,0 +1,98 @@
+"""task=verify: an exported checkpoint against its manifest and its base, offline."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+from eaft_prune import sources
+from eaft_prune.bench import Bench
+from eaft_prune.checkpoint import ModelFiles, file_hashes, model_digest, open_model
+from eaft_prune.config import ModelSettings, resolve_path
+from eaft_prune.families import family_of
+from eaft_prune.families.base import check_tensors
+from eaft_prune.report.listing import listing
+from eaft_prune.stages.verify import (
+    Manifest,
+    check_base,
+    check_files,
+    read_manifest,
+    smoke_load,
+    work,
+)
+from eaft_prune.types import Checkpoint, Outcome, UserError
+
+
+def run_verify(bench: Bench, out: Path) -> Outcome:
+    """Hash every file, compare every kept byte with the base's, load and run it; list what differs.
+
+    Nothing is taken from the store: what was hashed last week says nothing of today's disk.
+    """
+    settings = bench.experiment.verify
+    assert settings is not None, "config requires verify.* for this task"
+    manifest = read_manifest(resolve_path(settings.path))
+    base = open_model(_base_path(manifest, settings.base))
+    family = family_of(base.config)
+    check_tensors(family, base)
+    hashes = _base_hashes(bench, manifest, base)
+    with bench.bars.bar("verify", work(manifest), "B") as on_bytes:
+        found = check_files(manifest, on_bytes)
+        found += check_base(family, manifest, base, hashes, on_bytes)
+    if settings.load:
+        found += smoke_load(family, manifest.path)
+    checked = {
+        "files": len(manifest.files) + len(manifest.records),
+        "tensors": len(base.tensors),
+        "changed_tensors": len(manifest.changed_tensors),
+        "loaded": settings.load,
+    }
+    text = _sentence(checked, len(found))
+    if found:
+        rows = [(item.file, item.what) for item in found]
+        text = f"{listing(('file', 'what'), rows)}\n\n{text}"
+    return Outcome(
+        base=Checkpoint(base.path, manifest.base["digest"], "base"),
+        checkpoint=Checkpoint(manifest.path, manifest.digest, "pruned"),
+        facts={**checked, "findings": [asdict(item) for item in found]},
+        text=text,
+        differs=bool(found),
+    )
+
+
+def _base_path(manifest: Manifest, given: str | None) -> Path:
+    """Where the base is: verify.base, else where the manifest says; never downloaded."""
+    if given is not None:
+        return resolve_path(given)
+    where = {key: manifest.base.get(key) for key in ("path", "hub_id", "revision")}
+    try:
+        settings = ModelSettings(name=manifest.base["label"], **where)
+        path = sources.model_path(settings, offline=True)
+        if not path.is_dir():
+            raise UserError(f"{path} is not a directory")
+    except ValueError as error:
+        raise UserError(
+            f"{manifest.path} was cut from {manifest.base['label']} (digest "
+            f"{manifest.base['digest'][:12]}), which is not where its manifest says "
+            f"({' '.join(str(value) for value in where.values() if value)}): give verify.base=DIR"
+        ) from error
+    return path
+
+
+def _base_hashes(bench: Bench, manifest: Manifest, base: ModelFiles) -> dict[str, str]:
+    with bench.bars.bar("hash base", base.weight_bytes, "B") as on_bytes:
+        hashes = file_hashes(base, on_bytes)
+    digest = model_digest(hashes)
+    if digest != manifest.base["digest"]:
+        raise UserError(
+            f"{base.path} has digest {digest}, {manifest.path} was cut from a checkpoint with "
+            f"{manifest.base['digest']}: give that one as verify.base"
+        )
+    return hashes
+
+
+def _sentence(checked: dict[str, int | bool], findings: int) -> str:
+    what = f"{checked['files']} files and {checked['tensors']} tensors"
+    if changed := checked["changed_tensors"]:
+        what += f" ({changed} changed on purpose: shape and type only)"
+    what += ", loaded and run" if checked["loaded"] else ", not loaded"
+    return f"VERIFIED  {what}" if not findings else f"DIFFERS  {findings} findings in {what}"

@@ -291,7 +291,7 @@ def test_settings_are_frozen_and_equal_lines_give_equal_settings() -> None:
     ("arguments", "said"),
     [
         (["--help"], "pruning"),
-        (["--cfg", "job"], "keep_n: 24"),
+        (["--cfg", "job"], "keep_n: 28"),
         (["--cfg", "job", "pruning.keep_n=24"], "keep_n: 24"),
         (["--cfg", "job", "--package", "pruning"], "keep_multiple: 4"),
         (["--cfg", "job", "experiment=20b_keep16"], "keep_n: 16"),

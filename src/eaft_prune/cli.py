@@ -36,6 +36,7 @@ _OPEN_SETTINGS = (  # keys are the user's
     "pruning.pack_weights",
     "tracking.tags",
     "eval.num_blocks",
+    "gate.packs",
     "replay.set",
     "search.space",
     "search.sampler.arguments",

@@ -9,10 +9,19 @@ from pathlib import Path
 from eaft_prune.checkpoint import read_json
 from eaft_prune.config import EvalSettings, GateSettings
 from eaft_prune.fingerprint import file_digest
+from eaft_prune.intervals import changes
 from eaft_prune.metrics import pack_report
 from eaft_prune.stages.gate import gate
 from eaft_prune.store import load, save
-from eaft_prune.types import Comparison, EvalKey, Evaluation, PackReport, TokenScores, UserError
+from eaft_prune.types import (
+    Changes,
+    Comparison,
+    EvalKey,
+    Evaluation,
+    PackReport,
+    TokenScores,
+    UserError,
+)
 
 _FILE = "evaluation.json"
 
@@ -79,10 +88,12 @@ def compare(
     for candidate in candidates:
         _check_paired(base, candidate, eval_settings.top_k)
     reports = {model.model: _reports(eval_settings, model, base) for model in (base, *candidates)}
+    found = {c.model: _changes(eval_settings, gate_settings, base, c) for c in candidates}
     verdicts = {
-        c.model: gate(gate_settings, reports[base.model], reports[c.model]) for c in candidates
+        label: gate(gate_settings, reports[base.model], reports[label], of_candidate)
+        for label, of_candidate in found.items()
     }
-    return Comparison(base, tuple(candidates), reports, verdicts)
+    return Comparison(base, tuple(candidates), reports, verdicts, found)
 
 
 def _reports(
@@ -92,6 +103,16 @@ def _reports(
         key: pack_report(scores, base.scores[key], settings.cc_quantile)
         for key, scores in model.scores.items()
     }
+
+
+def _changes(
+    eval_settings: EvalSettings, gate_settings: GateSettings, base: Evaluation, other: Evaluation
+) -> dict[EvalKey, Changes]:
+    found = {
+        key: changes(base.scores[key], scores, eval_settings.cc_quantile, gate_settings)
+        for key, scores in other.scores.items()
+    }
+    return {key: change for key, change in found.items() if change is not None}
 
 
 def _check_paired(base: Evaluation, candidate: Evaluation, top_k: int | None) -> None:

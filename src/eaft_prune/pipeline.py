@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,11 +84,12 @@ def measure(
     base: Model,
     mask: KeepPlan | None = None,
     replicate: int = 0,
+    asked: Sequence[BlockRequest] | None = None,
 ) -> Evaluation:
-    """evaluate: one model on every asked pack and length."""
+    """evaluate: one model on every asked pack and length, by default all of the settings."""
     scores: dict[EvalKey, TokenScores] = {}
     token_digests: dict[EvalKey, str] = {}
-    for request in requests(bench):
+    for request in requests(bench) if asked is None else asked:
         blocks = bench.blocks(base, request)
         stored = _evaluated(bench, model, label, blocks, request, mask, replicate)
         scores[request.pack, request.seq_len] = stored.value
@@ -133,7 +134,7 @@ def _evaluated(
 
     return bench.stage(
         name,
-        *_evaluation(bench, model.digest, blocks.digest, mask, replicate),
+        *evaluation_key(bench, model.digest, blocks.digest, mask, replicate),
         TokenScores,
         compute,
         lambda value, seconds: {
@@ -144,7 +145,7 @@ def _evaluated(
     )
 
 
-def _evaluation(
+def evaluation_key(
     bench: Bench, model: str, blocks: str, mask: KeepPlan | None, replicate: int = 0
 ) -> tuple[int, dict[str, Any], dict[str, str]]:
     """Version, settings and inputs that make an evaluation's key."""
@@ -159,6 +160,8 @@ def preview(bench: Bench) -> tuple[str, dict[str, str]]:
     They are keyed so that equal ones of several runs have equal keys; the base model is profiled if
     no run has done so yet, nothing is evaluated and nothing exported.
     """
+    if bench.experiment.eval.stop is not None:
+        raise UserError("how much eval.stop=decided evaluates is not known before: set it to null")
     base = bench.base()
     check_keep_n(bench, base)
     plan = select(bench, base).plan
@@ -171,7 +174,7 @@ def preview(bench: Bench) -> tuple[str, dict[str, str]]:
         model = {"base": base.digest, "masked": masked, "pruned": exported}[name]
         for request in requests(bench):
             blocks = bench.blocks(base, request).digest
-            version, settings, inputs = _evaluation(bench, model or "", blocks, mask)
+            version, settings, inputs = evaluation_key(bench, model or "", blocks, mask)
             if model is None or not bench.store.holds("evaluate", version, settings, inputs):
                 what = f"{name} {request.pack} {request.seq_len}"
                 missing[digest([inputs, plan.digest if model is None else ""])] = what
@@ -247,7 +250,8 @@ def judge(
     facts: Mapping[str, Any] | None = None,
 ) -> Outcome:
     """gate: reports and verdicts, saved evaluations, everything told to the watcher."""
-    comparison = compare(bench.experiment.eval, bench.experiment.gate, base, candidates)
+    settings = bench.experiment.gate.over(len(bench.experiment.eval.looks))
+    comparison = compare(bench.experiment.eval, settings, base, candidates)
     saved = {}
     for model in (base, *candidates):
         saved[model.model] = out / "evaluations" / model.model

@@ -111,7 +111,7 @@ def peak_memory() -> dict[str, int]:
 
 def _code(experiment: Experiment, outcome: Outcome) -> int:
     verdicts = {} if outcome.comparison is None else outcome.comparison.verdicts
-    failed = any(verdict.status == "FAIL" for verdict in verdicts.values())
+    failed = any(verdict.status != "PASS" for verdict in verdicts.values())
     refused = failed and experiment.gate.on_fail == "error"
     return NOT_PROVEN if refused or outcome.differs else OK
 

@@ -17,7 +17,8 @@ from eaft_prune.fingerprint import array_digest, digest
 
 UNION = "UNION"
 
-Status = Literal["PASS", "FAIL"]
+PlainStatus = Literal["PASS", "FAIL"]
+Status = Literal["PASS", "FAIL", "INCONCLUSIVE"]
 EvalKey = tuple[str, int]  # (pack, seq_len)
 
 
@@ -178,7 +179,7 @@ class PackReport:
     cc_rate: float
     cc_rate_base_thr: float
     js2d: float  # against the base model, natural log, in [0, ln 2]
-    js2d_corrected: float  # half-sample extrapolation of the small-sample bias
+    js2d_corrected: float  # without its sampling bias; about 0 it may be negative
     scored_tokens: int
     blocks: int
 
@@ -187,8 +188,41 @@ Reports = Mapping[str, Mapping[EvalKey, PackReport]]  # model label -> (pack, se
 
 
 @dataclass(frozen=True)
+class Estimate:
+    """A number with its standard error over blocks and a one-sided bound on either side."""
+
+    value: float
+    error: float
+    low: float  # the truth is above with the gate's confidence
+    high: float  # the truth is below with the gate's confidence
+
+    @property
+    def reach(self) -> float:
+        """From the value to its upper bound; the lower one is as far, JS2D's not below 0."""
+        return self.high - self.value
+
+
+@dataclass(frozen=True)
+class Changes:
+    """Candidate minus base on one pack at one sequence length, resampled over paired blocks."""
+
+    blocks: int
+    dppl: Estimate
+    dppl_relative: Estimate  # PPL / PPL_base - 1
+    dnll: Estimate
+    dcc_rate: Estimate
+    dmean_prob: Estimate
+    dmean_entropy: Estimate
+    js2d: Estimate  # the bias-corrected one
+
+
+@dataclass(frozen=True)
 class GateCheck:
-    """One inequality of a gate: passed iff |value| <= limit."""
+    """One inequality of a gate: passed iff |value| <= limit; decided where an interval was made.
+
+    low and high are one-sided bounds, each with the gate's confidence. `decided` is stricter on one
+    side than they are: see stages/gate.py.
+    """
 
     name: str  # dppl | dcc_rate | dmean_prob | js2d
     pack: str
@@ -196,23 +230,63 @@ class GateCheck:
     value: float
     limit: float
     passed: bool
+    estimate: float | None = None  # what the bounds are about: value, for JS2D without its bias
+    low: float | None = None
+    high: float | None = None
+    decided: Status | None = None  # by the interval; None: the plain verdict alone was asked for
+    settled_at: int | None = None  # blocks that would decide an inconclusive check
 
     @property
     def label(self) -> str:
         return f"{self.name}@{self.pack}/{self.seq_len}"
 
+    @property
+    def outcome(self) -> Status:
+        return self.decided or ("PASS" if self.passed else "FAIL")
+
 
 @dataclass(frozen=True)
 class GateVerdict:
-    """The conjunction of its checks."""
+    """What all checks together say: by their intervals (status) and by point estimates (plain)."""
 
     gate: str
     status: Status
     checks: tuple[GateCheck, ...]
+    confidence: float | None = None  # of status; None: it is the plain one
+
+    @property
+    def plain(self) -> PlainStatus:
+        """PASS iff every check's point estimate is within its limit."""
+        return "PASS" if all(check.passed for check in self.checks) else "FAIL"
 
     @property
     def failed_checks(self) -> tuple[str, ...]:
+        return self._labels("FAIL")
+
+    @property
+    def undecided_checks(self) -> tuple[str, ...]:
+        return self._labels("INCONCLUSIVE")
+
+    @property
+    def plain_failed_checks(self) -> tuple[str, ...]:
         return tuple(check.label for check in self.checks if not check.passed)
+
+    @property
+    def settled_by(self) -> GateCheck | None:
+        """The check whose `settled_at` blocks would end an inconclusive verdict, if that is known.
+
+        One that leans outside its limit would end it alone; if all lean inside, it takes the last.
+        """
+        undecided = [check for check in self.checks if check.outcome == "INCONCLUSIVE"]
+        if any(check.settled_at is None for check in undecided):
+            return None
+        outside = [c for c in undecided if c.estimate is not None and abs(c.estimate) > c.limit]
+        if outside:
+            return min(outside, key=lambda check: check.settled_at or 0)
+        return max(undecided, key=lambda check: check.settled_at or 0, default=None)
+
+    def _labels(self, outcome: Status) -> tuple[str, ...]:
+        return tuple(check.label for check in self.checks if check.outcome == outcome)
 
 
 @dataclass(frozen=True)
@@ -271,6 +345,7 @@ class Comparison:
     candidates: tuple[Evaluation, ...]
     reports: Reports
     verdicts: Mapping[str, GateVerdict]  # candidate label -> verdict
+    changes: Mapping[str, Mapping[EvalKey, Changes]] = field(default_factory=dict)  # by candidate
 
 
 @dataclass(frozen=True)

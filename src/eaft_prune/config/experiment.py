@@ -118,12 +118,30 @@ class Experiment(Settings):
                 f"gate.pack = {self.gate.pack!r} is not evaluated; "
                 f"{allowed(self.gate.pack, self.eval_packs)}"
             )
+        for pack in self.gate.packs:
+            if pack not in (*self.eval_packs, "default") or pack == self.gate.pack:
+                others = [p for p in (*self.eval_packs, "default") if p != self.gate.pack]
+                raise ValueError(
+                    f"gate.packs names {pack!r}, beside gate.pack = {self.gate.pack!r} it may name "
+                    f"what is evaluated; {allowed(pack, others)}"
+                )
         missing = [s for s in self.gate.seq_lens if s not in self.eval.seq_lens]
         if missing:
             raise ValueError(
                 f"gate.seq_lens = {list(self.gate.seq_lens)} needs {missing}, but eval.seq_lens = "
                 f"{list(self.eval.seq_lens)}"
             )
+        if self.eval.stop is not None:
+            if self.task.name not in ("pipeline", "noise_floor", "noop"):
+                raise ValueError(
+                    f"eval.stop = {self.eval.stop!r} needs a base, a candidate and their gate: "
+                    f"task=pipeline, noise_floor or noop, not {self.task.name}"
+                )
+            if self.gate.confidence is None or self.eval.seed is None:
+                raise ValueError(
+                    f"eval.stop = {self.eval.stop!r} needs gate.confidence, and eval.seed so that "
+                    "the first blocks are like all others; null: neither may be"
+                )
         if self.task.name == "compare" and self.compare is None:
             raise ValueError("task=compare needs compare.base=DIR and compare.candidate=DIR")
         if task == "plan" and self.scores is None:

@@ -19,13 +19,17 @@ from eaft_prune.report.summary import (
     summarise,
 )
 from eaft_prune.report.text import (
+    RESULTS,
+    bounds_label,
     check_numbers,
     fact_groups,
     id_ranges,
     metric_numbers,
     number,
     printable,
+    reach,
     verdict_sentence,
+    worst_pack_sentence,
 )
 from eaft_prune.types import UNION, Comparison, Selection
 
@@ -61,6 +65,7 @@ def _leaderboard(summaries: Sequence[CandidateSummary]) -> list[str]:
             inline(s.label),
             f"**{s.verdict.status}**",
             f"{len(s.verdict.failed_checks)} of {len(s.verdict.checks)}",
+            str(len(s.verdict.undecided_checks)),
             number(s.dppl, 3, signed=True),
         )
         for s in summaries
@@ -68,7 +73,7 @@ def _leaderboard(summaries: Sequence[CandidateSummary]) -> list[str]:
     return [
         f"## {passed} of {len(summaries)} candidates pass",
         "",
-        *table(("candidate", "verdict", "failed checks", "worst Δ PPL"), rows, left=2),
+        *table(("candidate", "verdict", "failed checks", "undecided", "worst Δ PPL"), rows, left=2),
     ]
 
 
@@ -79,10 +84,13 @@ def _candidate(summary: CandidateSummary, base: str) -> list[str]:
             inline(check.pack),
             str(check.seq_len),
             *check_numbers(check),
-            "pass" if check.passed else "**FAIL**",
+            "pass" if check.outcome == "PASS" else f"**{RESULTS[check.outcome]}**",
         )
         for check in summary.verdict.checks
     ]
+    columns = (bounds_label(summary.verdict), "limit", "margin", "result")
+    worst = inline(worst_pack_sentence(summary))
+    note = "" if summary.verdict.confidence is None else "; ± is to the bounds"
     labels = [label for metric in METRICS for label in (metric.label, "Δ")]
     header = ("pack", "length", *labels, "JS2D", "corrected", "tokens")
     return [
@@ -90,8 +98,9 @@ def _candidate(summary: CandidateSummary, base: str) -> list[str]:
         "",
         f"{inline(verdict_sentence(summary.verdict))}.",
         "",
-        *table(("check", "pack", "length", "value", "limit", "margin", "result"), checks, left=2),
-        "Metrics are written base → candidate.",
+        *([f"{worst[0].upper()}{worst[1:]}.", ""] if worst else []),
+        *table(("check", "pack", "length", "value", *columns), checks, left=2),
+        f"Metrics are written base → candidate{note}.",
         "",
         *table(header, [_metric_cells(row) for row in summary.rows], left=1),
         "<details><summary>What the metrics mean</summary>",
@@ -109,8 +118,10 @@ def _metric_cells(row: Row) -> list[str]:
     cells = [inline(row.pack), str(row.seq_len)]
     for metric in METRICS:
         base, candidate, delta = metric_numbers(metric, row.values(metric))
-        cells += [f"{base} → {candidate}", delta]
-    cells += [number(row.candidate.js2d, 4), number(row.candidate.js2d_corrected, 4)]
+        error = reach(row.estimate(metric.check), metric.decimals)
+        cells += [f"{base} → {candidate}", f"{delta} {error}".rstrip()]
+    corrected = f"{number(row.candidate.js2d_corrected, 4)} {reach(row.estimate('js2d'), 4)}"
+    cells += [number(row.candidate.js2d, 4), corrected.rstrip()]
     cells.append(f"{row.candidate.scored_tokens:,}")
     return [f"**{cell}**" for cell in cells] if row.pack == UNION else cells
 

@@ -42,7 +42,7 @@ def measured(
     `chunks_done` on the first chunks only.
     """
     limits = gate_settings.model_copy(
-        update={"pack": UNION, "seq_lens": (problem.settings.seq_len,)}
+        update={"pack": UNION, "packs": {}, "seq_lens": (problem.settings.seq_len,)}
     )
     chunks = problem.chunks[:chunks_done]
     values: list[dict[str, float]] = []

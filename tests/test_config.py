@@ -62,6 +62,10 @@ def test_every_option_composes_and_validates(option: str) -> None:
 @pytest.mark.parametrize("task", ["predownload", "prune"])
 def test_every_experiment_takes_every_milestone(task: str) -> None:
     for option in (option for option in OPTIONS if option.startswith("experiment=")):
+        if (task, option) == ("prune", "experiment=20b_keep20_keep_floor"):
+            with pytest.raises(UserError, match=r"export.pad_ragged=true"):
+                check([option, f"task={task}"])
+            continue
         (experiment,) = check([option, f"task={task}"]).experiments
         assert experiment.task.name == task
 
@@ -307,7 +311,7 @@ def test_help_and_cfg_print_and_run_nothing(
 
 
 LEVERS = sorted(p.stem for p in (CONF / "experiment").glob("20b_keep2?_*.yaml"))
-LEVERS.remove("20b_keep24_longseq_1m")
+LEVERS = [name for name in LEVERS if "longseq" not in name]
 
 
 @pytest.mark.parametrize("lever", LEVERS)

@@ -352,7 +352,9 @@ def test_a_ragged_plan_is_filled_up_with_experts_nobody_is_routed_to(
     before = snapshot(source)
     files = open_model(source)
     family = family_of(files.config)
-    done = export(family, files, RAGGED, tmp_path / "out", "key", 10**9, HOW, nothing, True)
+    done = export(
+        family, files, RAGGED, tmp_path / "out", "key", 10**9, HOW, nothing, pad_ragged=True
+    )
     layout = KeepPlan(((0, 1, 2, 4, 6), (0, 2, 3, 5, 7)), EXPERTS)
     written, base = tensors_of(done.path), tensors_of(source)
     assert set(written) == set(base)
@@ -375,7 +377,9 @@ def test_a_ragged_plan_is_filled_up_with_experts_nobody_is_routed_to(
 def test_padding_leaves_a_uniform_plan_as_it_is(checkpoint: Path, tmp_path: Path) -> None:
     files = open_model(checkpoint)
     family = family_of(files.config)
-    padded = export(family, files, PLAN, tmp_path / "a", "key", 10**9, HOW, nothing, True)
+    padded = export(
+        family, files, PLAN, tmp_path / "a", "key", 10**9, HOW, nothing, pad_ragged=True
+    )
     assert padded.digest == run(checkpoint, PLAN, tmp_path / "b").digest
 
 
@@ -383,7 +387,7 @@ def test_a_router_without_a_bias_cannot_be_padded(checkpoint: Path, tmp_path: Pa
     files = open_model(checkpoint)
     family = dataclasses.replace(family_of(files.config), router_bias=None)
     with pytest.raises(UserError, match=r"pad_ragged.*no bias"):
-        export(family, files, RAGGED, tmp_path / "out", "k", 10**9, HOW, nothing, True)
+        export(family, files, RAGGED, tmp_path / "out", "k", 10**9, HOW, nothing, pad_ragged=True)
     assert leftovers(tmp_path) == []
 
 

@@ -237,6 +237,8 @@ def test_a_ragged_plan_goes_through_masked_and_padded(world: World) -> None:
     assert pruned["ppl"] == pytest.approx(masked["ppl"], rel=1e-5)
     (text,) = done.cwd.rglob("report.md")
     assert "4.0 on average of 8 experts" in text.read_text()
+    verified = world.run("task=verify", f"verify.path={result['checkpoint']['path']}")
+    assert verified.code == 0, verified.out + verified.err
     assert f"keep{min(sizes)}to{max(sizes)}" in Path(result["checkpoint"]["path"]).name
     run = MlflowClient(tracking_uri=world.uri).get_run(result["mlflow_run_id"])
     assert (run.data.metrics["plan/kept_min"], run.data.metrics["plan/kept_max"]) == (

@@ -214,9 +214,10 @@ class Bench:
         engine = self.resident.get((*key, "local"), lambda: load_files(model.files, *key[1:]))
         return cast("TransformersEngine", engine)
 
-    def _how(self, model: Model) -> tuple[str, RuntimeSettings, int, ExpertsMode]:
-        settings = self.experiment
-        return model.digest, settings.runtime, settings.eval.entropy_top_k, settings.engine.experts
+    def _how(self, model: Model) -> tuple[str, RuntimeSettings, int, ExpertsMode, bool]:
+        settings, asked = self.experiment, self.experiment.eval
+        experts = settings.engine.experts
+        return model.digest, settings.runtime, asked.entropy_top_k, experts, asked.top_logprobs
 
     def dtype(self) -> str:
         """The precision the model runs in: part of what is measured, so part of stage keys."""

@@ -98,15 +98,19 @@ def _up_to(
             for first, end in zip([0, *ends], ends, strict=False)
         ]
         key = (request.pack, request.seq_len)
-        scores[key] = TokenScores(
-            *(np.concatenate([getattr(part, name) for part in parts]) for name in _FIELDS)
-        )
+        scores[key] = _joined(parts)
         digests[key] = digest([bench.blocks(base, request).digest, ends[-1]])
     whole = _whole(bench, base, side, [])
     return replace(whole, scores=scores, token_digests=digests)
 
 
-_FIELDS = ("logp_T", "entropy_T", "block_T")
+def _joined(parts: Sequence[TokenScores]) -> TokenScores:
+    arrays = {
+        name: np.concatenate([getattr(part, name) for part in parts])
+        for name, value in vars(parts[0]).items()
+        if value is not None
+    }
+    return TokenScores(**arrays)
 
 
 def _chunk(

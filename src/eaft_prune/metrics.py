@@ -45,6 +45,36 @@ def cc_rate(p_T: Floats, entropy_T: Floats, p_q: float, h_q: float) -> float:
     return float(np.mean((p_T <= p_q) & (entropy_T.astype(np.float64) <= h_q)))
 
 
+def kl_top(base: TokenScores, other: TokenScores) -> float:
+    """Mean KL of base to other over the base's K likeliest tokens and one class of all others.
+
+    sum over classes c of P_c ln(P_c / Q_c) in nats, >= 0, 0 if equal. Where a token is not among
+    other's K likeliest, its Q is taken as that of the last of them: the most it can be.
+    """
+    assert base.top_logp_TK is not None
+    assert base.top_ids_TK is not None
+    assert other.top_logp_TK is not None
+    assert other.top_ids_TK is not None
+    total = 0.0
+    for part in np.array_split(np.arange(len(base)), len(base) // 4096 + 1):
+        mine, theirs = base.top_logp_TK[part].astype(float), other.top_logp_TK[part].astype(float)
+        same_TKK = base.top_ids_TK[part][:, :, None] == other.top_ids_TK[part][:, None, :]
+        found = same_TKK.any(axis=2)
+        place = same_TKK.argmax(axis=2)
+        logq = np.where(found, np.take_along_axis(theirs, place, axis=1), theirs[:, -1:])
+        p = np.exp(mine)
+        rest_p, rest_q = (np.maximum(1 - np.exp(x).sum(axis=1), 1e-12) for x in (mine, logq))
+        total += float(np.sum(p * (mine - logq)) + np.sum(rest_p * np.log(rest_p / rest_q)))
+    return max(total / len(base), 0.0)
+
+
+def top1_agreement(base: TokenScores, other: TokenScores) -> float:
+    """Share of tokens whose likeliest next token both models agree on; higher is better."""
+    assert base.top_ids_TK is not None
+    assert other.top_ids_TK is not None
+    return float(np.mean(base.top_ids_TK[:, 0] == other.top_ids_TK[:, 0]))
+
+
 def pack_report(scores: TokenScores, base: TokenScores, cc_quantile: float) -> PackReport:
     """All metrics of `scores`, with `base` (the base model on the same tokens) as reference."""
     check_scores(scores, "candidate")
@@ -54,6 +84,7 @@ def pack_report(scores: TokenScores, base: TokenScores, cc_quantile: float) -> P
             f"evaluations of different tokens cannot be compared: {len(base)} and {len(scores)}"
         )
     p = scores.p_T
+    kept = base.top_ids_TK is not None and scores.top_ids_TK is not None
     return PackReport(
         ppl=perplexity(scores.logp_T),
         mean_prob=float(np.mean(p)),
@@ -66,4 +97,6 @@ def pack_report(scores: TokenScores, base: TokenScores, cc_quantile: float) -> P
         js2d_corrected=js2d_corrected(base, scores).value,
         scored_tokens=len(scores),
         blocks=len(np.unique(scores.block_T)),
+        kl_top=kl_top(base, scores) if kept else None,
+        top1_agreement=top1_agreement(base, scores) if kept else None,
     )

@@ -151,6 +151,8 @@ def evaluation_key(
     """Version, settings and inputs that make an evaluation's key."""
     kept = mask.digest if mask and not mask.keeps_all else ""
     settings = {**numerics(bench), "replicate": replicate}
+    if bench.experiment.eval.top_logprobs:
+        settings["top_logprobs"] = True
     return evaluate.VERSION, settings, {"model": model, "blocks": blocks, "mask": kept}
 
 

@@ -63,6 +63,9 @@ class TokenScores:
     logp_T: NDArray[np.float32]  # natural log of p_t
     entropy_T: NDArray[np.float32]
     block_T: NDArray[np.int32]
+    # kept with eval.top_logprobs: ln p and ids of the likeliest tokens, in descending order
+    top_logp_TK: NDArray[np.float32] | None = None
+    top_ids_TK: NDArray[np.int32] | None = None
 
     @property
     def p_T(self) -> NDArray[np.float64]:
@@ -182,6 +185,8 @@ class PackReport:
     js2d_corrected: float  # without its sampling bias; about 0 it may be negative
     scored_tokens: int
     blocks: int
+    kl_top: float | None = None  # KL of base to this over the base's likeliest tokens; nats, >= 0
+    top1_agreement: float | None = None  # share of tokens whose likeliest is the base's
 
 
 Reports = Mapping[str, Mapping[EvalKey, PackReport]]  # model label -> (pack, seq_len) -> metrics

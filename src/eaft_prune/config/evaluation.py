@@ -27,6 +27,7 @@ class EvalSettings(Settings):
     stop: Literal["decided"] | None = None  # evaluate what the gate reads only until it is sure
     cc_quantile: Fraction = 0.15
     entropy_top_k: Annotated[int, Field(ge=2)] = 20
+    top_logprobs: bool = False  # keep the likeliest tokens: KL to the base and top-1 agreement
 
     @model_validator(mode="after")
     def _aligned(self) -> EvalSettings:

@@ -98,6 +98,8 @@ class Experiment(Settings):
             raise ValueError(
                 f"eval.top_k = {self.eval.top_k} has no effect with task={task}: use task=pipeline"
             )
+        if self.eval.top_logprobs and task in ("search", "ablate"):
+            raise ValueError(f"eval.top_logprobs = true has no effect with task={task}: drop it")
         known = [*self.packs.files, UNION]
         for pack in self.eval_packs:
             if pack not in known:

@@ -58,6 +58,7 @@ def load_engine(
     runtime: RuntimeSettings,
     entropy_top_k: int,
     mode: ExpertsMode = "auto",
+    keep_top: bool = False,
 ) -> TransformersEngine:
     """Load a checkpoint with the model code of transformers and our experts and attention.
 
@@ -87,24 +88,34 @@ def load_engine(
         entropy_top_k=entropy_top_k,
         top_k=family.top_k(files.config),
         n_experts=family.n_experts(files.config),
+        keep_top=keep_top,
         kernels=mode == "kernels",
     )
 
 
 def load_files(
-    files: ModelFiles, runtime: RuntimeSettings, entropy_top_k: int, mode: ExpertsMode
+    files: ModelFiles,
+    runtime: RuntimeSettings,
+    entropy_top_k: int,
+    mode: ExpertsMode,
+    keep_top: bool,
 ) -> TransformersEngine:
     """Load a checkpoint of whatever family."""
-    return load_engine(files, family_of(files.config), runtime, entropy_top_k, mode)
+    family = family_of(files.config)
+    return load_engine(files, family, runtime, entropy_top_k, mode, keep_top)
 
 
 def load(
-    files: ModelFiles, runtime: RuntimeSettings, entropy_top_k: int, mode: ExpertsMode
+    files: ModelFiles,
+    runtime: RuntimeSettings,
+    entropy_top_k: int,
+    mode: ExpertsMode,
+    keep_top: bool,
 ) -> TransformersEngine | ParallelEngine:
     """The engine of this process, or of all that torchrun started."""
     if world_size() == 1:
-        return load_files(files, runtime, entropy_top_k, mode)
-    return load_everywhere(load_files, files, runtime, entropy_top_k, mode)
+        return load_files(files, runtime, entropy_top_k, mode, keep_top)
+    return load_everywhere(load_files, files, runtime, entropy_top_k, mode, keep_top)
 
 
 def register() -> None:

@@ -18,6 +18,7 @@ from eaft_prune.report.summary import (
     usage,
 )
 from eaft_prune.report.text import (
+    agreement_sentence,
     bounds_label,
     check_numbers,
     fact_groups,
@@ -102,12 +103,12 @@ def verdict_block(summary: CandidateSummary, base: str) -> str:
         settled = settling(verdict)
         sentence += f". {text(settled[0].upper() + settled[1:])}"
     sentence += f"{text(plain_clause(verdict))}."
-    worst = _numeral(worst_pack_sentence(summary))
-    worst = f"<p>{text(worst[0].upper() + worst[1:])}.</p>" if worst else ""
+    said = (_numeral(worst_pack_sentence(summary)), _numeral(agreement_sentence(summary)))
+    further = "".join(f"<p>{text(part[0].upper() + part[1:])}.</p>" for part in said if part)
     return (
         f'<div class="verdict"><p class="word">{_status(verdict.status)}</p>'
         f'<div><p class="pair">{text(summary.label)} <span>against</span> {text(base)}</p>'
-        f"<p>{sentence}</p>{worst}</div></div>"
+        f"<p>{sentence}</p>{further}</div></div>"
         f"{_checks_table(verdict)}"
     )
 

@@ -20,6 +20,7 @@ from eaft_prune.report.summary import (
 )
 from eaft_prune.report.text import (
     RESULTS,
+    agreement_sentence,
     bounds_label,
     check_numbers,
     fact_groups,
@@ -89,7 +90,7 @@ def _candidate(summary: CandidateSummary, base: str) -> list[str]:
         for check in summary.verdict.checks
     ]
     columns = (bounds_label(summary.verdict), "limit", "margin", "result")
-    worst = inline(worst_pack_sentence(summary))
+    further = [inline(worst_pack_sentence(summary)), inline(agreement_sentence(summary))]
     note = "" if summary.verdict.confidence is None else "; ± is to the bounds"
     labels = [label for metric in METRICS for label in (metric.label, "Δ")]
     header = ("pack", "length", *labels, "JS2D", "corrected", "tokens")
@@ -98,7 +99,7 @@ def _candidate(summary: CandidateSummary, base: str) -> list[str]:
         "",
         f"{inline(verdict_sentence(summary.verdict))}.",
         "",
-        *([f"{worst[0].upper()}{worst[1:]}.", ""] if worst else []),
+        *(line for said in further if said for line in (f"{said[0].upper()}{said[1:]}.", "")),
         *table(("check", "pack", "length", "value", *columns), checks, left=2),
         f"Metrics are written base → candidate{note}.",
         "",

@@ -25,6 +25,7 @@ from eaft_prune.report.summary import (
 )
 from eaft_prune.report.text import (
     RESULTS,
+    agreement_sentence,
     bounds_label,
     check_numbers,
     metric_numbers,
@@ -72,8 +73,9 @@ def comparison_table(
             console.print()
             console.print(part)
         console.print()
-        if worst := worst_pack_sentence(summary):
-            console.print(Text(printable(worst)), soft_wrap=True)
+        for sentence in (worst_pack_sentence(summary), agreement_sentence(summary)):
+            if sentence:
+                console.print(Text(printable(sentence)), soft_wrap=True)
         console.print(_verdict(summary), soft_wrap=True)
         console.print()
     if len(summaries) > 1:

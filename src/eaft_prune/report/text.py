@@ -89,6 +89,17 @@ def worst_pack_sentence(summary: CandidateSummary) -> str:
     return f"worst pack: {row.pack} at {row.seq_len}, PPL {change:+.1%}{bounds}"
 
 
+def agreement_sentence(summary: CandidateSummary) -> str:
+    """KL to the base and top-1 agreement by row; empty where the likeliest tokens were not kept."""
+    told = [
+        f"{row.pack} at {row.seq_len} KL {row.candidate.kl_top:.4f}, "
+        f"top-1 {row.candidate.top1_agreement:.2%}"
+        for row in summary.rows
+        if row.candidate.kl_top is not None
+    ]
+    return "likeliest tokens against the base's: " + "; ".join(told) if told else ""
+
+
 def settling(verdict: GateVerdict) -> str:
     """What would settle an inconclusive verdict."""
     check = verdict.settled_by

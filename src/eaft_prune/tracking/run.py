@@ -131,7 +131,9 @@ class MlflowRun:
         delta = "delta" if model == "pruned" else f"{model}/delta"
         for (pack, seq_len), report in reports.items():
             where = f"{pack}/{seq_len}"
-            figures |= {f"eval/{model}/{where}/{k}": v for k, v in asdict(report).items()}
+            figures |= {
+                f"eval/{model}/{where}/{k}": v for k, v in asdict(report).items() if v is not None
+            }
             if base is not None:
                 changes = _changes(report, base[pack, seq_len])
                 figures |= {f"{delta}/{where}/{k}": v for k, v in changes.items()}

@@ -62,7 +62,10 @@ def test_what_is_never_sure_sees_all_blocks_and_shares_the_first_chunks(
     assert not again["evaluate/masked/UNION/32/32-64"]
     for pack in ("UNION", "alpha"):
         for model in ("base", "masked"):
-            ours, theirs = (run.result["reports"][model][pack]["32"] for run in (done, whole))
+            ours, theirs = (
+                {name: x for name, x in run.result["reports"][model][pack]["32"].items() if x}
+                for run in (done, whole)
+            )
             assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-6)
 
 

@@ -203,7 +203,7 @@ def reports_of(evaluation: Evaluation, reports: Reports) -> Mapping[EvalKey, Pac
     for key, report in reports[label].items():
         if report.scored_tokens <= 0:
             raise ValueError(f"the report of {label!r} on {key} has no scored tokens")
-        if any(math.isnan(value) for value in astuple(report)):
+        if any(value is not None and math.isnan(value) for value in astuple(report)):
             raise ValueError(f"the report of {label!r} on {key} holds NaN: {report}")
     return reports[label]
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from eaft_prune.bench import Bench, Model
+from eaft_prune.profiling import numerics
 
 
 @dataclass(frozen=True)
@@ -14,17 +15,6 @@ class ServerConditions:
     """What a launched server said of itself when it last scored a checkpoint."""
 
     values: Mapping[str, Any]
-
-
-def numerics(bench: Bench) -> dict[str, Any]:
-    """What transformers' numbers depend on."""
-    # packed and dequantised experts are the same weights; transformers' kernels round otherwise
-    suffix = "-kernels" if bench.experiment.engine.experts == "kernels" else ""
-    return {
-        "engine": "transformers" + suffix,
-        "dtype": bench.dtype(),
-        "entropy_top_k": bench.experiment.eval.entropy_top_k,
-    }
 
 
 def declared(bench: Bench) -> dict[str, Any]:

@@ -38,6 +38,7 @@ class Family:
     load_arguments: Callable[[Config], dict[str, Any]]  # of from_pretrained
     experts: Callable[[torch.nn.Module], list[torch.nn.Module]]  # per layer
     masked: Callable[[torch.nn.Module, KeepPlan], AbstractContextManager[None]]
+    router_bias: Callable[[int], str] | None = None  # of a layer; None: routers have no bias
 
 
 def check_tensors(family: Family, model: ModelFiles) -> None:

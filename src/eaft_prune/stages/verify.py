@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from eaft_prune.checkpoint import (
     tensor_bytes,
 )
 from eaft_prune.families.base import Family, slices_of
+from eaft_prune.families.padding import muted, padded
 from eaft_prune.types import KeepPlan, UserError
 
 _CHUNK = 16 << 20
@@ -57,6 +59,7 @@ class Manifest:
     records: Mapping[str, Mapping[str, Any]]  # of how it was made; not part of the digest
     plan: KeepPlan
     plan_digest: str
+    padded: bool  # layers of a ragged plan were filled up with experts never routed to
     changed_tensors: frozenset[str]  # whose bytes are not the base's, and the export says so
 
 
@@ -73,6 +76,7 @@ def read_manifest(path: Path) -> Manifest:
             records=values["records"],
             plan=KeepPlan(kept, values["plan"]["n_experts"]),
             plan_digest=values["plan"]["digest"],
+            padded=any(values["padding"]),
             changed_tensors=frozenset(values.get("changed_tensors", ())),
         )
     except (KeyError, TypeError) as error:
@@ -123,12 +127,13 @@ def check_base(
 
     A tensor that the manifest names as changed must have its shape and type, not its bytes.
     """
-    plan, path = manifest.plan, manifest.path
+    path = manifest.path
+    plan = padded(manifest.plan) if manifest.padded else manifest.plan
     if plan.uniform_keep_n is None:
         raise UserError(f"{path}: its plan keeps other numbers of experts in other layers")
     slices = slices_of(family, base, plan)
     found = []
-    if plan.digest != manifest.plan_digest:
+    if manifest.plan.digest != manifest.plan_digest:
         found.append(Finding(MANIFEST, "the plan's digest is not that of its experts"))
     found += _check_mapping(plan, path / MAPPING)
     found += _check_config(family.patch_config(base.config, plan.uniform_keep_n), path)
@@ -145,7 +150,9 @@ def check_base(
     for name in sorted(set(model.tensors) - set(base.tensors)):
         found.append(Finding(model.tensors[name].file, f"{name} is not in the base", name))
     both = [name for name in base.tensors if name in model.tensors]
-    with ThreadPoolExecutor(_THREADS) as pool:
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(_THREADS) as pool:
+        if manifest.padded:
+            base = muted(family, base, manifest.plan, Path(folder) / "router")
         compared = pool.map(
             lambda name: _check_tensor(
                 model, base, name, slices[name], name in manifest.changed_tensors, on_bytes

@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,12 +32,15 @@ class StandIn(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, port: int, model_path: str, forward: Forward) -> None:
-        super().__init__(("127.0.0.1", port), _Handler)
+    def __init__(
+        self, port: int, model_path: str, forward: Forward, host: str = "127.0.0.1"
+    ) -> None:
+        super().__init__((host, port), _Handler)
         self.forward = forward
         self.flat = False  # the format that newer servers answer in when asked
         self.fault: Fault = lambda handler, number, answers: False
         self.requests: list[Json] = []
+        self.routed: list[NDArray[np.int64]] | None = None  # [L, E] a request, while recording
         self.lock = threading.Lock()
         self.model = {"model_path": model_path, "is_generation": True}
         self.info: Json = {
@@ -53,7 +57,7 @@ class StandIn(ThreadingHTTPServer):
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
+        return "http://{}:{}".format(*self.server_address)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         pass  # clients of these tests hang up on purpose
@@ -74,12 +78,17 @@ class _Handler(BaseHTTPRequestHandler):
         self.reply(pages.get(self.path), 200 if self.path in pages else 404)
 
     def do_POST(self) -> None:
+        if self.path.endswith("_expert_distribution_record"):
+            return self.record(self.path[1:].split("_")[0])
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         with self.server.lock:
             self.server.requests.append(body)
             number = len(self.server.requests)
         if body.get("stream"):
             return self.stream(body)
+        if self.server.routed is not None:
+            self.server.routed.append(route(self.server, body["input_ids"]))
+            return self.reply([{"text": "", "meta_info": {}} for _ in body["input_ids"]])
         with self.server.lock:  # one forward at a time
             answers = [
                 answer(self.server, body, ids, start)
@@ -106,6 +115,23 @@ class _Handler(BaseHTTPRequestHandler):
             usage = {"choices": [], "usage": {"completion_tokens": asked}}
             self.wfile.write(b"data: " + json.dumps(usage).encode() + b"\n\n")
         self.wfile.write(b"data: [DONE]\n\n")
+
+    def record(self, what: str) -> None:
+        """Like SGLang's recorder: sums of the selections of every forward pass, in a file."""
+        if what == "start":
+            self.server.routed = []
+        elif what == "dump":
+            import torch
+
+            folder = Path(os.environ["SGLANG_EXPERT_DISTRIBUTION_RECORDER_DIR"])
+            folder.mkdir(parents=True, exist_ok=True)
+            counts = torch.from_numpy(np.stack(self.server.routed or []))
+            torch.save(
+                {"rank": 0, "logical_count": counts}, folder / "expert_distribution_recorder_1.5.pt"
+            )
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"not JSON\n")
 
     def reply(self, value: Any, status: int = 200) -> None:
         content = json.dumps(value).encode()
@@ -137,6 +163,18 @@ def answer(server: StandIn, body: Json, ids: list[int], start: int) -> Json:
             *([[v, i, None] for v, i in zip(*pair, strict=True)] for pair in pairs),
         ]
     return {"text": "", "meta_info": meta}
+
+
+def route(server: StandIn, sequences: list[list[int]]) -> NDArray[np.int64]:
+    """Selections [L, E] of a router that sends id t at layer l to experts t x (l + 1), +1, ..."""
+    config = json.loads((Path(server.model["model_path"]) / "config.json").read_text())
+    experts, top_k = config["num_local_experts"], config["num_experts_per_tok"]
+    found = np.zeros((config["num_hidden_layers"], experts), np.int64)
+    if "triton_kernel" not in server.info["args"]:  # a backend that SGLang does not record
+        ids = np.concatenate(sequences)
+        for layer, rank in np.ndindex(len(found), top_k):
+            found[layer] += np.bincount((ids * (layer + 1) + rank) % experts, minlength=experts)
+    return found
 
 
 @contextmanager

@@ -31,6 +31,7 @@ NEEDS = {
     "task=plan": ["scores=reap-scores.yaml"],
     "task=replay": ["replay.lock=run.lock.yaml"],
     "task=verify": ["verify.path=a"],
+    "task=usage": ["engine=sglang", "engine.python=python", "pruning=frequency"],
     "task=engine_parity": ["engine=sglang", "engine.base_url=http://somewhere:30000"],
     "engine=sglang": ["engine.python=python"],
     "engine=sglang_hopper": ["engine.python=python"],

@@ -8,19 +8,23 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
 import pytest
+import tiny
+import yaml
 from runs import REPOSITORY, World
-from sglang_standin import bigram_forward
+from sglang_standin import StandIn, bigram_forward, serving
 
 from eaft_prune.checkpoint import open_model
 from eaft_prune.config import EngineSettings
 from eaft_prune.engines.serving import serve
 from eaft_prune.engines.sglang_server import launch, probe_version
+from eaft_prune.engines.sglang_usage import recording, selections
 from eaft_prune.types import Blocks, UserError
 
 pytest_plugins = ("worlds",)
@@ -160,6 +164,67 @@ def test_the_version_is_that_of_the_other_environment(python: str) -> None:
         probe_version(sys.executable)
     with pytest.raises(UserError, match="cannot be run"):
         probe_version("/nowhere/python")
+
+
+def test_recorded_selections_are_those_of_every_token(
+    python: str, checkpoint: Path, make_blocks: Callable[..., Blocks], tmp_path: Path
+) -> None:
+    blocks, counted = make_blocks(5, 12), np.zeros((2, 8), int)
+    for token in blocks.ids_BS.ravel():
+        for layer in range(2):
+            for rank in range(2):
+                counted[layer, (token * (layer + 1) + rank) % 8] += 1
+    how = recording(settings(python), tmp_path / "records")
+    served = serve(how, open_model(checkpoint), 2, 20, tmp_path / "log")
+    done: list[int] = []
+    found = selections(served, blocks, 2, 8, tmp_path / "records", done.append)
+    assert found.tolist() == counted.tolist()
+    assert sum(done) == blocks.ids_BS.size
+    blind = recording(
+        settings(python, "--moe-runner-backend", "triton_kernel"), tmp_path / "others"
+    )
+    served = serve(blind, open_model(checkpoint), 2, 20, tmp_path / "log")
+    with pytest.raises(UserError, match=r"recorded \[0, 0\] selections .* instead of 120"):
+        selections(served, blocks, 2, 8, tmp_path / "others", done.append)
+
+
+def test_a_plan_is_cut_from_the_usage_of_a_server(python: str, world: World) -> None:
+    asked = ("pruning=frequency", "pruning.core_pos_top_m=0")
+    done = world.run("task=usage", "engine=sglang", f"engine.python='{python}'", *asked)
+    assert done.code == 0, done.out + done.err
+    file = done.result["facts"]["scores"]
+    counts = [layer["count"] for layer in yaml.safe_load(Path(file).read_text())["layers"]]
+    assert {sum(layer) for layer in counts} == {8 * 64 * 2}
+    cut = world.run("task=prune", f"scores={file}", *asked)
+    assert cut.code == 0, cut.out + cut.err
+    for kept, count in zip(cut.result["plan"]["kept"], counts, strict=True):
+        dropped = set(range(8)) - set(kept)
+        assert min(count[j] for j in kept) >= max(count[j] for j in dropped)
+    refused = world.run("task=usage", "engine=sglang", f"engine.python='{python}'").refused()
+    assert "pruning=frequency" in refused
+
+
+def test_many_checkpoints_over_several_servers(world: World, tmp_path: Path) -> None:
+    """+sweeps=served: each point asks the server that holds its checkpoint."""
+    folder = tmp_path / "checkpoints"
+    hosts = ("127.0.0.1", "127.0.0.2")
+    with ExitStack() as stack:
+        port, servers = 0, []
+        for seed, host in enumerate(hosts):
+            model = tiny.write_checkpoint(folder / host, seed=seed)
+            server = StandIn(port, str(model), bigram_forward, host)
+            servers.append(stack.enter_context(serving(server)))
+            port = server.server_address[1]
+        done = world.run(
+            "+sweeps=served",
+            f"model.path={folder}/${{model.name}}",
+            f"engine.base_url=http://${{model.name}}:{port}",
+            f"model.name={','.join(hosts)}",
+        )
+    assert done.code == 0, done.out + done.err
+    assert len(done.results) == 2
+    asked = [len(server.requests) for server in servers]
+    assert asked[0] == asked[1] > 0
 
 
 def test_a_pipeline_is_evaluated_by_servers(python: str, world: World) -> None:

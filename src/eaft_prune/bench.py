@@ -207,10 +207,8 @@ class Bench:
         from eaft_prune.engines.serving import serve
 
         settings, top = self.experiment.engine, self.experiment.eval.entropy_top_k
-        top_k, log_file = (
-            model.family.top_k(model.files.config),
-            self.out / f"server-{model.label}.log",
-        )
+        top_k = model.family.top_k(model.files.config)
+        log_file = self.out / f"server-{model.label}.log"
         return self.resident.get(
             (model.digest, settings, top),
             lambda: serve(settings, model.files, top_k, top, log_file),

@@ -40,6 +40,7 @@ TaskName = Literal[
     "verify",
     "engine_parity",
     "decode_bench",
+    "usage",
     "ablate",
     "stability",
     "memo",
@@ -160,8 +161,8 @@ class Experiment(Settings):
             raise ValueError("task=verify needs verify.path=DIR, an exported checkpoint")
         if self.engine.name == "sglang":
             self._check_served()
-        elif task == "engine_parity":
-            raise ValueError("task=engine_parity compares transformers with engine=sglang: give it")
+        elif task in ("engine_parity", "usage"):
+            raise ValueError(f"task={task} asks an SGLang server: give engine=sglang")
         own = ("search", "ablate", "stability", "memo", "doctor", "gc", "decode_bench")  # sections
         if task in own and getattr(self, task) is None:
             raise ValueError(f"task={task} needs the {task} settings: select it as task={task}")
@@ -179,11 +180,24 @@ class Experiment(Settings):
                 "engine=sglang cannot mask experts (task=search, eval.candidates=[masked]): use "
                 "engine=transformers for that"
             )
+        if self.eval.top_logprobs:
+            raise ValueError("eval.top_logprobs = true needs engine=transformers")
         if self.engine.base_url is not None and self.task.name in ("pipeline", "noop"):
             raise ValueError(
                 f"task={self.task.name} evaluates two checkpoints, engine.base_url serves one: "
                 "launch servers with engine.python, or use task=evaluate twice and task=compare"
             )
+        if self.task.name == "usage":
+            if self.engine.python is None:
+                raise ValueError("task=usage launches a server that records: give engine.python")
+            counts = PruningSettings(
+                name="frequency", keep_n=1, saliency="one", weight="uniform", reduce="sum"
+            )
+            if self.pruning.scoring != counts.scoring:
+                raise ValueError(
+                    "task=usage counts selections: use pruning=frequency as it is, not "
+                    f"pruning={self.pruning.name}"
+                )
 
     @property
     def eval_packs(self) -> tuple[str, ...]:

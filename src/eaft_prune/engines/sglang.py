@@ -59,7 +59,7 @@ class SglangEngine:
 
     def score(self, blocks: Blocks, on_tokens: OnTokens) -> TokenScores:
         """log p and H of every scored token; raises UserError unless the server gave them all."""
-        self._check_ids(blocks)
+        self.check_ids(blocks)
         some = np.flatnonzero(blocks.scored_BS.any(axis=1))
         requests = [
             _Request(blocks.ids_BS[part], blocks.scored_BS[part])
@@ -115,8 +115,8 @@ class SglangEngine:
                 f"({type(error).__name__}: {error}); sglang {self.server.version}"
             ) from error
 
-    def _check_ids(self, blocks: Blocks) -> None:
-        # one id outside of the vocabulary can end the server
+    def check_ids(self, blocks: Blocks) -> None:
+        """Raise UserError on ids outside the vocabulary: one can end the server."""
         low, high = int(blocks.ids_BS.min()), int(blocks.ids_BS.max())
         if low < 0 or high >= self.vocab_size:
             raise UserError(

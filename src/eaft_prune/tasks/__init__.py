@@ -18,6 +18,7 @@ from eaft_prune.tasks.plan import run_plan
 from eaft_prune.tasks.replay import run_replay
 from eaft_prune.tasks.stability import run_stability
 from eaft_prune.tasks.upkeep import Upkeep, run_doctor, run_gc
+from eaft_prune.tasks.usage import run_usage
 from eaft_prune.tasks.verify import run_verify
 from eaft_prune.types import Outcome
 
@@ -38,6 +39,7 @@ TASKS: Mapping[str, Callable[[Bench, Path], Outcome]] = {
     "verify": run_verify,
     "engine_parity": run_engine_parity,
     "decode_bench": run_decode_bench,
+    "usage": run_usage,
     "ablate": run_ablate,
     "stability": run_stability,
     "memo": run_memo,

@@ -99,7 +99,7 @@ def main() -> None:
     steps = Steps(options.out, options.seconds)
     options.work.mkdir(parents=True, exist_ok=True)
     settings = EngineSettings(
-        name="sglang", python=options.python, args=ARGS, ready_s=options.seconds, timeout_s=60,
+        name="sglang", python=options.python, args=ARGS, ready_s=options.seconds, timeout_s=120,
         retries=0,
     )  # fmt: skip
     pool = ThreadPoolExecutor(12)

@@ -175,10 +175,10 @@ class Experiment(Settings):
 
     def _check_served(self) -> None:
         """What an SGLang server cannot do."""
-        if self.task.name == "search" or "masked" in self.eval.candidates:
+        if self.task.name in ("search", "ablate") or "masked" in self.eval.candidates:
             raise ValueError(
-                "engine=sglang cannot mask experts (task=search, eval.candidates=[masked]): use "
-                "engine=transformers for that"
+                "engine=sglang cannot mask experts (task=search, task=ablate, "
+                "eval.candidates=[masked]): use engine=transformers for that"
             )
         if self.eval.top_logprobs:
             raise ValueError("eval.top_logprobs = true needs engine=transformers")

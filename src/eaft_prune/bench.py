@@ -167,7 +167,7 @@ class Bench:
     def _packed(self, base: Model, request: pack_stage.BlockRequest) -> Stored[Blocks]:
         packs = self.experiment.packs
         files = self.pack_files()
-        settings = {
+        settings: dict[str, Any] = {
             "packs": {name: sha for name, (_, sha) in files.items()},
             "order": list(files),
             "text_column": packs.text_column,
@@ -175,6 +175,8 @@ class Bench:
             "profile_fraction": packs.profile_fraction,
             "request": vars(request),
         }
+        if packs.format != "harmony":
+            settings["format"] = packs.format
 
         def compute() -> Blocks:
             rows = {name: self._rows(name) for name in files}

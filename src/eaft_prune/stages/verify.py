@@ -165,7 +165,7 @@ def check_base(
 
 def _owned(finding: Finding, owners: Mapping[str, tuple[int, int]]) -> Finding:
     """The finding with the expert that its tensor holds, if it holds one."""
-    if finding.tensor not in owners:
+    if finding.tensor is None or finding.tensor not in owners:
         return finding
     new, old = owners[finding.tensor]
     what = f"{finding.what} (the base's expert {old})"

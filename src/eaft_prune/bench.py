@@ -167,16 +167,15 @@ class Bench:
     def _packed(self, base: Model, request: pack_stage.BlockRequest) -> Stored[Blocks]:
         packs = self.experiment.packs
         files = self.pack_files()
-        settings: dict[str, Any] = {
+        settings = {
             "packs": {name: sha for name, (_, sha) in files.items()},
             "order": list(files),
             "text_column": packs.text_column,
+            "format": packs.format,
             "split": packs.split,
             "profile_fraction": packs.profile_fraction,
             "request": vars(request),
         }
-        if packs.format != "harmony":
-            settings["format"] = packs.format
 
         def compute() -> Blocks:
             rows = {name: self._rows(name) for name in files}

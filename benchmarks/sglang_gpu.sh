@@ -2,7 +2,8 @@
 # SGLang on one GPU where nothing can be fetched: wheels are brought along, in parts.
 #
 #   sglang_gpu.sh install DIR     one part of the wheels into a directory of its own (repeat)
-#   sglang_gpu.sh run DATA        every step of sglang_gpu.py; DATA as its --data
+#   sglang_gpu.sh run DATA        every step of sglang_gpu.py; DATA as its --data; at most
+#                                 SECONDS_LIMIT seconds (285)
 #
 # What of sglang is not as published, all for want of size and of no effect on gpt-oss here: its
 # kernel package is carried for Hopper alone and without flash_ops, flashmla_ops and infllm_ops;
@@ -34,12 +35,14 @@ EOF
     cp -r "$home"/*/$name* "$home.own/" 2>/dev/null
   done
   cd "$here/.." || exit 1
-  PYTHONUNBUFFERED=1 PYTHONPATH=src:$home.own timeout -s INT -k 15 "${SECONDS_LIMIT:-315}" \
-    python3 benchmarks/sglang_gpu.py --python "$home/python" --data "$2" --out "${OUT:-$home/out}"
+  limit=${SECONDS_LIMIT:-285}
+  PYTHONUNBUFFERED=1 PYTHONPATH=src:$home.own timeout -s INT -k 10 "$limit" \
+    python3 benchmarks/sglang_gpu.py --python "$home/python" --data "$2" --out "${OUT:-$home/out}" \
+    --seconds $((limit - 15))
   echo "run: code $?, $((SECONDS - started)) s"
   ;;
 *)
-  sed -n '2,6p' "$0"
+  sed -n '2,7p' "$0"
   exit 2
   ;;
 esac

@@ -27,6 +27,8 @@ __getattr__ = _name
 
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def find_spec(self, name, path=None, target=None):
+        if name == __name__ + ".norm":  # then sglang-kernel takes its own kernels
+            raise ImportError("flashinfer is a stub here")
         if name.startswith(__name__ + "."):
             return importlib.machinery.ModuleSpec(name, self, is_package=True)
         return None

@@ -124,7 +124,7 @@ def _traced(
     def compute() -> Trace:
         engine = bench.engine(base)
         with bench.bars.bar(name, tokens, "tok") as on_tokens:
-            return profile.profile(engine, _cut(blocks.value, first, end), on_tokens)
+            return profile.profile(engine, blocks.value.cut(first, end), on_tokens)
 
     return bench.stage(
         name,
@@ -138,14 +138,4 @@ def _traced(
             "scored_tokens": len(trace),
             "tokens_per_s": tokens / seconds,
         },
-    )
-
-
-def _cut(blocks: Blocks, first: int, end: int) -> Blocks:
-    part = slice(first, end)
-    return replace(
-        blocks,
-        ids_BS=blocks.ids_BS[part],
-        scored_BS=blocks.scored_BS[part],
-        row_BS=blocks.row_BS[part],
     )

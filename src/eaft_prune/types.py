@@ -6,7 +6,7 @@ Shape legend: L layers, E experts, K experts per token, T scored tokens, B block
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -54,6 +54,16 @@ class Blocks:
     def token_digest(self) -> str:
         """Digest of token ids and scored positions: two evaluations are paired iff it is equal."""
         return digest({"ids": array_digest(self.ids_BS), "scored": array_digest(self.scored_BS)})
+
+    def cut(self, first: int, end: int) -> Blocks:
+        """Blocks first..end-1 of these."""
+        part = slice(first, end)
+        return replace(
+            self,
+            ids_BS=self.ids_BS[part],
+            scored_BS=self.scored_BS[part],
+            row_BS=self.row_BS[part],
+        )
 
 
 @dataclass(frozen=True)
@@ -113,6 +123,14 @@ class ExpertScores:
     count_LE: NDArray[np.int64]  # selections of the expert among profiled tokens
     region_tokens: Mapping[str, int]  # good / uncertain / conflict -> profiled tokens
     pack_mass_PLE: NDArray[np.float64]  # positive_mass_LE of each pack's tokens alone
+
+
+@dataclass(frozen=True)
+class LayerLosses:
+    """What it costs to cut one layer alone to each of N sizes, all other layers whole."""
+
+    sizes: tuple[int, ...]  # experts kept, ascending
+    loss_LN: NDArray[np.float64]  # dNLL in nats a token
 
 
 @dataclass(frozen=True)

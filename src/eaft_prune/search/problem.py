@@ -101,7 +101,7 @@ def chunk_scores(problem: Problem, plan: KeepPlan | None, chunk: Chunk) -> Token
             if not other.startswith(("/", f"{mask}/")):
                 del problem._scores[other]
         digest, blocks = problem.blocks[chunk.replicate]
-        bench, cut_blocks = problem.bench, blocks.cut(chunk.first, chunk.end)
+        bench, some = problem.bench, blocks[chunk.first : chunk.end]
         stored = bench.store.run(
             "evaluate",
             VERSION,
@@ -109,7 +109,7 @@ def chunk_scores(problem: Problem, plan: KeepPlan | None, chunk: Chunk) -> Token
             {"model": problem.base.digest, "blocks": digest, "mask": mask},
             TokenScores,
             lambda: evaluate(
-                bench.engine(problem.base), cut_blocks, plan if mask else None, lambda done: None
+                bench.engine(problem.base), some, plan if mask else None, lambda done: None
             ),
         )
         problem._scores[name] = stored.value

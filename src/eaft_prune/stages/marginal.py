@@ -43,7 +43,7 @@ def leave_one_out(
     tokens_B = blocks.scored_BS.sum(axis=1)
     change_LEPB, count_LE = np.zeros(0), np.zeros(0, np.int64)
     for first, end in pairwise([0, *ends]):
-        part = blocks.cut(first, end)
+        part = blocks[first:end]
         trace = engine.trace(part, on_tokens)
         whole_PB = _sums(part, trace.scores)
         if first == 0:

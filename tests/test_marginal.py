@@ -237,20 +237,19 @@ SMALL = ("marginal.num_blocks=4", "marginal.seq_len=32", "pruning.keep_n=4")
 
 def test_the_pipeline_cuts_by_measured_losses(world: World) -> None:
     """leave_one_out, then greedy and sizes by marginal loss, which find its first pass."""
-    masked = ("eval.candidates=[masked]", "pruning.keep_multiple=1")
-    first = world.run("pruning=leave_one_out", *SMALL, *masked).result
+    first = world.run("pruning=leave_one_out", *SMALL, "eval.candidates=[masked]").result
     stages = {stage["stage"]: stage for stage in first["stages"]}
     assert "profile" not in stages
     facts = stages["marginal/leave_one_out"]["facts"]
     assert facts["tokens"] == facts["tokens_at_most"] == (1 + 16) * 4 * 32
     assert [len(ids) for ids in first["plan"]["kept"]] == [4, 4]
-    second = world.run("pruning=greedy", "marginal.candidates=2", *SMALL, *masked).result
+    second = world.run("task=profile", "pruning=greedy", "marginal.candidates=2", *SMALL).result
     again = {stage["stage"]: stage for stage in second["stages"]}
     assert again["marginal/leave_one_out"]["cached"]
     assert again["marginal/greedy"]["facts"]["tokens"] == 3 * (1 + 2 * 2) * 4 * 32
     ragged = world.run(
-        "pruning=leave_one_out", "pruning.selection=marginal_loss", "pruning.min_keep_n=3",
-        "pruning.max_keep_n=6", *SMALL, *masked,
+        "task=profile", "pruning=leave_one_out", "pruning.selection=marginal_loss",
+        "pruning.keep_multiple=1", "pruning.min_keep_n=3", "pruning.max_keep_n=6", *SMALL,
     ).result  # fmt: skip
     layers = {stage["stage"]: stage for stage in ragged["stages"]}["marginal/layers"]
     assert layers["facts"]["tokens"] == (1 + 2 * 4) * 4 * 32

@@ -117,7 +117,7 @@ def main() -> None:
     for file in options.tokenizer.glob("*token*") if options.tokenizer else ():
         shutil.copy(file, options.out)
     entries = []
-    for name, spec in FAMILY.tensor_table(config).items():
+    for name, spec in FAMILY.tensor_tables(config)[0].items():
         width = 1 if spec.dtype == "U8" else 2
         entries.append((name, spec.dtype or "BF16", spec.shape, width * int(np.prod(spec.shape))))
     shards: list[list[Entry]] = [[]]

@@ -171,6 +171,7 @@ class Bench:
             "packs": {name: sha for name, (_, sha) in files.items()},
             "order": list(files),
             "text_column": packs.text_column,
+            "format": packs.format,
             "split": packs.split,
             "profile_fraction": packs.profile_fraction,
             "request": vars(request),

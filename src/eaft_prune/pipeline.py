@@ -11,6 +11,7 @@ from eaft_prune import recipes
 from eaft_prune.bench import Bench, Model, with_top_k
 from eaft_prune.config import PLAN_SETTINGS, resolve_path
 from eaft_prune.evaluations import compare, save_evaluation
+from eaft_prune.families.padding import router_bias
 from eaft_prune.fingerprint import digest
 from eaft_prune.measuring import calibration_request, layer_losses, marginal_scores
 from eaft_prune.profiling import numerics, trace_of
@@ -286,8 +287,15 @@ def open_base(bench: Bench) -> Model:
     return base
 
 
+def check_padding(bench: Bench, base: Model) -> None:
+    """Raise UserError if layers are to be filled up that this model's routers cannot leave out."""
+    if bench.experiment.export.pad_ragged and bench.experiment.pruning.selection != "uniform":
+        router_bias(base.family)
+
+
 def check_keep_n(bench: Bench, base: Model) -> None:
-    """Raise UserError unless this model can keep pruning.keep_n experts."""
+    """Raise UserError unless this model can keep pruning.keep_n experts, padded if asked for."""
+    check_padding(bench, base)
     config = base.files.config
     planning.check_keep_n(
         bench.experiment.pruning, base.family.n_experts(config), base.family.top_k(config)

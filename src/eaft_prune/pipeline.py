@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from eaft_prune import recipes
+from eaft_prune import recipes, repair
 from eaft_prune.bench import Bench, Model
 from eaft_prune.config import resolve_path
 from eaft_prune.evaluations import compare, save_evaluation
@@ -201,16 +201,18 @@ def _export_target(bench: Bench, base: Model, plan: KeepPlan) -> tuple[Path, str
     settings, runtime = bench.experiment.export, bench.experiment.runtime
     name = f"{bench.experiment.model.name}-keep{plan.uniform_keep_n}-{plan.digest[:12]}"
     target = resolve_path(settings.path or str(Path(runtime.checkpoint_dir) / name))
-    key = digest(
-        {
-            "stage": "export",
-            "version": export.VERSION,
-            "model": base.digest,
-            "plan": plan.digest,
-            "max_shard_bytes": settings.max_shard_bytes,
-        }
-    )
-    return target, key
+    made = {
+        "stage": "export",
+        "version": export.VERSION,
+        "model": base.digest,
+        "plan": plan.digest,
+        "max_shard_bytes": settings.max_shard_bytes,
+    }
+    if level := repair.level(bench, plan):
+        made["compensation"] = repair.key(bench, base, plan)
+        if settings.path is None:
+            target = target.with_name(f"{name}-{level}-{made['compensation'][:8]}")
+    return target, digest(made)
 
 
 def export_plan(
@@ -223,6 +225,8 @@ def export_plan(
     """A plan written as a checkpoint; `how` goes into its manifest, recipe and scores beside it."""
     target, key = _export_target(bench, base, plan)
     profiled = profile_request(bench)
+    repaired = repair.compensated(bench, base, plan)
+    how = {**how, **repaired.facts}
     beside = recipes.files_beside(bench, base, plan, how, scores, profiled)
     total = base.files.weight_bytes * len(plan.kept[0]) // plan.n_experts
     with bench.bars.bar("export", total, "B") as on_bytes:
@@ -233,9 +237,10 @@ def export_plan(
             target,
             key,
             bench.experiment.export.max_shard_bytes,
-            {"base": recipes.origin(bench, base), **how},
+            {"base": recipes.origin(bench, base), **how, **repaired.changed_tensors},
             on_bytes,
             beside,
+            repaired.entries,
         )
     bench.record(
         StageRecord(

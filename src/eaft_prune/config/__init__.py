@@ -6,7 +6,13 @@ from eaft_prune.config.experiment import Experiment
 from eaft_prune.config.inputs import ModelSettings, PacksSettings, ProfileSettings
 from eaft_prune.config.parse import parse_experiment, setting_names
 from eaft_prune.config.proof import ReplaySettings, VerifySettings
-from eaft_prune.config.pruning import ExportSettings, ProbeSettings, PruningSettings, Regions
+from eaft_prune.config.pruning import (
+    CompensationSettings,
+    ExportSettings,
+    ProbeSettings,
+    PruningSettings,
+    Regions,
+)
 from eaft_prune.config.runtime import (
     EngineSettings,
     RuntimeSettings,
@@ -17,6 +23,7 @@ from eaft_prune.config.search import RangeSettings, SamplerSettings, SearchSetti
 
 __all__ = [
     "CompareSettings",
+    "CompensationSettings",
     "EngineSettings",
     "EvalSettings",
     "Experiment",

@@ -10,7 +10,12 @@ from eaft_prune.config.base import Settings, allowed
 from eaft_prune.config.evaluation import CompareSettings, EvalSettings, GateSettings
 from eaft_prune.config.inputs import ModelSettings, PacksSettings, ProfileSettings
 from eaft_prune.config.proof import ReplaySettings, VerifySettings
-from eaft_prune.config.pruning import ExportSettings, ProbeSettings, PruningSettings
+from eaft_prune.config.pruning import (
+    CompensationSettings,
+    ExportSettings,
+    ProbeSettings,
+    PruningSettings,
+)
 from eaft_prune.config.runtime import (
     EngineSettings,
     RuntimeSettings,
@@ -48,6 +53,7 @@ class Experiment(Settings):
     packs: PacksSettings
     profile: ProfileSettings
     pruning: PruningSettings
+    compensation: CompensationSettings = CompensationSettings()
     export: ExportSettings
     eval: EvalSettings
     gate: GateSettings

@@ -38,6 +38,8 @@ class Family:
     load_arguments: Callable[[Config], dict[str, Any]]  # of from_pretrained
     experts: Callable[[torch.nn.Module], list[torch.nn.Module]]  # per layer
     masked: Callable[[torch.nn.Module, KeepPlan], AbstractContextManager[None]]
+    # of a layer, the stem of its tensors' names; None: cannot be compensated
+    down_proj: Callable[[int], str] | None = None
 
 
 def check_tensors(family: Family, model: ModelFiles) -> None:

@@ -125,4 +125,5 @@ FAMILY = Family(
     load_arguments=_load_arguments,
     experts=_experts,
     masked=_masked,
+    down_proj=lambda layer: f"model.layers.{layer}.mlp.experts.down_proj",
 )

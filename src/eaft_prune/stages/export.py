@@ -7,7 +7,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -20,6 +20,7 @@ from eaft_prune.checkpoint import (
     MAPPING,
     ModelFiles,
     Slices,
+    TensorEntry,
     copy_file,
     model_digest,
     open_model,
@@ -34,6 +35,7 @@ from eaft_prune.types import KeepPlan, UserError
 
 VERSION = 2
 _NOTHING: Mapping[str, str] = MappingProxyType({})
+_UNCHANGED: Mapping[str, TensorEntry] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -57,11 +59,13 @@ def export(
     provenance: Mapping[str, Any],
     on_bytes: Callable[[int], None],
     extra_files: Mapping[str, str] = _NOTHING,
+    changed: Mapping[str, TensorEntry] = _UNCHANGED,
 ) -> Exported:
     """Write `source` with only the plan's experts to `target`; expert bytes are copied, not redone.
 
     `extra_files` (name -> text) say how it was made: the manifest lists their hashes, the digest
-    leaves them out. A finished export with the same key is used again. Raises UserError where
+    leaves them out. `changed` says where the bytes of tensors lie that are not the source's: those
+    of the kept experts, whole. A finished export with the same key is used again. Raises UserError where
     `target` holds anything else, the plan is ragged, or the disk is full; the source is only read.
     """
     keep_n = plan.uniform_keep_n
@@ -74,7 +78,8 @@ def export(
     if target.resolve() == source.path.resolve():
         raise UserError(f"export.path = {target} is the base checkpoint itself")
     started = time.perf_counter()
-    slices = slices_of(family, source, plan)
+    slices = {**slices_of(family, source, plan), **dict.fromkeys(changed)}
+    source = replace(source, tensors={**source.tensors, **changed})
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = target.with_name(f".{target.name}.draft")
     with FileLock(target.with_name(f".{target.name}.lock")):
@@ -87,6 +92,7 @@ def export(
             digest, written = _write(
                 family,
                 source,
+                slices,
                 plan,
                 keep_n,
                 draft,
@@ -169,6 +175,7 @@ def _check_space(source: ModelFiles, slices: Slices, target: Path) -> None:
 def _write(
     family: Family,
     source: ModelFiles,
+    slices: Slices,
     plan: KeepPlan,
     keep_n: int,
     draft: Path,
@@ -178,9 +185,7 @@ def _write(
     on_bytes: Callable[[int], None],
     extra_files: Mapping[str, str],
 ) -> tuple[str, int]:
-    written = write_sliced(
-        source, slices_of(family, source, plan), draft, max_shard_bytes, on_bytes
-    )
+    written = write_sliced(source, slices, draft, max_shard_bytes, on_bytes)
     hashes = dict(written.files)
     config = family.patch_config(source.config, keep_n)
     hashes["config.json"] = write_text(draft / "config.json", _json(config))
@@ -222,11 +227,17 @@ def _json(value: Any) -> str:
 
 
 def _card(plan: KeepPlan, keep_n: int, provenance: Mapping[str, Any]) -> str:
-    base = provenance["base"]
+    base, changed = provenance["base"], ""
+    if "changed_tensors" in provenance:
+        changed = (
+            f", but for the {len(provenance['changed_tensors'])} tensors that `{MANIFEST}` lists as "
+            "`changed_tensors`: down projections that a least squares moved to make up for the "
+            "dropped experts"
+        )
     return f"""# {base["label"]}, {keep_n} of {plan.n_experts} experts a layer
 
 Made by eaft_prune {__version__} from a checkpoint with digest `{base["digest"]}`. The kept experts'
-bytes are those of the base; router rows were sliced with them; nothing was trained and
+bytes are those of the base{changed}; router rows were sliced with them; nothing was trained and
 `num_experts_per_tok` is unchanged. `{MAPPING}` maps new expert ids to the base's,
 `{MANIFEST}` lists the plan, the settings that made it and the sha256 of every file;
 `python -m eaft_prune task=verify verify.path=DIR verify.base=DIR` checks all of that.

@@ -57,7 +57,7 @@ class Manifest:
     records: Mapping[str, Mapping[str, Any]]  # of how it was made; not part of the digest
     plan: KeepPlan
     plan_digest: str
-    changed_tensors: frozenset[str]  # whose bytes are not the base's, and the export says so
+    changed_tensors: Mapping[str, str]  # sha256 of those whose bytes are meant not to be the base's
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -73,9 +73,9 @@ def read_manifest(path: Path) -> Manifest:
             records=values["records"],
             plan=KeepPlan(kept, values["plan"]["n_experts"]),
             plan_digest=values["plan"]["digest"],
-            changed_tensors=frozenset(values.get("changed_tensors", ())),
+            changed_tensors=dict(values.get("changed_tensors", {})),
         )
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{path / MANIFEST} is not the manifest of an export, or of an older version: {error}"
         ) from None
@@ -121,7 +121,8 @@ def check_base(
 ) -> list[Finding]:
     """Plan, mapping, config and companions follow from the base; kept bytes are the base's.
 
-    A tensor that the manifest names as changed must have its shape and type, not its bytes.
+    A tensor that the manifest names as changed must have the base's shape and type, and the bytes
+    whose sha256 the manifest gives.
     """
     plan, path = manifest.plan, manifest.path
     if plan.uniform_keep_n is None:
@@ -148,7 +149,7 @@ def check_base(
     with ThreadPoolExecutor(_THREADS) as pool:
         compared = pool.map(
             lambda name: _check_tensor(
-                model, base, name, slices[name], name in manifest.changed_tensors, on_bytes
+                model, base, name, slices[name], manifest.changed_tensors.get(name), on_bytes
             ),
             both,
         )
@@ -228,7 +229,7 @@ def _check_tensor(
     base: ModelFiles,
     name: str,
     kept: Sequence[int] | None,
-    changed: bool,
+    changed: str | None,
     on_bytes: OnBytes,
 ) -> list[Finding]:
     ours, theirs = model.tensors[name], base.tensors[name]
@@ -236,8 +237,13 @@ def _check_tensor(
     if (ours.dtype, ours.shape) != (theirs.dtype, shape):
         what = f"{name} is {ours.dtype} {list(ours.shape)}, not {theirs.dtype} {list(shape)}"
         return [Finding(ours.file, what, name)]
-    if changed:
-        return []
+    if changed is not None:
+        sha = hashlib.sha256()
+        for chunk in tensor_bytes(model, name):
+            sha.update(chunk)
+            on_bytes(len(chunk))
+        what = f"{name} has sha256 {sha.hexdigest()[:12]}, not {changed[:12]}"
+        return [] if sha.hexdigest() == changed else [Finding(ours.file, what, name)]
     if kept is None:
         at = _first_difference(tensor_bytes(model, name), tensor_bytes(base, name), on_bytes)
         what = f"{name} differs from byte {at} on"

@@ -93,6 +93,6 @@ def _base_hashes(bench: Bench, manifest: Manifest, base: ModelFiles) -> dict[str
 def _sentence(checked: dict[str, int | bool], findings: int) -> str:
     what = f"{checked['files']} files and {checked['tensors']} tensors"
     if changed := checked["changed_tensors"]:
-        what += f" ({changed} changed on purpose: shape and type only)"
+        what += f" ({changed} changed on purpose: as the manifest has them)"
     what += ", loaded and run" if checked["loaded"] else ", not loaded"
     return f"VERIFIED  {what}" if not findings else f"DIFFERS  {findings} findings in {what}"

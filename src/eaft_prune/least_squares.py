@@ -1,0 +1,121 @@
+"""Ridge least squares on features of which each token has a few groups of columns only.
+
+min over X of ||D - F X||^2 + ridge sum_u d_u ||X_u||^2 with d = diag(F'F), so a unit of any feature
+may be chosen. Shapes: T tokens, U unknowns (columns of F), H targets a token.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+_TOLERANCE = 1e-5  # of Gauss-Seidel: the last sweep's change relative to the solution
+_SWEEPS = 100
+
+
+@dataclass(frozen=True)
+class Features:
+    """F [T, U] by groups of columns: row `rows[j][i]` holds `values[j][i]` in group j, else zeros.
+
+    A group has C columns, and its last one comes after the other columns of all groups: unknowns
+    are the C - 1 leading columns of group 0, of group 1, ..., then the last column of each.
+    """
+
+    tokens: int
+    rows: tuple[torch.Tensor, ...]  # [n_j] int64, ascending, each at most once
+    values: tuple[torch.Tensor, ...]  # [n_j, C]
+
+    @property
+    def unknowns(self) -> int:
+        return len(self.values) * int(self.values[0].shape[1])
+
+    def columns(self, group: int) -> torch.Tensor:
+        """The unknowns of one group, in the order of its columns."""
+        groups, leading = len(self.values), int(self.values[0].shape[1]) - 1
+        first, device = group * leading, self.rows[0].device
+        last = torch.tensor([groups * leading + group], device=device)
+        return torch.cat([torch.arange(first, first + leading, device=device), last])
+
+    def of(self, chosen_T: torch.Tensor) -> Features:
+        """The same columns of the tokens that are true in `chosen_T`, numbered anew."""
+        number = torch.cumsum(chosen_T, 0) - 1
+        here = [chosen_T[rows] for rows in self.rows]
+        return Features(
+            int(chosen_T.sum()),
+            tuple(number[rows[hit]] for rows, hit in zip(self.rows, here, strict=True)),
+            tuple(values[hit] for values, hit in zip(self.values, here, strict=True)),
+        )
+
+
+def product(features: Features, x_UH: torch.Tensor) -> torch.Tensor:
+    """F X, [T, H], in the type of X."""
+    out = x_UH.new_zeros(features.tokens, x_UH.shape[1])
+    for group, (rows, values) in enumerate(zip(features.rows, features.values, strict=True)):
+        out[rows] += values.to(x_UH.dtype) @ x_UH[features.columns(group)]
+    return out
+
+
+def gram(
+    features: Features, target_TH: torch.Tensor, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """F'F [U, U] and F'D [U, H]; only groups that share tokens are multiplied."""
+    device, size = target_TH.device, features.unknowns
+    squares = torch.zeros(size, size, dtype=dtype, device=device)
+    right = torch.zeros(size, target_TH.shape[1], dtype=dtype, device=device)
+    for i, (rows_i, values_i) in enumerate(zip(features.rows, features.values, strict=True)):
+        place = torch.full((features.tokens,), -1, device=device)
+        place[rows_i] = torch.arange(len(rows_i), device=device)
+        columns_i, left = features.columns(i), values_i.to(dtype)
+        right[columns_i] = left.T @ target_TH[rows_i].to(dtype)
+        for j in range(i, len(features.rows)):
+            at = place[features.rows[j]]
+            shared = at >= 0
+            block = left[at[shared]].T @ features.values[j][shared].to(dtype)
+            columns_j = features.columns(j)
+            squares[columns_i[:, None], columns_j] = block
+            squares[columns_j[:, None], columns_i] = block.T
+    return squares, right
+
+
+def regularised(squares_UU: torch.Tensor, ridge: float) -> torch.Tensor:
+    """F'F + ridge diag(F'F), with 1 on the diagonal of columns that are zero."""
+    diagonal = squares_UU.diagonal()
+    out = squares_UU.clone()
+    out.diagonal().copy_(torch.where(diagonal > 0, diagonal * (1 + ridge), 1.0))
+    return out
+
+
+def solve(squares_UU: torch.Tensor, right_UH: torch.Tensor, ridge: float) -> torch.Tensor:
+    """X [U, H] by one Cholesky factorisation; 0 for columns that are zero."""
+    factor = torch.linalg.cholesky(regularised(squares_UU, ridge))
+    return torch.cholesky_solve(right_UH, factor)
+
+
+def gauss_seidel(
+    features: Features, target_TH: torch.Tensor, ridge: float, dtype: torch.dtype
+) -> torch.Tensor:
+    """The same X where [U, U] does not fit: group after group against what the others leave.
+
+    Needs the Gram matrix of one group at a time. Sweeps until X moves by less than 1e-5 of itself,
+    a hundred times at most; every step lowers the ridge objective.
+    """
+    x_UH = torch.zeros(features.unknowns, target_TH.shape[1], dtype=dtype, device=target_TH.device)
+    rest_TH = target_TH.to(dtype)
+    solved = []
+    for values in features.values:
+        squares = values.to(dtype).T @ values.to(dtype)
+        solved.append((torch.linalg.cholesky(regularised(squares, ridge)), squares.diagonal()))
+    for _ in range(_SWEEPS):
+        moved = 0.0
+        for group, (rows, values) in enumerate(zip(features.rows, features.values, strict=True)):
+            factor, diagonal = solved[group]
+            columns, own = features.columns(group), values.to(dtype)
+            pull = own.T @ rest_TH[rows] - ridge * diagonal[:, None] * x_UH[columns]
+            step = torch.cholesky_solve(pull, factor)
+            x_UH[columns] += step
+            rest_TH[rows] -= own @ step
+            moved += float(step.square().sum())
+        if moved <= _TOLERANCE**2 * float(x_UH.square().sum()):
+            break
+    return x_UH

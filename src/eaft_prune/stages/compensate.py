@@ -1,0 +1,224 @@
+"""Keep plan -> down projections of the kept experts that make up for the dropped ones.
+
+Layer after layer one ridge least squares: at the predictors of scored calibration tokens, the
+pruned model's stream after the layer is moved to the unpruned model's. What is added to a layer's
+`down_proj` and bias is linear in g_j (h_j, 1) of the kept experts, so the solution is closed-form.
+The pruned stream that enters a layer has every change before it, rounded as it will be stored.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from eaft_prune.config.pruning import CompensationSettings
+from eaft_prune.engines import activations, mxfp4
+from eaft_prune.engines.activations import Streams
+from eaft_prune.engines.base import OnTokens
+from eaft_prune.engines.packed import dequantize
+from eaft_prune.engines.transformers import TransformersEngine
+from eaft_prune.least_squares import (
+    Features,
+    gauss_seidel,
+    gram,
+    product,
+    regularised,
+    solve,
+)
+from eaft_prune.types import Blocks, KeepPlan, UserError
+
+VERSION = 1
+RIDGES = (0.003, 0.01, 0.03, 0.1, 0.3)  # of ridge=auto
+_HELD_OUT = 0.2  # of the calibration rows, to choose the ridge on
+_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+
+Level = Literal["bias", "down_proj"]
+
+
+@dataclass(frozen=True)
+class Storage:
+    """How a checkpoint stores down projections: type of the weight (MXFP4, BF16 ...), of the bias."""
+
+    weight: str
+    bias: str
+
+
+@dataclass(frozen=True)
+class Compensation:
+    """Bytes of the changed tensors of the kept experts one after another, and how well it went.
+
+    tensors: (layer, part, shape, bytes) in the order of `data`; part is "bias", "blocks", "scales"
+    or "weight". The residuals of each layer are ||D - F X||^2 / ||D||^2 on the calibration tokens,
+    D = unpruned - pruned stream: as solved, and as stored. Lower is better, 1 is uncompensated.
+    """
+
+    data: NDArray[np.uint8]
+    tensors: tuple[tuple[int, str, tuple[int, ...], int], ...]
+    ridges: tuple[float, ...]
+    solved: tuple[float, ...]
+    stored: tuple[float, ...]
+    scored_tokens: int
+
+
+def compensate(
+    engine: TransformersEngine,
+    plan: KeepPlan,
+    blocks: Blocks,
+    level: Level,
+    settings: CompensationSettings,
+    storage: Storage,
+    on_tokens: OnTokens,
+) -> Compensation:
+    """Changes of `down_proj_bias`, or of `down_proj` and its bias, of the kept experts.
+
+    A layer whose stored changes leave it no nearer to the unpruned stream than it was is left out.
+    Reports the tokens of both streams, layer by layer, to `on_tokens`.
+    """
+    if engine.kernels:
+        raise UserError(
+            "pruning.compensation needs the experts' activations, which engine.experts = 'kernels' "
+            "does not tell: use engine.experts=auto"
+        )
+    held_T = torch.from_numpy(_held_out(blocks, settings.seed)).to(engine.device)
+    streams = activations.start(engine, plan, blocks)
+    data: list[NDArray[np.uint8]] = []
+    tensors: list[tuple[int, str, tuple[int, ...], int]] = []
+    ridges, solved, stored = [], [], []
+    for layer in range(len(plan.kept)):
+        target_TH = activations.step(streams, layer, on_tokens)
+        features = activations.features(streams, layer, inner=level == "down_proj")
+        before = float(target_TH.double().square().sum())
+        ridge = _ridge(features, target_TH, held_T, settings)
+        weight, bias = activations.down_projections(streams, layer)
+        base_UH = torch.cat([weight.flatten(0, 1), bias]) if level == "down_proj" else bias
+        x_UH, rounded_UH = _fit(features, target_TH, base_UH, ridge, settings, storage)
+        after = _rest(features, target_TH, rounded_UH - base_UH)
+        ridges.append(ridge)
+        solved.append(_rest(features, target_TH, x_UH) / before if before else 1.0)
+        stored.append(after / before if after < before else 1.0)
+        if not after < before:
+            continue
+        new_weight = rounded_UH[: -len(bias)].view(weight.shape) if level == "down_proj" else weight
+        new_bias = rounded_UH[-len(bias) :]
+        parts = {"bias": new_bias.to(_DTYPES[storage.bias])}
+        if level == "down_proj":
+            parts |= _encoded(new_weight, storage.weight)
+        for part, tensor in parts.items():
+            tensors.append((layer, part, tuple(tensor.shape), tensor.nbytes))
+            data.append(tensor.contiguous().cpu().reshape(-1).view(torch.uint8).numpy())
+        activations.correct(streams, layer, new_weight - weight, new_bias - bias)
+    return Compensation(
+        np.concatenate([np.empty(0, np.uint8), *data]), tuple(tensors), tuple(ridges), tuple(solved), tuple(stored),
+        blocks.scored_tokens,
+    )  # fmt: skip
+
+
+def _held_out(blocks: Blocks, seed: int) -> NDArray[np.bool_]:
+    """Of every scored token whether its row is held out."""
+    row_T = blocks.row_BS[blocks.scored_BS]
+    rows = np.unique(row_T)
+    count = max(1, round(len(rows) * _HELD_OUT))
+    return np.isin(row_T, np.random.default_rng(seed).choice(rows, count, replace=False))
+
+
+def _ridge(
+    features: Features,
+    target_TH: torch.Tensor,
+    held_T: torch.Tensor,
+    settings: CompensationSettings,
+) -> float:
+    """The ridge asked for, or that of RIDGES whose solution on the other rows fits held ones best."""
+    if settings.ridge != "auto":
+        return settings.ridge
+    if bool(held_T.all()):
+        raise UserError(
+            "compensation.ridge = 'auto' chooses on rows held out, and all calibration tokens are "
+            "of one row: raise compensation.num_blocks, or give a number"
+        )
+    used, held = features.of(~held_T), features.of(held_T)
+    solver = _Solver(used, target_TH[~held_T], settings)
+    rests = [_rest(held, target_TH[held_T], solver(ridge)) for ridge in RIDGES]
+    return RIDGES[int(np.argmin(rests))]
+
+
+class _Solver:
+    """Solutions of one problem at any ridge; the Gram matrix, where it is small enough, made once."""
+
+    def __init__(
+        self, features: Features, target_TH: torch.Tensor, settings: CompensationSettings
+    ) -> None:
+        self.features, self.target_TH = features, target_TH
+        # a GPU's float64 is slow and its memory small
+        self.dtype = torch.float32 if target_TH.device.type == "cuda" else torch.float64
+        self.gram = None
+        if features.unknowns <= settings.exact_unknowns:
+            self.gram = gram(features, target_TH, self.dtype)
+
+    def __call__(self, ridge: float) -> torch.Tensor:
+        if self.gram is None:
+            return gauss_seidel(self.features, self.target_TH, ridge, self.dtype)
+        return solve(*self.gram, ridge)
+
+    def metrics(self, ridge: float) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """(unknowns, F'F + ridge diag(F'F) between them): all of them, or one group at a time."""
+        if self.gram is not None:
+            everything = torch.arange(self.features.unknowns, device=self.target_TH.device)
+            return [(everything, regularised(self.gram[0], ridge))]
+        out = []
+        for group, values in enumerate(self.features.values):
+            own = values.to(self.dtype)
+            out.append((self.features.columns(group), regularised(own.T @ own, ridge)))
+        return out
+
+
+def _fit(
+    features: Features,
+    target_TH: torch.Tensor,
+    base_UH: torch.Tensor,
+    ridge: float,
+    settings: CompensationSettings,
+    storage: Storage,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What to add, and the weights with it as they will be stored (float32)."""
+    solver = _Solver(features, target_TH, settings)
+    x_UH = solver(ridge)
+    wanted_UH = base_UH.to(x_UH.dtype) + x_UH
+    groups = len(features.values)
+    weights = features.unknowns - groups  # of the unknowns; the others are biases
+    if storage.weight == "MXFP4" and settings.rounding == "feedback" and weights:
+        for columns, metric_UU in solver.metrics(ridge):
+            rounded = int((columns < weights).sum())
+            wanted_UH[columns] = mxfp4.with_feedback(wanted_UH[columns], metric_UU, rounded)
+    wanted_UH = wanted_UH.float()
+    rounded_UH = wanted_UH.clone()
+    rounded_UH[weights:] = wanted_UH[weights:].to(_DTYPES[storage.bias]).float()
+    if weights:
+        per_expert = wanted_UH[:weights].unflatten(0, (groups, -1))
+        rounded_UH[:weights] = _decoded(_encoded(per_expert, storage.weight)).flatten(0, 1)
+    return x_UH, rounded_UH
+
+
+def _rest(features: Features, target_TH: torch.Tensor, x_UH: torch.Tensor) -> float:
+    """||D - F X||^2, summed in float64."""
+    return float((target_TH.double() - product(features, x_UH.double())).square().sum())
+
+
+def _encoded(weight_KIH: torch.Tensor, dtype: str) -> dict[str, torch.Tensor]:
+    """down_proj as a checkpoint stores it; MXFP4 transposes it and groups it along I."""
+    if dtype != "MXFP4":
+        return {"weight": weight_KIH.to(_DTYPES[dtype])}
+    blocks, scales = mxfp4.quantize(weight_KIH.transpose(1, 2))
+    return {"blocks": blocks, "scales": scales}
+
+
+def _decoded(stored: dict[str, torch.Tensor]) -> torch.Tensor:
+    """[K, I, H] float32 of what `_encoded` made."""
+    if "weight" in stored:
+        return stored["weight"].float()
+    blocks, scales = stored["blocks"], stored["scales"]
+    out = torch.empty((*scales.shape[:-1], scales.shape[-1] * mxfp4.GROUP), device=scales.device)
+    return dequantize(blocks, scales, out).transpose(1, 2)

@@ -101,7 +101,7 @@ def gauss_seidel(
     a hundred times at most; every step lowers the ridge objective.
     """
     x_UH = torch.zeros(features.unknowns, target_TH.shape[1], dtype=dtype, device=target_TH.device)
-    rest_TH = target_TH.to(dtype)
+    rest_TH = target_TH.to(dtype, copy=True)
     solved = []
     for values in features.values:
         squares = values.to(dtype).T @ values.to(dtype)

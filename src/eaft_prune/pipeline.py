@@ -201,7 +201,7 @@ def _export_target(bench: Bench, base: Model, plan: KeepPlan) -> tuple[Path, str
     settings, runtime = bench.experiment.export, bench.experiment.runtime
     name = f"{bench.experiment.model.name}-keep{plan.uniform_keep_n}-{plan.digest[:12]}"
     target = resolve_path(settings.path or str(Path(runtime.checkpoint_dir) / name))
-    made = {
+    made: dict[str, Any] = {
         "stage": "export",
         "version": export.VERSION,
         "model": base.digest,

@@ -1,4 +1,4 @@
-"""Compensation between its settings, the store and an export (stages/compensate.py is the maths)."""
+"""Compensation from settings to export, by way of the store; its maths is stages/compensate.py."""
 
 from __future__ import annotations
 
@@ -76,6 +76,7 @@ def compensated(bench: Bench, base: Model, plan: KeepPlan) -> Repair:
         lambda value, seconds: {
             "scored_tokens": value.scored_tokens,
             "residual": math.prod(value.stored) ** (1 / len(value.stored)),
+            "ridges": list(value.ridges),
         },
     )
     value = stored.value
@@ -137,8 +138,8 @@ def _entries(base: Model, stored: Stored[Compensation], names: list[str]) -> dic
 
 
 def _hashes(stored: Stored[Compensation], names: list[str]) -> list[tuple[str, str]]:
-    data, start, hashes = memoryview(stored.value.data), 0, []
+    data, start, hashes = stored.value.data, 0, []
     for name, (_, _, _, nbytes) in zip(names, stored.value.tensors, strict=True):
-        hashes.append((name, hashlib.sha256(data[start : start + nbytes]).hexdigest()))
+        hashes.append((name, hashlib.sha256(data[start : start + nbytes].data).hexdigest()))
         start += nbytes
     return hashes

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from eaft_prune.config.pruning import CompensationSettings
 from eaft_prune.engines import activations, mxfp4
-from eaft_prune.engines.activations import Streams
 from eaft_prune.engines.base import OnTokens
 from eaft_prune.engines.packed import dequantize
 from eaft_prune.engines.transformers import TransformersEngine
@@ -32,7 +31,7 @@ from eaft_prune.least_squares import (
 from eaft_prune.types import Blocks, KeepPlan, UserError
 
 VERSION = 1
-RIDGES = (0.003, 0.01, 0.03, 0.1, 0.3)  # of ridge=auto
+RIDGES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # of ridge=auto
 _HELD_OUT = 0.2  # of the calibration rows, to choose the ridge on
 _DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 
@@ -41,7 +40,7 @@ Level = Literal["bias", "down_proj"]
 
 @dataclass(frozen=True)
 class Storage:
-    """How a checkpoint stores down projections: type of the weight (MXFP4, BF16 ...), of the bias."""
+    """Types that down projections (MXFP4, BF16 ...) and their biases are stored in."""
 
     weight: str
     bias: str
@@ -64,6 +63,7 @@ class Compensation:
     scored_tokens: int
 
 
+@torch.inference_mode()
 def compensate(
     engine: TransformersEngine,
     plan: KeepPlan,
@@ -131,7 +131,7 @@ def _ridge(
     held_T: torch.Tensor,
     settings: CompensationSettings,
 ) -> float:
-    """The ridge asked for, or that of RIDGES whose solution on the other rows fits held ones best."""
+    """The ridge asked for, or that of RIDGES whose solution without held rows fits those best."""
     if settings.ridge != "auto":
         return settings.ridge
     if bool(held_T.all()):
@@ -146,7 +146,7 @@ def _ridge(
 
 
 class _Solver:
-    """Solutions of one problem at any ridge; the Gram matrix, where it is small enough, made once."""
+    """One problem at any ridge; its Gram matrix, where that is small enough, is made once."""
 
     def __init__(
         self, features: Features, target_TH: torch.Tensor, settings: CompensationSettings
@@ -197,7 +197,7 @@ def _fit(
     rounded_UH = wanted_UH.clone()
     rounded_UH[weights:] = wanted_UH[weights:].to(_DTYPES[storage.bias]).float()
     if weights:
-        per_expert = wanted_UH[:weights].unflatten(0, (groups, -1))
+        per_expert = wanted_UH[:weights].view(groups, -1, wanted_UH.shape[1])
         rounded_UH[:weights] = _decoded(_encoded(per_expert, storage.weight)).flatten(0, 1)
     return x_UH, rounded_UH
 

@@ -65,8 +65,9 @@ def export(
 
     `extra_files` (name -> text) say how it was made: the manifest lists their hashes, the digest
     leaves them out. `changed` says where the bytes of tensors lie that are not the source's: those
-    of the kept experts, whole. A finished export with the same key is used again. Raises UserError where
-    `target` holds anything else, the plan is ragged, or the disk is full; the source is only read.
+    of the kept experts, whole. A finished export with the same key is used again. Raises UserError
+    where `target` holds anything else, the plan is ragged, or the disk is full; the source is only
+    read.
     """
     keep_n = plan.uniform_keep_n
     if keep_n is None:
@@ -230,9 +231,8 @@ def _card(plan: KeepPlan, keep_n: int, provenance: Mapping[str, Any]) -> str:
     base, changed = provenance["base"], ""
     if "changed_tensors" in provenance:
         changed = (
-            f", but for the {len(provenance['changed_tensors'])} tensors that `{MANIFEST}` lists as "
-            "`changed_tensors`: down projections that a least squares moved to make up for the "
-            "dropped experts"
+            f", but for the down projections that `{MANIFEST}` lists as `changed_tensors`: a least "
+            "squares moved them to make up for the dropped experts"
         )
     return f"""# {base["label"]}, {keep_n} of {plan.n_experts} experts a layer
 

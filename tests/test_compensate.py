@@ -1,0 +1,208 @@
+"""Compensation: the stage against numpy on explicit features, the checkpoint against the stage."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from runs import World
+from safetensors import safe_open
+
+from eaft_prune.checkpoint import TensorEntry, open_model
+from eaft_prune.config import CompensationSettings
+from eaft_prune.engines.transformers import TransformersEngine
+from eaft_prune.families.gpt_oss import FAMILY
+from eaft_prune.stages.compensate import Compensation, Level, Storage, compensate
+from eaft_prune.stages.export import export
+from eaft_prune.types import Blocks, KeepPlan
+
+pytest_plugins = ("worlds",)
+
+PLAN = KeepPlan(((0, 2, 3, 7), (1, 2, 4, 5)), 8)
+RIDGE = 0.05
+FLOAT, MXFP4 = Storage("F32", "F32"), Storage("MXFP4", "F32")
+
+
+def made(
+    engine: TransformersEngine, blocks: Blocks, level: Level, storage: Storage, **settings: Any
+) -> Compensation:
+    given = CompensationSettings(**{"ridge": RIDGE, **settings})
+    return compensate(engine, PLAN, blocks, level, given, storage, lambda tokens: None)
+
+
+def tensor(done: Compensation, layer: int, part: str, dtype: str) -> np.ndarray:
+    start = 0
+    for where, name, shape, nbytes in done.tensors:
+        if (where, name) == (layer, part):
+            return done.data[start : start + nbytes].view(dtype).reshape(shape)
+        start += nbytes
+    raise AssertionError(f"layer {layer} has no {part}")
+
+
+@pytest.fixture(scope="module")
+def blocks(make_blocks: Callable[..., Blocks]) -> Blocks:
+    return make_blocks(12, 64, share=0.6)
+
+
+@torch.no_grad()
+def by_numpy(path: Path, blocks: Blocks) -> list[tuple[np.ndarray, np.ndarray]]:
+    """down_proj and bias of kept experts by transformers' eager model, one token at a time."""
+    base, pruned = tiny.eager_model(path), tiny.eager_model(path)
+    for layer, kept in enumerate(PLAN.kept):
+        bias = pruned.model.layers[layer].mlp.router.bias
+        bias[[e for e in range(8) if e not in kept]] = -torch.inf
+    ids = torch.from_numpy(blocks.ids_BS).long()
+    block, position = np.nonzero(blocks.scored_BS)
+    at = block, position - 1  # predictors
+    out = []
+    for layer, kept in enumerate(PLAN.kept):
+        after: dict[str, torch.Tensor] = {}
+        handles = [
+            model.model.layers[layer].register_forward_hook(
+                lambda m, i, o, name=name: after.update({name: o})
+            )
+            for name, model in (("base", base), ("pruned", pruned))
+        ]
+        mlp = pruned.model.layers[layer].mlp
+        handles.append(mlp.register_forward_pre_hook(lambda m, i: after.update({"x": i[0]})))
+        base.model(ids, use_cache=False)
+        pruned.model(ids, use_cache=False)
+        for handle in handles:
+            handle.remove()
+        target = (after["base"][at] - after["pruned"][at]).double().numpy()
+        experts, inner = mlp.experts, mlp.experts.intermediate_size
+        features = np.zeros((len(block), len(kept), inner + 1))
+        x = after["x"][at]
+        _, gates, chosen = mlp.router(x)
+        for t in range(len(block)):
+            for gate, expert in zip(gates[t].tolist(), chosen[t].tolist(), strict=True):
+                up = x[t] @ experts.gate_up_proj[expert] + experts.gate_up_proj_bias[expert]
+                h = np.append(experts._apply_gate(up).numpy(), 1.0)
+                features[t, kept.index(expert)] = gate * h
+        f = features.reshape(len(block), -1)
+        below = np.diag(np.sqrt(RIDGE * (f**2).sum(0)))
+        stacked = np.vstack([f, below]), np.vstack([target, np.zeros((f.shape[1], 64))])
+        x_kih = np.linalg.lstsq(*stacked, rcond=None)[0].reshape(len(kept), inner + 1, -1)
+        experts.down_proj[list(kept)] += torch.from_numpy(x_kih[:, :-1]).float()
+        experts.down_proj_bias[list(kept)] += torch.from_numpy(x_kih[:, -1]).float()
+        ids_kept = list(kept)
+        out.append((experts.down_proj[ids_kept].numpy(), experts.down_proj_bias[ids_kept].numpy()))
+    return out
+
+
+def test_layer_after_layer_is_numpys_least_squares_on_transformers_own_streams(
+    checkpoint: Path, engine: TransformersEngine, blocks: Blocks
+) -> None:
+    exact = made(engine, blocks, "down_proj", FLOAT)
+    swept = made(engine, blocks, "down_proj", FLOAT, exact_unknowns=1)
+    for layer, (weight, bias) in enumerate(by_numpy(checkpoint, blocks)):
+        for done, atol in ((exact, 1e-3), (swept, 1e-2)):
+            np.testing.assert_allclose(tensor(done, layer, "weight", "<f4"), weight, atol=atol)
+            np.testing.assert_allclose(tensor(done, layer, "bias", "<f4"), bias, atol=atol)
+
+
+@pytest.mark.parametrize("rounding", ["feedback", "nearest"])
+def test_the_residual_never_grows_and_runs_agree_to_the_bit(
+    engine: TransformersEngine, blocks: Blocks, rounding: str
+) -> None:
+    first = made(engine, blocks, "down_proj", MXFP4, rounding=rounding, ridge="auto")
+    again = made(engine, blocks, "down_proj", MXFP4, rounding=rounding, ridge="auto")
+    assert first.data.tobytes() == again.data.tobytes()
+    assert (first.ridges, first.solved, first.stored) == (again.ridges, again.solved, again.stored)
+    assert all(0 < solved <= 1 for solved in first.solved)
+    assert all(0 < stored <= 1 for stored in first.stored)
+
+
+def test_feedback_keeps_more_of_the_gain_than_plain_rounding(
+    engine: TransformersEngine, blocks: Blocks
+) -> None:
+    fed = made(engine, blocks, "down_proj", MXFP4, rounding="feedback")
+    plain = made(engine, blocks, "down_proj", MXFP4, rounding="nearest")
+    assert fed.stored[0] < plain.stored[0]
+    assert fed.solved[0] == plain.solved[0]  # the same problem
+
+
+def test_biases_alone_gain_less_than_weights_and_change_nothing_else(
+    engine: TransformersEngine, blocks: Blocks
+) -> None:
+    before = {name: value.clone() for name, value in engine.model.state_dict().items()}
+    bias = made(engine, blocks, "bias", MXFP4)
+    whole = made(engine, blocks, "down_proj", FLOAT)
+    assert {part for _, part, _, _ in bias.tensors} == {"bias"}
+    assert whole.solved[0] < bias.solved[0] < 1
+    after = engine.model.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+def tensors_of(path: Path) -> dict[str, tuple[str, bytes]]:
+    out = {}
+    for shard in sorted(path.glob("*.safetensors")):
+        with safe_open(shard, "pt") as file:
+            for name in file.keys():  # noqa: SIM118 - safe_open is no mapping
+                value = file.get_tensor(name)
+                data = value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+                out[name] = f"{value.dtype} {tuple(value.shape)}", data
+    return out
+
+
+def test_a_compensated_checkpoint_is_what_its_manifest_says(
+    world: World,
+) -> None:
+    settings = ("compensation.num_blocks=24", "compensation.ridge=1")
+    plain = world.run().result
+    done = world.run("pruning.compensation=down_proj", *settings)
+    result = done.result
+    assert plain["plan"] == result["plan"]
+    path, other = Path(result["checkpoint"]["path"]), Path(plain["checkpoint"]["path"])
+    assert path != other
+    ours, theirs = tensors_of(path), tensors_of(other)
+    changed = {name for name in ours if ours[name] != theirs[name]}
+    assert all(ours[name][0] == theirs[name][0] for name in ours)
+    manifest = json.loads((path / "manifest.json").read_text())
+    assert changed == set(manifest["changed_tensors"])
+    stems = {name.split(".mlp.experts.")[1] for name in changed}
+    assert stems == {"down_proj_blocks", "down_proj_scales", "down_proj_bias"}
+    assert manifest["compensation"]["level"] == "down_proj"
+    assert "changed_tensors" in (path / "README.md").read_text()
+    assert "changed_tensors" not in json.loads((other / "manifest.json").read_text())
+    facts = world.run("task=verify", f"verify.path={path}").result["facts"]
+    assert (facts["findings"], facts["changed_tensors"]) == ([], len(changed))
+    again = world.run("pruning.compensation=down_proj", *settings).result
+    assert all(stage["cached"] for stage in again["stages"])
+
+
+def test_the_written_checkpoint_is_the_model_that_was_solved_for(
+    checkpoint: Path, tmp_path: Path, load: Callable[..., TransformersEngine], blocks: Blocks
+) -> None:
+    """As transformers reads its bytes, layer 1 leaves the residual that was reported."""
+    done = made(load(checkpoint), blocks, "down_proj", MXFP4)
+    (tmp_path / "bytes").write_bytes(done.data.tobytes())
+    files, entries, start = open_model(checkpoint), {}, 0
+    for layer, part, shape, nbytes in done.tensors:
+        assert FAMILY.down_proj is not None
+        name = f"{FAMILY.down_proj(layer)}_{part}"
+        dtype = files.tensors[name].dtype
+        entries[name] = TensorEntry(name, str(tmp_path / "bytes"), dtype, shape, start, nbytes)
+        start += nbytes
+    first = {name: entry for name, entry in entries.items() if ".layers.0." in name}
+    how = {"base": {"label": "tiny", "digest": "0"}}
+    for name, some in (("first", first), ("both", entries)):
+        target = tmp_path / name
+        export(FAMILY, files, PLAN, target, "k", 10**9, how, lambda n: None, {}, some)
+    block, position = np.nonzero(blocks.scored_BS)
+    streams = []
+    for path in (checkpoint, tmp_path / "first", tmp_path / "both"):
+        after: list[torch.Tensor] = []
+        model = tiny.eager_model(path)
+        model.model.layers[1].register_forward_hook(lambda m, i, o, after=after: after.append(o))
+        with torch.no_grad():
+            model.model(torch.from_numpy(blocks.ids_BS).long(), use_cache=False)
+        streams.append(after[0][block, position - 1].double())
+    before, left = (float((streams[0] - other).square().sum()) for other in streams[1:])
+    assert left / before == pytest.approx(done.stored[1], rel=1e-3)

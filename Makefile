@@ -9,8 +9,9 @@ ARGS ?=
 demo: $(STAMP)
 	$(BIN)/python -m eaft_prune $(ARGS)
 
+# one process a core, each with one thread; a file's tests share their runs, so they stay together
 test: $(STAMP)
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile $(ARGS)
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -4,8 +4,8 @@
         [--levels none bias down_proj] [--roundings nearest feedback] [--unquantised]
         [--blocks 64] [--ridges auto] [--eval-blocks 32] [--home DIR] [SETTING=VALUE ...]
 
-One line a variant: PPL of UNION and of each pack minus the base's, in percent; the geometric mean over
-layers of the residual on calibration tokens; the ridges; seconds to compensate. --unquantised does
+One line a variant: PPL of UNION and of each pack minus the base's, in percent; the geometric mean
+over layers of the residual on calibration tokens; the ridges; seconds to compensate. --unquantised does
 the same to a copy of the model whose experts are bfloat16, so that nothing is rounded to MXFP4.
 """
 
@@ -29,7 +29,6 @@ from eaft_prune.observer import Silent
 from eaft_prune.pipeline import measure, open_base, select, write
 from eaft_prune.progress import Bars
 from eaft_prune.store import Store
-
 
 _RESIDENT = Resident()
 

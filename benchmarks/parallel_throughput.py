@@ -43,7 +43,7 @@ def main() -> None:
     if os.environ["RANK"] != "0":
         raise SystemExit(parallel.serve(load))
     ranks = int(os.environ["WORLD_SIZE"])
-    engine = parallel.load_everywhere(load, {"layers": 24})
+    engine = parallel.load_everywhere(load, 24)
     few = random_blocks(ranks * BATCH + 5, S, 200000)
     one, all_ = engine.local.trace(few, _ignore), engine.trace(few, _ignore)
     for name in ("experts_TLK", "gates_TLK", "norms_TLK"):

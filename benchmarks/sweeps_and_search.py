@@ -31,7 +31,7 @@ import torch
 from eaft_prune.bench import Bench, Resident
 from eaft_prune.cli import check
 from eaft_prune.observer import Silent
-from eaft_prune.pipeline import trace_of
+from eaft_prune.profiling import trace_of
 from eaft_prune.progress import Bars
 from eaft_prune.stages.plan import plan
 from eaft_prune.stages.score import score

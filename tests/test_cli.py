@@ -74,8 +74,10 @@ def test_result_json_has_what_the_contract_names(world: World, pipeline: Done) -
 
 def test_the_run_prints_table_verdict_and_where_things_are(pipeline: Done) -> None:
     result = pipeline.result
-    verdict = next(line for line in pipeline.out.splitlines() if line.startswith("FAIL"))
-    for label in result["gate"]["failed_checks"]:
+    gate = result["gate"]
+    verdict = next(line for line in pipeline.out.splitlines() if line.startswith(gate["status"]))
+    assert gate["plain_failed_checks"]
+    for label in gate["failed_checks"] or gate["undecided_checks"]:
         assert label in verdict
     report = next(line for line in pipeline.out.splitlines() if line.startswith("report"))
     page = Path(report.split()[1])
@@ -92,8 +94,19 @@ def test_mlflow_keeps_what_result_json_says(world: World, pipeline: Done) -> Non
     run = mlflow_run(world, result["mlflow_run_id"])
     assert run.info.status == "FINISHED"
     tags = run.data.tags
-    assert tags["gate.status"] == result["gate"]["status"] == "FAIL"
-    assert tags["gate.failed_checks"].split(",") == result["gate"]["failed_checks"]
+    gate = result["gate"]
+    assert tags["gate.status"] == gate["status"] != "PASS"
+    assert tags["gate.plain_status"] == gate["plain_status"] == "FAIL"
+    for name in ("failed_checks", "undecided_checks", "plain_failed_checks"):
+        assert tags[f"gate.{name}"] == ",".join(gate[name])
+    for check in gate["checks"]:
+        change = result["changes"]["pruned"]["UNION"][str(check["seq_len"])]
+        report = result["reports"]["pruned"]["UNION"][str(check["seq_len"])]
+        assert change["blocks"] == report["blocks"]
+        for name in ("estimate", "low", "high", "limit"):
+            logged = f"gate/{check['name']}/UNION/{check['seq_len']}/{name}"
+            assert run.data.metrics[logged] == check[name]
+        assert check["low"] <= check["high"]
     assert tags["plan.digest"] == result["plan"]["digest"]
     for stage in result["stages"]:
         assert tags[f"stage.{stage['stage']}"] == stage["key"]
@@ -116,12 +129,17 @@ def test_mlflow_keeps_what_result_json_says(world: World, pipeline: Done) -> Non
     assert {"result.json", "report.html", "report.md", "config.yaml"} <= artifacts
 
 
-def test_gate_on_fail_error_is_exit_code_3(world: World, pipeline: Done) -> None:
-    done = world.run("gate.on_fail=error")
+@pytest.mark.parametrize(
+    ("confidence", "status"), [("null", "FAIL"), ("0.9999999", "INCONCLUSIVE")]
+)
+def test_gate_on_fail_error_is_exit_code_3_unless_it_passes(
+    world: World, pipeline: Done, confidence: str, status: str
+) -> None:
+    done = world.run("gate.on_fail=error", f"gate.confidence={confidence}")
     assert done.code == 3
     result = done.result
     assert (result["status"], result["exit_code"]) == ("FINISHED", 3)
-    assert result["gate"]["status"] == "FAIL"
+    assert (result["gate"]["status"], result["gate"]["plain_status"]) == (status, "FAIL")
     assert mlflow_run(world, result["mlflow_run_id"]).info.status == "FINISHED"
 
 
@@ -134,6 +152,35 @@ def test_gate_on_fail_error_of_a_gate_that_passes_is_0(world: World) -> None:
     run = mlflow_run(world, done.result["mlflow_run_id"])
     assert run.data.tags["gate.status"] == "PASS"
     assert run.data.tags["gate.failed_checks"] == ""
+
+
+def test_the_gate_of_further_packs_reads_them(world: World) -> None:
+    done = world.run(
+        "gate=near_lossless_v1_packs", "gate.seq_lens=[64]", "eval.packs=[UNION,alpha,beta]",
+        "gate.packs.alpha={max_js2d: 0.7}",
+    )  # fmt: skip
+    assert done.code == 0
+    assert [(c["pack"], c["name"]) for c in done.result["gate"]["checks"]] == [
+        *(("UNION", name) for name in ("dppl", "dcc_rate", "dmean_prob", "js2d")),
+        ("alpha", "js2d"),
+        *(("beta", name) for name in ("dppl", "dmean_prob")),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("gate.packs={gamma: {max_dppl: 1}}", "'gamma'"),
+        ("gate.packs={UNION: {max_dppl: 1}}", "'UNION'"),
+        ("gate.packs={alpha: {max_pl: 1}}", "max_pl"),
+        ("gate.packs={alpha: {}}", "at least one limit"),
+        ("gate.confidence=0.3", "gate.confidence"),
+    ],
+)
+def test_gates_that_mean_nothing_are_refused(world: World, override: str, said: str) -> None:
+    line = world.run("eval.packs=[UNION,alpha]", override).refused()
+    assert "gate." in line
+    assert said in line
 
 
 def test_a_crash_is_failed_code_1_and_said_everywhere(world: World, tmp_path: Path) -> None:
@@ -156,6 +203,44 @@ def test_profile_only_selects(world: World, pipeline: Done) -> None:
     assert result["gate"] is None
     assert result["checkpoint"] is None
     assert result["reports"] == {}
+
+
+def test_prune_writes_the_pipelines_checkpoint_and_evaluates_nothing(
+    world: World, pipeline: Done, tmp_path: Path
+) -> None:
+    done = world.run("task=prune", f"runtime.checkpoint_dir={tmp_path}")
+    assert done.code == 0, done.out + done.err
+    whole = pipeline.result
+    assert done.result["plan"] == whole["plan"]
+    assert done.result["checkpoint"]["digest"] == whole["checkpoint"]["digest"]
+    assert Path(done.result["checkpoint"]["path"]).parent == tmp_path
+    assert done.result["reports"] == {}
+    assert not [s for s in done.result["stages"] if s["stage"].startswith("evaluate")]
+
+
+def test_predownload_checks_and_hashes_and_runs_no_model(world: World, pipeline: Done) -> None:
+    done = world.run("task=predownload")
+    assert done.code == 0, done.out + done.err
+    facts = done.result["facts"]
+    assert facts["base_digest"] == pipeline.result["base"]["digest"]
+    assert facts["packs"] == {name: str(path) for name, path in world.packs.items()}
+    assert [stage["stage"] for stage in done.result["stages"]] == ["inspect/base"]
+
+
+def test_the_memo_is_of_the_runs_that_finished(world: World, pipeline: Done) -> None:
+    done = world.run("task=memo", "memo.filter=\"params.`pruning.keep_n` = '4'\"")
+    assert done.code == 0, done.out + done.err
+    text = Path(done.result["facts"]["memo"]).read_text()
+    check = max(
+        pipeline.result["gate"]["checks"], key=lambda check: abs(check["value"]) / check["limit"]
+    )
+    assert f"{check['pack']}@{check['seq_len']}" in text
+    assert pipeline.result["mlflow_run_id"][:8] in text
+    kept = MlflowClient(world.uri).list_artifacts(done.result["mlflow_run_id"])
+    assert "memo.md" in {item.path for item in kept}
+    refused = world.run("task=memo", "memo.filter='nonsense ='")
+    assert "memo.filter" in refused.failed()
+    assert "memo.experiment" in world.run("task=memo", "memo.experiment=none").failed()
 
 
 def test_noise_floor_is_exactly_zero(world: World) -> None:

@@ -65,12 +65,14 @@ def by_numpy(path: Path, blocks: Blocks) -> list[tuple[np.ndarray, np.ndarray]]:
         after: dict[str, torch.Tensor] = {}
         handles = [
             model.model.layers[layer].register_forward_hook(
-                lambda m, i, o, name=name: after.update({name: o})
+                lambda m, i, o, name=name, after=after: after.update({name: o})
             )
             for name, model in (("base", base), ("pruned", pruned))
         ]
         mlp = pruned.model.layers[layer].mlp
-        handles.append(mlp.register_forward_pre_hook(lambda m, i: after.update({"x": i[0]})))
+        handles.append(
+            mlp.register_forward_pre_hook(lambda m, i, after=after: after.update({"x": i[0]}))
+        )
         base.model(ids, use_cache=False)
         pruned.model(ids, use_cache=False)
         for handle in handles:

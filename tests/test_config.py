@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 from typing import Any, get_args
 
@@ -56,6 +57,27 @@ def test_every_option_composes_and_validates(option: str) -> None:
     invocation = check([option, *NEEDS.get(option, [])])
     assert not invocation.multirun
     assert len(invocation.points) == 1
+
+
+@pytest.mark.parametrize("task", ["predownload", "prune"])
+def test_every_experiment_takes_every_milestone(task: str) -> None:
+    for option in (option for option in OPTIONS if option.startswith("experiment=")):
+        if (task, option) == ("prune", "experiment=20b_keep20_keep_floor"):
+            with pytest.raises(UserError, match=r"export.pad_ragged=true"):
+                check([option, f"task={task}"])
+            continue
+        (experiment,) = check([option, f"task={task}"]).experiments
+        assert experiment.task.name == task
+
+
+def test_every_command_of_the_milestones_page_composes() -> None:
+    page = (REPOSITORY / "docs" / "milestones.md").read_text()
+    commands = re.findall(r"`python -m eaft_prune (.*?)`", page)
+    assert len(commands) > 10
+    for command in commands:
+        if "+sweeps=" in command:
+            continue  # composed above, point by point
+        assert check(shlex.split(command.replace("=DIR", "=/dir"))).experiments
 
 
 @pytest.mark.parametrize("sweep", SWEEPS)
@@ -190,6 +212,21 @@ REFUSED = {
     ),
     "counts of": (["+eval.num_blocks.UNIN=3"], ["eval.num_blocks", "UNIN", "UNION"]),
     "counts of, no plus": (["eval.num_blocks.UNIN=3"], ["eval.num_blocks", "UNIN", "UNION"]),
+    "weight of": (
+        ["pruning.pack_weights={tool_agentik: 2}"],
+        ["pruning.pack_weights", "tool_agentik", "tool_agentic", "calib_prompt"],
+    ),
+    "negative pack weight": (
+        ["pruning.pack_weights={tool_agentic: -1}"],
+        ["pruning.pack_weights.tool_agentic", "-1", "0"],
+    ),
+    "bad sampling": (["pruning.sampling=per_pack"], ["pruning.sampling", "per_pack", "per_file"]),
+    "bad selection": (["pruning.selection=all"], ["pruning.selection", "all", "effective_number"]),
+    "no width": (["pruning.regions=soft", "pruning.soft_width=0"], ["pruning.soft_width", "0"]),
+    "ragged export": (
+        ["pruning.selection=coverage"],
+        ["pruning.selection", "coverage", "masked", "export.pad_ragged"],
+    ),
     "twice": (["eval.candidates=[masked,masked]"], ["candidates", "masked", "twice"]),
     "two sources": (["model.hub_id=a/b"], ["path", "hub_id"]),
     "UNION as a name": (["+packs.files.UNION=x.parquet"], ["UNION"]),
@@ -258,7 +295,7 @@ def test_settings_are_frozen_and_equal_lines_give_equal_settings() -> None:
     ("arguments", "said"),
     [
         (["--help"], "pruning"),
-        (["--cfg", "job"], "keep_n: 24"),
+        (["--cfg", "job"], "keep_n: 28"),
         (["--cfg", "job", "pruning.keep_n=24"], "keep_n: 24"),
         (["--cfg", "job", "--package", "pruning"], "keep_multiple: 4"),
         (["--cfg", "job", "experiment=20b_keep16"], "keep_n: 16"),
@@ -271,3 +308,40 @@ def test_help_and_cfg_print_and_run_nothing(
     assert done.code == 0
     assert said in done.out
     assert list(tmp_path.iterdir()) == []
+
+
+LEVERS = sorted(p.stem for p in (CONF / "experiment").glob("20b_keep2?_*.yaml"))
+LEVERS = [name for name in LEVERS if "longseq" not in name]
+
+
+@pytest.mark.parametrize("lever", LEVERS)
+def test_a_lever_is_its_experiment_with_one_change(lever: str) -> None:
+    """What else differs (masked evaluation of unequal layers) is what the change asks for."""
+    plain, changed = (
+        check([f"experiment={name}"]).experiments[0].model_dump()
+        for name in (lever[: len("20b_keep20")], lever)
+    )
+    different = {
+        f"{section}.{key}"
+        for section in plain
+        if isinstance(plain[section], dict)
+        for key in plain[section]
+        if plain[section][key] != changed[section][key]
+    }
+    if lever.endswith("keep_floor"):
+        assert different == {"pruning.selection", "pruning.min_keep_n", "eval.candidates"}
+    elif lever.endswith("top_k2"):
+        assert different == {"eval.top_k", "eval.candidates"}
+    else:
+        assert len(different) == 1, different
+
+
+def test_pack_weights_take_the_users_names() -> None:
+    def weights(*overrides: str) -> dict[str, float]:
+        return check(overrides).experiments[0].pruning.pack_weights
+
+    assert weights() == {}
+    assert weights("pruning.pack_weights={tool_agentic: 2}") == {"tool_agentic": 2}
+    assert weights("pruning.pack_weights.tool_agentic=2") == {"tool_agentic": 2}
+    points = check(["+sweeps=pack_weights"]).experiments
+    assert len({tuple(p.pruning.pack_weights.items()) for p in points}) == 9

@@ -186,7 +186,7 @@ def test_kill_9_at_any_moment_and_run_again(world: World, tmp_path: Path) -> Non
     finish(process)
 
     process = place.start()
-    wait_for(process, "evaluate/base")
+    wait_for(process, "score")
     while process.poll() is None and not list(place.checkpoints.glob(".*.draft")):
         pass
     process.kill()

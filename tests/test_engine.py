@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -434,6 +435,24 @@ def test_a_device_the_machine_lacks_is_named() -> None:
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match="cuda"):
             resolve_device(RuntimeSettings(device="cuda", **runtime))
+
+
+def test_the_likeliest_tokens_are_those_of_transformers(
+    engine: TransformersEngine, make_blocks: Make
+) -> None:
+    blocks = make_blocks(2, 24)
+    kept = replace(engine, keep_top=True).score(blocks, lambda done: None)
+    plain = engine.score(blocks, lambda done: None)
+    np.testing.assert_array_equal(kept.logp_T, plain.logp_T)
+    assert plain.top_ids_TK is None
+    with torch.inference_mode():
+        logits = engine.model(torch.from_numpy(blocks.ids_BS).long()).logits.double()
+    scored = torch.from_numpy(blocks.scored_BS[:, 1:])
+    exact = torch.log_softmax(logits[:, :-1][scored], -1).topk(20)
+    assert kept.top_logp_TK is not None
+    assert kept.top_ids_TK is not None
+    np.testing.assert_allclose(kept.top_logp_TK, exact.values, atol=1e-5)
+    assert np.mean(kept.top_ids_TK == exact.indices.numpy()) > 0.999  # near ties may swap
 
 
 def test_an_entropy_over_more_than_the_vocabulary_is_refused(checkpoint: Path) -> None:

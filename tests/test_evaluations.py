@@ -84,7 +84,13 @@ def test_reports_are_against_the_base_and_verdicts_for_candidates() -> None:
     result = compare(EVAL, GATE, base, [same, other])
     assert set(result.reports) == {"base", "same", "other"}
     assert set(result.verdicts) == {"same", "other"}
-    assert (result.verdicts["same"].status, result.verdicts["other"].status) == ("PASS", "FAIL")
+    same_verdict, other_verdict = result.verdicts["same"], result.verdicts["other"]
+    assert (same_verdict.status, same_verdict.plain) == ("PASS", "PASS")
+    assert (other_verdict.status, other_verdict.plain) == ("INCONCLUSIVE", "FAIL")  # of 4 blocks
+    plain = compare(EVAL, GATE.model_copy(update={"confidence": None}), base, [same, other])
+    assert [v.status for v in plain.verdicts.values()] == ["PASS", "FAIL"]
+    assert not any(plain.changes.values())
+    assert set(result.changes["other"]) == set(KEYS)
     for key in KEYS:
         expected = pack_report(other.scores[key], base.scores[key], 0.15)
         assert result.reports["other"][key] == expected

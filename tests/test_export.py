@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -338,6 +339,55 @@ def test_the_base_itself_is_no_target(checkpoint: Path, tmp_path: Path) -> None:
 def test_a_ragged_plan_is_an_error(checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="layers"):
         run(checkpoint, KeepPlan(((0, 1), (0, 1, 2)), EXPERTS), tmp_path / "out")
+    assert leftovers(tmp_path) == []
+
+
+RAGGED = KeepPlan(((1, 4, 6), (0, 2, 3, 5, 7)), EXPERTS)
+
+
+def test_a_ragged_plan_is_filled_up_with_experts_nobody_is_routed_to(
+    source: Path, tmp_path: Path
+) -> None:
+    """Every byte is the source's, but for biases of -inf on what the plan drops."""
+    before = snapshot(source)
+    files = open_model(source)
+    family = family_of(files.config)
+    done = export(
+        family, files, RAGGED, tmp_path / "out", "key", 10**9, HOW, nothing, pad_ragged=True
+    )
+    layout = KeepPlan(((0, 1, 2, 4, 6), (0, 2, 3, 5, 7)), EXPERTS)
+    written, base = tensors_of(done.path), tensors_of(source)
+    assert set(written) == set(base)
+    for name, tensor in base.items():
+        expected = sliced(name, tensor, layout)
+        if name == "model.layers.0.mlp.router.bias":
+            expected[[0, 2]] = -torch.inf
+        assert raw(written[name]) == raw(expected), name
+    check_tensors(family, open_model(done.path))
+    config = json.loads((done.path / "config.json").read_text())
+    assert config["num_local_experts"] == 5
+    manifest = json.loads((done.path / "manifest.json").read_text())
+    assert manifest["plan"]["kept"] == [list(ids) for ids in RAGGED.kept]
+    assert manifest["padding"] == [[0, 2], []]
+    assert manifest["digest"] == model_digest(file_hashes(open_model(done.path), nothing))
+    assert snapshot(source) == before
+    assert leftovers(tmp_path) == ["out"]
+
+
+def test_padding_leaves_a_uniform_plan_as_it_is(checkpoint: Path, tmp_path: Path) -> None:
+    files = open_model(checkpoint)
+    family = family_of(files.config)
+    padded = export(
+        family, files, PLAN, tmp_path / "a", "key", 10**9, HOW, nothing, pad_ragged=True
+    )
+    assert padded.digest == run(checkpoint, PLAN, tmp_path / "b").digest
+
+
+def test_a_router_without_a_bias_cannot_be_padded(checkpoint: Path, tmp_path: Path) -> None:
+    files = open_model(checkpoint)
+    family = dataclasses.replace(family_of(files.config), router_bias=None)
+    with pytest.raises(UserError, match=r"pad_ragged.*no bias"):
+        export(family, files, RAGGED, tmp_path / "out", "k", 10**9, HOW, nothing, pad_ragged=True)
     assert leftovers(tmp_path) == []
 
 

@@ -15,6 +15,7 @@ import torch
 from eaft_prune.checkpoint import open_model
 from eaft_prune.families import family_of
 from eaft_prune.families.base import check_tensors
+from eaft_prune.families.padding import padded
 from eaft_prune.stages.evaluate import evaluate
 from eaft_prune.stages.export import export
 from eaft_prune.types import Blocks, KeepPlan, UserError
@@ -164,6 +165,34 @@ def test_masked_is_exported(
     np.testing.assert_allclose(masked.entropy_T, written.entropy_T, rtol=1e-5, atol=1e-6)
     eager = oracle_logp(tiny.eager_model(tmp_path / "out"), blocks)
     np.testing.assert_allclose(masked.logp_T, eager, atol=2e-5, rtol=2e-5)
+
+
+@pytest.mark.parametrize("source", ["checkpoint", "hard"])
+def test_a_masked_ragged_plan_is_the_padded_export(
+    request: pytest.FixtureRequest,
+    load: Load,
+    make_blocks: Callable[..., Blocks],
+    tmp_path: Path,
+    source: str,
+) -> None:
+    """What fills a layer up is in the file and in no token's output; transformers loads it."""
+    base = request.getfixturevalue(source)
+    blocks = make_blocks(3, 40, seed=1)
+    plan = KeepPlan(((1, 4, 6), (0, 2, 3, 5, 7)), 8)
+    files = open_model(base)
+    how = {"base": {"label": "tiny", "digest": "0"}}
+    out = tmp_path / "out"
+    export(family_of(files.config), files, plan, out, "k", 10**9, how, nothing, pad_ragged=True)
+
+    masked = evaluate(load(base), blocks, plan, nothing)
+    written = load(out).score(blocks, nothing)
+    np.testing.assert_allclose(masked.logp_T, written.logp_T, rtol=1e-5)
+    np.testing.assert_allclose(masked.entropy_T, written.entropy_T, rtol=1e-5, atol=1e-6)
+    eager = oracle_logp(tiny.eager_model(out), blocks)
+    np.testing.assert_allclose(masked.logp_T, eager, atol=2e-5, rtol=2e-5)
+    # and the padding would be seen: without its -inf another model is read
+    unmuted = evaluate(load(base), blocks, padded(plan), nothing)
+    assert np.abs(unmuted.logp_T - masked.logp_T).max() > 1e-3
 
 
 def oracle_logp(model: Any, blocks: Blocks) -> np.ndarray[Any, Any]:

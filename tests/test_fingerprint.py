@@ -100,7 +100,7 @@ def test_different_values_differ(a: Any, b: Any) -> None:
         lambda: None,
         range(3),
     ],
-    ids=repr,
+    ids=lambda value: type(value).__name__,
 )
 def test_what_has_no_stable_bytes_is_refused_with_its_place(value: Any) -> None:
     with pytest.raises(TypeError):

@@ -114,7 +114,7 @@ def test_the_wheel_runs_with_its_own_conf_and_sweeps(unpacked: Path, tmp_path: P
 def test_the_editable_install_runs_from_anywhere(tmp_path: Path) -> None:
     done = runs.process(["--cfg", "job", "--package", "pruning"], tmp_path)
     assert done.code == 0, done.err
-    assert "keep_n: 24" in done.out
+    assert "keep_n: 28" in done.out
     assert list(tmp_path.iterdir()) == []
 
 
@@ -144,6 +144,6 @@ def test_the_shipped_model_and_packs_run(world: World, tmp_path: Path) -> None:
         "reasoning_style", "tool_agentic", "calib_prompt", "UNION",
     }  # fmt: skip
     assert result["reports"]["base"]["UNION"]["256"]["ppl"] < 20
-    assert {len(ids) for ids in result["plan"]["kept"]} == {24}
+    assert {len(ids) for ids in result["plan"]["kept"]} == {28}
     made = {path.name for path in tmp_path.iterdir()}
     assert made == {"outputs", "store", "checkpoints"}

@@ -19,7 +19,7 @@ from browser.report_inputs import FACTS, PACKS, SEQ_LENS, comparison, selection
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eaft_prune.report import comparison_table, html_report, markdown_report
+from eaft_prune.report import comparison_table, facts_text, html_report, markdown_report
 from eaft_prune.report.experts import expert_map
 from eaft_prune.report.text import id_ranges, number
 from eaft_prune.types import Comparison, ExpertScores, GateVerdict, KeepPlan, Selection
@@ -105,12 +105,23 @@ def expected_metrics(pair: Comparison, pack: str, seq_len: int) -> list[tuple[st
     return found
 
 
+def expected_reaches(pair: Comparison, pack: str, seq_len: int) -> list[str]:
+    """From a change to its upper bound, as text."""
+    change = pair.changes["keep24"][pack, seq_len]
+    estimates = (change.dppl, change.dcc_rate, change.dmean_prob, change.dmean_entropy)
+    return [
+        f"±{oracle_number(estimate.high - estimate.value, decimals)}"
+        for estimate, decimals in zip(estimates, FIELDS.values(), strict=True)
+    ]
+
+
 def test_terminal_table_holds_the_numbers_of_the_comparison(pair: Comparison) -> None:
     lines = [line.split() for line in comparison_table(pair, width=110, color=False).splitlines()]
     for pack in PACKS:
         for seq_len in SEQ_LENS:
             at = next(i for i, line in enumerate(lines) if line[:2] == [pack, str(seq_len)])
-            base, candidate, delta = lines[at : at + 3]
+            base, candidate, delta, reaches = lines[at : at + 4]
+            assert reaches[:4] == expected_reaches(pair, pack, seq_len)
             metrics = expected_metrics(pair, pack, seq_len)
             assert base[3:7] == [m[0] for m in metrics]
             assert candidate[1:5] == [m[1] for m in metrics]
@@ -127,8 +138,11 @@ def test_html_and_markdown_hold_the_numbers_of_the_comparison(pair: Comparison, 
         for seq_len in SEQ_LENS:
             metrics = expected_metrics(pair, pack, seq_len)
             row = next(row for row in rows if row[:2] == [pack, str(seq_len)])
-            assert row[2:14] == [n for metric in metrics for n in metric]
-            cells = [cell for b, c, d in metrics for cell in (f"{b} → {c}", d)]
+            reaches = expected_reaches(pair, pack, seq_len)
+            changes = [f"{d} {reach}" for (*_, d), reach in zip(metrics, reaches, strict=True)]
+            both = list(zip(metrics, changes, strict=True))
+            assert row[2:14] == [n for (b, c, _), d in both for n in (b, c, d)]
+            cells = [cell for (b, c, _), d in both for cell in (f"{b} → {c}", d)]
             assert any(
                 line.startswith(f"| {pack} | {seq_len} | {' | '.join(cells)} |") for line in lines
             )
@@ -156,6 +170,63 @@ def test_every_failing_check_is_in_every_verdict(pair: Comparison, page: str) ->
     assert comparison_table(pair, color=False).count(" FAIL\n") == len(verdict.failed_checks)
 
 
+def test_an_inconclusive_verdict_says_what_is_open_and_what_would_settle_it() -> None:
+    unsure = comparison({"keep28": 0.3})
+    verdict = unsure.verdicts["keep28"]
+    assert (verdict.status, verdict.plain) == ("INCONCLUSIVE", "FAIL")
+    assert verdict.settled_by is not None
+    settled = f"about {verdict.settled_by.settled_at:,} blocks would settle"
+    page = html_report(unsure, None, {})
+    table = comparison_table(unsure, width=100, color=False)
+    twin = markdown_report(unsure, None, {}).replace("\\", "")
+    last = table.strip().splitlines()[-1]
+    assert last.startswith("INCONCLUSIVE  ")
+    assert twin.startswith("## INCONCLUSIVE: keep28 against base\n")
+    for report in (last, twin):
+        for label in (*verdict.undecided_checks, *verdict.plain_failed_checks):
+            assert label in report
+        assert f"{settled} {verdict.settled_by.label}" in report
+        assert "95% confidence; by point estimates FAIL" in report
+    assert settled[1:] in page  # begins a sentence there
+    undecided = [row for row in Elements(page).rows if row and row[-1].strip() == "INCONCLUSIVE"]
+    assert len(undecided) == len(verdict.undecided_checks) == table.count(" undecided\n")
+    for check in verdict.checks:
+        assert check.low is not None
+        assert check.high is not None
+        sign = check.name != "js2d"
+        ends = [oracle_number(end, 4, signed=sign) for end in (check.low, check.high)]
+        bounds = " to ".join(ends)
+        assert bounds in table
+        assert f"| {bounds} |" in twin
+        assert bounds.replace("-", "\u2212") in page
+
+
+def test_the_worst_pack_is_the_one_whose_perplexity_grew_most(pair: Comparison) -> None:
+    growth = {
+        key: pair.reports["keep24"][key].ppl / pair.reports["base"][key].ppl - 1
+        for key in pair.base
+        if key[0] != "UNION"
+    }
+    (pack, seq_len), most = max(growth.items(), key=lambda item: item[1])
+    change = pair.changes["keep24"][pack, seq_len].dppl_relative
+    line = (
+        f"orst pack: {pack} at {seq_len}, PPL {most:+.1%} ({change.low:+.1%} to {change.high:+.1%})"
+    )
+    assert line in comparison_table(pair, width=100, color=False)
+    assert line in markdown_report(pair, None, {}).replace("\\", "")
+    assert line in html.unescape(html_report(pair, None, {})).replace("\u2212", "-")
+
+
+def test_without_intervals_reports_show_none() -> None:
+    pair = comparison({"c": 0.1}, packs=("UNION",), seq_lens=(64,), tokens=200)
+    check = replace(pair.verdicts["c"].checks[0], decided=None, low=None, high=None, passed=True)
+    bare = replace(pair, changes={}, verdicts={"c": GateVerdict("g", "PASS", (check,))})
+    for report in (comparison_table(bare, width=100), markdown_report(bare, None, {})):
+        assert "±" not in report
+        assert "confidence" not in report
+    assert "95%" not in html_report(bare, None, {}).split("<script>")[1].split("Every pack")[0]
+
+
 @given(
     st.floats(-0.5, 0.5).filter(lambda v: v == 0 or abs(v) > 1e-7),
     st.sampled_from([0.002, 0.02, 0.25]),
@@ -163,7 +234,10 @@ def test_every_failing_check_is_in_every_verdict(pair: Comparison, page: str) ->
 def test_check_rows_tell_on_which_side_of_the_limit_a_value_is(value: float, limit: float) -> None:
     small = comparison({"c": 0.1}, packs=("UNION",), seq_lens=(64,), tokens=50)
     passed = abs(value) <= limit
-    check = replace(small.verdicts["c"].checks[0], value=value, limit=limit, passed=passed)
+    check = replace(
+        small.verdicts["c"].checks[0], value=value, limit=limit, passed=passed,
+        decided=None, low=None, high=None,
+    )  # fmt: skip
     verdict = GateVerdict("g", "PASS" if passed else "FAIL", (check,))
     table = comparison_table(replace(small, verdicts={"c": verdict}), width=100, color=False)
     row = next(line.split() for line in table.splitlines() if line.startswith("Δ PPL"))
@@ -355,7 +429,7 @@ def test_selection_must_fit_its_plan_and_a_candidate(pair: Comparison) -> None:
 def test_tie_zone_ranks_and_kept_set() -> None:
     score = np.array([[10.0, 5.1, 5.0, 0.0], [4.0, 4.0, 4.0, 4.0]])
     count = np.array([[4, 2, 1, 1], [0, 0, 0, 0]])
-    scores = ExpertScores(score, score, count, {"good": 1})
+    scores = ExpertScores(score, score, count, {"good": 1}, score[None])
     experts = expert_map(Selection("c", scores, KeepPlan(((0, 1), (0, 1, 2, 3)), 4), {}))
     assert experts.tied_LE.tolist() == [[False, True, True, False], [False] * 4]
     assert experts.rank_LE.tolist() == [[0, 1, 2, 3], [0, 1, 2, 3]]
@@ -405,3 +479,16 @@ def test_size_and_time_at_full_scale() -> None:
 def test_importing_the_report_does_not_import_plotly() -> None:
     code = "import sys, eaft_prune.report; sys.exit('plotly' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_facts_are_lines_and_mappings_of_mappings_tables() -> None:
+    rows = {"a": {"x": 0.5, "name": "b c"}, "long": {"x": -1.25, "n": 3}}
+    lines = facts_text({"tokens": 7, "plain": {"k": 1}, "table": rows}).splitlines()
+    assert lines[0].split() == ["tokens", "7"]
+    assert lines[1].split(maxsplit=1) == ["plain", "{'k': 1}"]
+    table = [line.split() for line in lines[3:6]]
+    assert table[0] == ["table", "x", "name", "n"]
+    assert table[1] == ["a", "0.5000", "b", "c"]
+    assert table[2] == ["long", "-1.2500", "3"]
+    ends = {line.rindex(w) + len(w) for line, w in zip(lines[3:6], ("x", "00", "00"), strict=True)}
+    assert len(ends) == 1

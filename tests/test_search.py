@@ -149,7 +149,7 @@ def test_mlflow_and_the_report_show_how_the_winner_was_made(own: World, whole: D
 def test_objective_and_constraints_equal_a_computation_from_the_saved_scores(
     own: World, whole: Done
 ) -> None:
-    from eaft_prune.metrics import js2d_corrected
+    from eaft_prune.divergence import js2d_corrected
 
     saved = scores_by_mask(own)
     gate = {check["name"]: check["limit"] for check in whole.result["gate"]["checks"]}
@@ -181,7 +181,7 @@ def test_objective_and_constraints_equal_a_computation_from_the_saved_scores(
             )
             for mask in ("", trial.user_attrs["plan"])
         ]
-        assert js == pytest.approx(max(js2d_corrected(*joined), 0) - gate["js2d"], abs=1e-12)
+        assert js == pytest.approx(max(js2d_corrected(*joined).value, 0) - gate["js2d"], abs=1e-12)
         assert dcc >= -gate["dcc_rate"]
 
 

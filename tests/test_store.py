@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import multiprocessing
@@ -102,6 +103,12 @@ def test_a_store_holds_what_ran(stage: Stage) -> None:
     assert stage.store.holds(*where)
     assert stage.store.holds("square/named", *where[1:])
     assert not stage.store.holds("square", 2, *where[2:])
+    path = stored.record.path / "values.json"
+    text = path.read_text()
+    path.write_text(text[:-1])
+    assert not stage.store.holds(*where)  # it would be made again
+    path.write_text(text)
+    assert stage.store.holds(*where)
     shutil.rmtree(stored.record.path)
     assert not stage.store.holds(*where)
 
@@ -211,6 +218,24 @@ def test_a_damaged_output_is_made_again(stage: Stage, name: str, damage: str) ->
     assert stage.run().record.cached
 
 
+def test_no_altered_byte_of_a_record_is_believed(stage: Stage) -> None:
+    """Times and facts are shown and tracked: they must be what was written, too."""
+    rng = np.random.default_rng(0)
+    path = stage.run(facts=lambda made, seconds: {"tokens": 12345}).record.path / "record.json"
+    before = path.read_bytes()
+    where = ("square", 1, {"a": 1, "b": [1.5, None]}, {"x": "0" * 64})
+    for at in range(len(before)):
+        after = bytearray(before)
+        after[at] ^= 1 << int(rng.integers(7))
+        path.write_bytes(after)
+        with contextlib.suppress(ValueError):
+            if json.loads(after) == json.loads(before):  # white space is nobody's fact
+                continue
+        assert not stage.store.holds(*where), at
+    path.write_bytes(before)
+    assert stage.store.holds(*where)
+
+
 @pytest.mark.parametrize(
     "text", ["[]", "null", "1", '{"files": []}', '{"files": null}', "{}", '{"files": {}}']
 )
@@ -285,6 +310,7 @@ def stage_values(draw: Callable[[Any], Any]) -> Any:
             positive_mass_LE=rng.random((layers, experts)),
             count_LE=rng.integers(0, 2**60, (layers, experts)),
             region_tokens={"good": 2**40, "uncertain": 0, "conflict": 1},
+            pack_mass_PLE=rng.random((len(packs), layers, experts)),
         ),
         lambda: KeepPlan(((0, 2), (1,)), 3),
     ]

@@ -113,8 +113,9 @@ def test_the_parent_run_has_table_plot_and_counts(own: World, grid: Done) -> Non
     assert parent.data.metrics["plans/distinct"] == 2
     assert parent.data.metrics["jobs/failed"] == 0
     assert parent.data.metrics["evaluations/run"] == sum(evaluated(r) for r in done.results)
-    passed = sum(result["gate"]["status"] == "PASS" for result in done.results)
-    assert parent.data.metrics["jobs/gate_pass"] == passed
+    statuses = [result["gate"]["status"] for result in done.results]
+    assert parent.data.metrics["jobs/gate_pass"] == statuses.count("PASS")
+    assert parent.data.metrics["jobs/gate_inconclusive"] == statuses.count("INCONCLUSIVE")
     names = {item.path for item in client.list_artifacts(parent_id)}
     assert {"summary.csv", "summary.md", "summary.html"} <= names
     page = Path(client.download_artifacts(parent_id, "summary.html", str(done.cwd))).read_text()
@@ -128,6 +129,8 @@ def test_the_parent_run_has_table_plot_and_counts(own: World, grid: Done) -> Non
         assert json.dumps(worst) in page
         assert row["plan"] in page
         assert row["gate"] == result["gate"]["status"]
+        assert row["plain"] == result["gate"]["plain_status"]
+        assert row["undecided checks"] == " ".join(result["gate"]["undecided_checks"])
     assert "4 points, 2 distinct plans" in page
 
 

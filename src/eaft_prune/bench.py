@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -21,7 +21,7 @@ from eaft_prune.observer import Observer
 from eaft_prune.progress import Bars
 from eaft_prune.stages import pack as pack_stage
 from eaft_prune.store import Store, Stored
-from eaft_prune.types import Blocks, Checkpoint, StageRecord
+from eaft_prune.types import Blocks, Checkpoint, StageRecord, UserError
 
 if TYPE_CHECKING:
     from eaft_prune.engines.tokenizer import TransformersTokenizer
@@ -51,6 +51,23 @@ class Model:
     @property
     def checkpoint(self) -> Checkpoint:
         return Checkpoint(self.files.path, self.digest, self.label)
+
+
+def with_top_k(model: Model, top_k: int) -> Model:
+    """The model routing each token to `top_k` experts: another config.json, so another digest."""
+    own = model.family.top_k(model.files.config)
+    if top_k > own:
+        raise UserError(
+            f"eval.top_k = {top_k}: this model routes each token to {own} experts; give 1..{own}"
+        )
+    if top_k == own:
+        return model
+    config = {**model.files.config, "num_experts_per_tok": top_k}  # its name in every family
+    return replace(
+        model,
+        files=replace(model.files, config=config),
+        digest=digest({"model": model.digest, "top_k": top_k}),
+    )
 
 
 @dataclass
@@ -149,7 +166,7 @@ class Bench:
 
     def _packed(self, base: Model, request: pack_stage.BlockRequest) -> Stored[Blocks]:
         packs = self.experiment.packs
-        files = self._pack_files()
+        files = self.pack_files()
         settings = {
             "packs": {name: sha for name, (_, sha) in files.items()},
             "order": list(files),
@@ -187,19 +204,20 @@ class Bench:
         from eaft_prune.engines.loading import load
 
         key = self._how(model)
-        return self.resident.get(key, lambda: load(model.files.path, *key[1:]))
+        return self.resident.get(key, lambda: load(model.files, *key[1:]))
 
     def local_engine(self, model: Model) -> TransformersEngine:
         """The model in this process alone."""
-        from eaft_prune.engines.loading import load_path
+        from eaft_prune.engines.loading import load_files
 
         key = self._how(model)
-        engine = self.resident.get((*key, "local"), lambda: load_path(model.files.path, *key[1:]))
+        engine = self.resident.get((*key, "local"), lambda: load_files(model.files, *key[1:]))
         return cast("TransformersEngine", engine)
 
-    def _how(self, model: Model) -> tuple[str, RuntimeSettings, int, ExpertsMode]:
-        settings = self.experiment
-        return model.digest, settings.runtime, settings.eval.entropy_top_k, settings.engine.experts
+    def _how(self, model: Model) -> tuple[str, RuntimeSettings, int, ExpertsMode, bool]:
+        settings, asked = self.experiment, self.experiment.eval
+        experts = settings.engine.experts
+        return model.digest, settings.runtime, asked.entropy_top_k, experts, asked.top_logprobs
 
     def dtype(self) -> str:
         """The precision the model runs in: part of what is measured, so part of stage keys."""
@@ -210,7 +228,8 @@ class Bench:
 
         return resolve_dtype(self.experiment.runtime)
 
-    def _pack_files(self) -> dict[str, tuple[Path, str]]:
+    def pack_files(self) -> dict[str, tuple[Path, str]]:
+        """File and sha256 of every pack: fetched, checked and hashed when first asked for."""
         if not self.packs:
             for name, path in sources.pack_files(self.experiment.packs).items():
                 self.packs[name] = (path, file_digest(path))
@@ -220,7 +239,7 @@ class Bench:
 
     def _rows(self, name: str) -> Sequence[str]:
         if name not in self._texts:
-            path = self._pack_files()[name][0]
+            path = self.pack_files()[name][0]
             column = self.experiment.packs.text_column
             texts = []
             with self.bars.bar(f"read {name}", sources.count_rows(name, path), "row") as on_rows:

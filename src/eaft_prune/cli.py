@@ -33,8 +33,10 @@ from eaft_prune.types import UserError
 _MULTIRUN = ("-m", "--multirun")
 _OPEN_SETTINGS = (  # keys are the user's
     "packs.files",
+    "pruning.pack_weights",
     "tracking.tags",
     "eval.num_blocks",
+    "gate.packs",
     "replay.set",
     "search.space",
     "search.sampler.arguments",
@@ -63,7 +65,7 @@ def main(argv: Sequence[str]) -> int:
     from eaft_prune.engines import loading, parallel
 
     if is_helper():
-        return parallel.serve(loading.load_path)
+        return parallel.serve(loading.load_files)
     try:
         return _main(argv)
     finally:

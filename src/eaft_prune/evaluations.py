@@ -9,10 +9,19 @@ from pathlib import Path
 from eaft_prune.checkpoint import read_json
 from eaft_prune.config import EvalSettings, GateSettings
 from eaft_prune.fingerprint import file_digest
+from eaft_prune.intervals import changes
 from eaft_prune.metrics import pack_report
 from eaft_prune.stages.gate import gate
 from eaft_prune.store import load, save
-from eaft_prune.types import Comparison, EvalKey, Evaluation, PackReport, TokenScores, UserError
+from eaft_prune.types import (
+    Changes,
+    Comparison,
+    EvalKey,
+    Evaluation,
+    PackReport,
+    TokenScores,
+    UserError,
+)
 
 _FILE = "evaluation.json"
 
@@ -77,12 +86,14 @@ def compare(
     if len(set(names)) != len(names):
         raise UserError(f"two candidates have one name: {', '.join(names)}")
     for candidate in candidates:
-        _check_paired(base, candidate)
+        _check_paired(base, candidate, eval_settings.top_k)
     reports = {model.model: _reports(eval_settings, model, base) for model in (base, *candidates)}
+    found = {c.model: _changes(eval_settings, gate_settings, base, c) for c in candidates}
     verdicts = {
-        c.model: gate(gate_settings, reports[base.model], reports[c.model]) for c in candidates
+        label: gate(gate_settings, reports[base.model], reports[label], of_candidate)
+        for label, of_candidate in found.items()
     }
-    return Comparison(base, tuple(candidates), reports, verdicts)
+    return Comparison(base, tuple(candidates), reports, verdicts, found)
 
 
 def _reports(
@@ -94,10 +105,21 @@ def _reports(
     }
 
 
-def _check_paired(base: Evaluation, candidate: Evaluation) -> None:
+def _changes(
+    eval_settings: EvalSettings, gate_settings: GateSettings, base: Evaluation, other: Evaluation
+) -> dict[EvalKey, Changes]:
+    found = {
+        key: changes(base.scores[key], scores, eval_settings.cc_quantile, gate_settings)
+        for key, scores in other.scores.items()
+    }
+    return {key: change for key, change in found.items() if change is not None}
+
+
+def _check_paired(base: Evaluation, candidate: Evaluation, top_k: int | None) -> None:
     if candidate.model == base.model:
         raise UserError(f"both sides are called {base.model!r}")
-    if dict(base.conditions) != dict(candidate.conditions):
+    asked = dict(base.conditions) | ({} if top_k is None else {"top_k": top_k})
+    if asked != dict(candidate.conditions):
         raise UserError(
             f"{candidate.model} was evaluated under {dict(candidate.conditions)}, {base.model} "
             f"under {dict(base.conditions)}: the gate compares like with like"

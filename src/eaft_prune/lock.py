@@ -180,7 +180,11 @@ def _outputs(bench: Bench, outcome: Outcome) -> dict[str, Any]:
     if comparison is not None:
         outputs["metrics"] = reports_by_name(comparison.reports)
         outputs["gates"] = {
-            label: {"status": verdict.status, "failed_checks": list(verdict.failed_checks)}
+            label: {
+                "status": verdict.status,
+                "plain_status": verdict.plain,
+                "failed_checks": list(verdict.failed_checks),
+            }
             for label, verdict in comparison.verdicts.items()
         }
     return {**outputs, "facts": dict(outcome.facts)}

@@ -1,4 +1,4 @@
-"""PPL, mean p, mean H, CC rate and JS2D: pure functions of token scores.
+"""PPL, mean p, mean H and CC rate, and the report of all metrics: pure functions of token scores.
 
 All of them raise ValueError on nothing and on NaN: a metric of no tokens is not 0.
 """
@@ -8,14 +8,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numpy.typing import NDArray
 
+from eaft_prune.divergence import Floats, check_numbers, js2d, js2d_corrected
 from eaft_prune.types import PackReport, TokenScores
-
-P_BINS = 160
-H_BINS = 120
-
-Floats = NDArray[np.floating]
 
 
 def check_scores(scores: TokenScores, name: str) -> None:
@@ -31,80 +26,53 @@ def check_scores(scores: TokenScores, name: str) -> None:
         raise ValueError(f"{name}: entropy leaves [0, 1] or is NaN: a broken forward")
 
 
-def _check_numbers(*arrays: Floats) -> None:
-    for array in arrays:
-        if array.size == 0 or np.isnan(array).any():
-            raise ValueError("a metric of no tokens, or of NaN, is undefined")
-
-
 def perplexity(logp_T: Floats) -> float:
     """exp(mean -ln p_t); >= 1, lower is better."""
-    _check_numbers(logp_T)
+    check_numbers(logp_T)
     return math.exp(-float(np.mean(logp_T, dtype=np.float64)))
 
 
 def thresholds(p_T: Floats, entropy_T: Floats, quantile: float) -> tuple[float, float]:
     """(p_q, H_q): the linear-interpolated quantiles of p and of H over the given tokens."""
-    _check_numbers(p_T, entropy_T)
+    check_numbers(p_T, entropy_T)
     entropy = entropy_T.astype(np.float64)
     return float(np.quantile(p_T, quantile)), float(np.quantile(entropy, quantile))
 
 
 def cc_rate(p_T: Floats, entropy_T: Floats, p_q: float, h_q: float) -> float:
     """Share of tokens with p <= p_q and H <= H_q: confidently wrong; lower is better."""
-    _check_numbers(p_T, entropy_T)
+    check_numbers(p_T, entropy_T)
     return float(np.mean((p_T <= p_q) & (entropy_T.astype(np.float64) <= h_q)))
 
 
-def histogram2d(p_T: Floats, entropy_T: Floats) -> NDArray[np.float64]:
-    """Counts [160, 120] over linear bins of p and H on [0, 1]^2; sums to T."""
-    _check_numbers(p_T, entropy_T)
-    entropy = np.clip(entropy_T.astype(np.float64), 0.0, 1.0)
-    counts, _, _ = np.histogram2d(
-        np.clip(p_T, 0.0, 1.0), entropy, bins=(P_BINS, H_BINS), range=((0.0, 1.0), (0.0, 1.0))
-    )
-    return counts
+def kl_top(base: TokenScores, other: TokenScores) -> float:
+    """Mean KL of base to other over the base's K likeliest tokens and one class of all others.
 
-
-def js_divergence(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    """JS = KL(P||M)/2 + KL(Q||M)/2 with M = (P+Q)/2 of two count arrays; nats, in [0, ln 2]."""
-    if not (a.sum() > 0 and b.sum() > 0):  # NaN included
-        raise ValueError("the Jensen-Shannon divergence of an empty histogram is undefined")
-    p, q = a / a.sum(), b / b.sum()
-    middle = (p + q) / 2
-
-    def kl(x: NDArray[np.float64]) -> float:
-        some = x > 0
-        return float(np.sum(x[some] * np.log(x[some] / middle[some])))
-
-    return min(max((kl(p) + kl(q)) / 2, 0.0), math.log(2))
-
-
-def js2d(base: TokenScores, other: TokenScores) -> float:
-    """JS divergence of two models' (p, H) histograms; in [0, ln 2], biased upward by about c/T."""
-    return js_divergence(
-        histogram2d(base.p_T, base.entropy_T), histogram2d(other.p_T, other.entropy_T)
-    )
-
-
-def js2d_corrected(base: TokenScores, other: TokenScores) -> float:
-    """JS2D with its c/T bias removed: 2 JS(T) - mean JS of the two half-samples; may be below 0.
-
-    Halves are the tokens of even and of odd blocks, so tokens of one block stay together. With one
-    block there are no halves, and the plain value is returned.
+    sum over classes c of P_c ln(P_c / Q_c) in nats, >= 0, 0 if equal. Where a token is not among
+    other's K likeliest, its Q is taken as that of the last of them: the most it can be.
     """
-    whole = js2d(base, other)
-    odd = base.block_T % 2 == 1
-    if odd.all() or not odd.any():
-        return whole
-    halves = [
-        js_divergence(
-            histogram2d(base.p_T[half], base.entropy_T[half]),
-            histogram2d(other.p_T[half], other.entropy_T[half]),
-        )
-        for half in (odd, ~odd)
-    ]
-    return 2 * whole - sum(halves) / 2
+    assert base.top_logp_TK is not None
+    assert base.top_ids_TK is not None
+    assert other.top_logp_TK is not None
+    assert other.top_ids_TK is not None
+    total = 0.0
+    for part in np.array_split(np.arange(len(base)), len(base) // 4096 + 1):
+        mine, theirs = base.top_logp_TK[part].astype(float), other.top_logp_TK[part].astype(float)
+        same_TKK = base.top_ids_TK[part][:, :, None] == other.top_ids_TK[part][:, None, :]
+        found = same_TKK.any(axis=2)
+        place = same_TKK.argmax(axis=2)
+        logq = np.where(found, np.take_along_axis(theirs, place, axis=1), theirs[:, -1:])
+        p = np.exp(mine)
+        rest_p, rest_q = (np.maximum(1 - np.exp(x).sum(axis=1), 1e-12) for x in (mine, logq))
+        total += float(np.sum(p * (mine - logq)) + np.sum(rest_p * np.log(rest_p / rest_q)))
+    return max(total / len(base), 0.0)
+
+
+def top1_agreement(base: TokenScores, other: TokenScores) -> float:
+    """Share of tokens whose likeliest next token both models agree on; higher is better."""
+    assert base.top_ids_TK is not None
+    assert other.top_ids_TK is not None
+    return float(np.mean(base.top_ids_TK[:, 0] == other.top_ids_TK[:, 0]))
 
 
 def pack_report(scores: TokenScores, base: TokenScores, cc_quantile: float) -> PackReport:
@@ -116,6 +84,7 @@ def pack_report(scores: TokenScores, base: TokenScores, cc_quantile: float) -> P
             f"evaluations of different tokens cannot be compared: {len(base)} and {len(scores)}"
         )
     p = scores.p_T
+    kept = base.top_ids_TK is not None and scores.top_ids_TK is not None
     return PackReport(
         ppl=perplexity(scores.logp_T),
         mean_prob=float(np.mean(p)),
@@ -125,7 +94,9 @@ def pack_report(scores: TokenScores, base: TokenScores, cc_quantile: float) -> P
             p, scores.entropy_T, *thresholds(base.p_T, base.entropy_T, cc_quantile)
         ),
         js2d=js2d(base, scores),
-        js2d_corrected=js2d_corrected(base, scores),
+        js2d_corrected=js2d_corrected(base, scores).value,
         scored_tokens=len(scores),
         blocks=len(np.unique(scores.block_T)),
+        kl_top=kl_top(base, scores) if kept else None,
+        top1_agreement=top1_agreement(base, scores) if kept else None,
     )

@@ -17,7 +17,18 @@ from eaft_prune.result import FILE, write_atomically
 from eaft_prune.tracking import RunStatus, TrackingError, finish_parent, start_parent
 from eaft_prune.types import UserError
 
-_COLUMNS = ("job", "overrides", "status", "gate", "failed checks", "dPPL", "plan", "error")
+_COLUMNS = (
+    "job",
+    "overrides",
+    "status",
+    "gate",
+    "plain",
+    "failed checks",
+    "undecided checks",
+    "dPPL",
+    "plan",
+    "error",
+)
 _FIGURES = ("worst dPPL", "evaluations", "exit code")  # also in the CSV
 _COLOURS = {"PASS": "#2a9d4a", "FAIL": "#c8452f", "INCONCLUSIVE": "#d9a514"}
 
@@ -81,6 +92,7 @@ def _counts(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
         "jobs": len(rows),
         "jobs/failed": sum(row["status"] != "FINISHED" for row in rows),
         "jobs/gate_pass": sum(row["gate"] == "PASS" for row in rows),
+        "jobs/gate_inconclusive": sum(row["gate"] == "INCONCLUSIVE" for row in rows),
         "plans/distinct": len({row["plan"] for row in rows if row["plan"]}),
         "evaluations/run": sum(int(row["evaluations"] or 0) for row in rows),
     }
@@ -175,7 +187,9 @@ def _row(
         changes = [check["value"] for check in gate["checks"] if check["name"] == "dppl"]
         row |= {
             "gate": gate["status"],
+            "plain": gate["plain_status"],
             "failed checks": " ".join(gate["failed_checks"]),
+            "undecided checks": " ".join(gate["undecided_checks"]),
             "dPPL": " ".join(f"{change:+.4f}" for change in changes),
             "worst dPPL": max(changes, key=abs),
         }
@@ -204,7 +218,8 @@ def _plot(rows: Sequence[dict[str, Any]]) -> str:
     counts = _counts(rows)
     figure.update_layout(
         title=f"{counts['jobs']} points, {counts['plans/distinct']} distinct plans, "
-        f"{counts['jobs/gate_pass']} pass, {counts['jobs/failed']} failed",
+        f"{counts['jobs/gate_pass']} pass, {counts['jobs/gate_inconclusive']} inconclusive, "
+        f"{counts['jobs/failed']} failed to run",
         xaxis_title="point",
         yaxis_title="dPPL, worst gate length",
         template="plotly_white",

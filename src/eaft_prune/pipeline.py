@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from eaft_prune import recipes, repair
-from eaft_prune.bench import Bench, Model
-from eaft_prune.config import resolve_path
+from eaft_prune.bench import Bench, Model, with_top_k
+from eaft_prune.config import PLAN_SETTINGS, resolve_path
 from eaft_prune.evaluations import compare, save_evaluation
 from eaft_prune.fingerprint import digest
-from eaft_prune.stages import evaluate, export, profile
+from eaft_prune.profiling import numerics, trace_of
+from eaft_prune.stages import evaluate, export
 from eaft_prune.stages import plan as planning
 from eaft_prune.stages import score as scoring
 from eaft_prune.stages.pack import BlockRequest
@@ -28,7 +29,6 @@ from eaft_prune.types import (
     Selection,
     StageRecord,
     TokenScores,
-    Trace,
     UserError,
 )
 
@@ -38,7 +38,7 @@ def select(bench: Bench, base: Model) -> Selection:
     settings = bench.experiment.pruning
     given = bench.experiment.scores
     scores = recipes.stored_scores(bench, base, given) if given else _scores(bench, base)
-    cut = settings.model_dump(include={"keep_n", "core_pos_top_m", "core_count_top_m"})
+    cut = settings.model_dump(include=set(PLAN_SETTINGS))
     plan = bench.stage(
         "plan",
         planning.VERSION,
@@ -71,32 +71,6 @@ def profile_request(bench: Bench) -> BlockRequest:
     return BlockRequest(UNION, "profile", settings.seq_len, settings.num_blocks, settings.seed)
 
 
-def trace_of(bench: Bench, base: Model) -> Stored[Trace]:
-    """The routing trace of the profiling blocks."""
-    settings = bench.experiment.profile
-    blocks = bench.blocks(base, profile_request(bench))
-    tokens = settings.num_blocks * settings.seq_len
-
-    def compute() -> Trace:
-        engine = bench.engine(base)
-        with bench.bars.bar("profile", tokens, "tok") as on_tokens:
-            return profile.profile(engine, blocks.value, on_tokens)
-
-    return bench.stage(
-        "profile",
-        profile.VERSION,
-        numerics(bench),
-        {"model": base.digest, "blocks": blocks.digest},
-        Trace,
-        compute,
-        lambda trace, seconds: {
-            "tokens": tokens,
-            "scored_tokens": len(trace),
-            "tokens_per_s": tokens / seconds,
-        },
-    )
-
-
 def write(bench: Bench, base: Model, selection: Selection) -> Model:
     """export: the pruned checkpoint on disk, opened and hashed again."""
     how = {"criterion": selection.criterion, "pruning": selection.settings}
@@ -110,11 +84,12 @@ def measure(
     base: Model,
     mask: KeepPlan | None = None,
     replicate: int = 0,
+    asked: Sequence[BlockRequest] | None = None,
 ) -> Evaluation:
-    """evaluate: one model on every asked pack and length."""
+    """evaluate: one model on every asked pack and length, by default all of the settings."""
     scores: dict[EvalKey, TokenScores] = {}
     token_digests: dict[EvalKey, str] = {}
-    for request in requests(bench):
+    for request in requests(bench) if asked is None else asked:
         blocks = bench.blocks(base, request)
         stored = _evaluated(bench, model, label, blocks, request, mask, replicate)
         scores[request.pack, request.seq_len] = stored.value
@@ -122,6 +97,12 @@ def measure(
     conditions = {**numerics(bench), "top_k": model.family.top_k(model.files.config)}
     plan_digest = mask.digest if mask else None
     return Evaluation(label, model.digest, plan_digest, scores, token_digests, conditions)
+
+
+def masked_model(bench: Bench, base: Model) -> tuple[Model, str]:
+    """The model that plans are masked in, and the candidate's label, which names `eval.top_k`."""
+    top_k = bench.experiment.eval.top_k
+    return (base, "masked") if top_k is None else (with_top_k(base, top_k), f"masked_top{top_k}")
 
 
 def requests(bench: Bench) -> list[BlockRequest]:
@@ -153,7 +134,7 @@ def _evaluated(
 
     return bench.stage(
         name,
-        *_evaluation(bench, model.digest, blocks.digest, mask, replicate),
+        *evaluation_key(bench, model.digest, blocks.digest, mask, replicate),
         TokenScores,
         compute,
         lambda value, seconds: {
@@ -164,12 +145,14 @@ def _evaluated(
     )
 
 
-def _evaluation(
+def evaluation_key(
     bench: Bench, model: str, blocks: str, mask: KeepPlan | None, replicate: int = 0
 ) -> tuple[int, dict[str, Any], dict[str, str]]:
     """Version, settings and inputs that make an evaluation's key."""
     kept = mask.digest if mask and not mask.keeps_all else ""
     settings = {**numerics(bench), "replicate": replicate}
+    if bench.experiment.eval.top_logprobs:
+        settings["top_logprobs"] = True
     return evaluate.VERSION, settings, {"model": model, "blocks": blocks, "mask": kept}
 
 
@@ -179,6 +162,8 @@ def preview(bench: Bench) -> tuple[str, dict[str, str]]:
     They are keyed so that equal ones of several runs have equal keys; the base model is profiled if
     no run has done so yet, nothing is evaluated and nothing exported.
     """
+    if bench.experiment.eval.stop is not None:
+        raise UserError("how much eval.stop=decided evaluates is not known before: set it to null")
     base = bench.base()
     check_keep_n(bench, base)
     plan = select(bench, base).plan
@@ -187,10 +172,11 @@ def preview(bench: Bench) -> tuple[str, dict[str, str]]:
     missing: dict[str, str] = {}
     for name in ("base", *bench.experiment.eval.candidates):
         mask = plan if name == "masked" else None
-        model = exported if name == "pruned" else base.digest
+        masked = masked_model(bench, base)[0].digest
+        model = {"base": base.digest, "masked": masked, "pruned": exported}[name]
         for request in requests(bench):
             blocks = bench.blocks(base, request).digest
-            version, settings, inputs = _evaluation(bench, model or "", blocks, mask)
+            version, settings, inputs = evaluation_key(bench, model or "", blocks, mask)
             if model is None or not bench.store.holds("evaluate", version, settings, inputs):
                 what = f"{name} {request.pack} {request.seq_len}"
                 missing[digest([inputs, plan.digest if model is None else ""])] = what
@@ -199,7 +185,7 @@ def preview(bench: Bench) -> tuple[str, dict[str, str]]:
 
 def _export_target(bench: Bench, base: Model, plan: KeepPlan) -> tuple[Path, str]:
     settings, runtime = bench.experiment.export, bench.experiment.runtime
-    name = f"{bench.experiment.model.name}-keep{plan.uniform_keep_n}-{plan.digest[:12]}"
+    name = f"{bench.experiment.model.name}-keep{plan.size}-{plan.digest[:12]}"
     target = resolve_path(settings.path or str(Path(runtime.checkpoint_dir) / name))
     made: dict[str, Any] = {
         "stage": "export",
@@ -224,11 +210,10 @@ def export_plan(
 ) -> Model:
     """A plan written as a checkpoint; `how` goes into its manifest, recipe and scores beside it."""
     target, key = _export_target(bench, base, plan)
-    profiled = profile_request(bench)
     repaired = repair.compensated(bench, base, plan)
     how = {**how, **repaired.facts}
-    beside = recipes.files_beside(bench, base, plan, how, scores, profiled)
-    total = base.files.weight_bytes * len(plan.kept[0]) // plan.n_experts
+    beside = recipes.files_beside(bench, base, plan, how, scores, profile_request(bench))
+    total = base.files.weight_bytes * max(len(ids) for ids in plan.kept) // plan.n_experts
     with bench.bars.bar("export", total, "B") as on_bytes:
         done = export.export(
             base.family,
@@ -240,6 +225,7 @@ def export_plan(
             {"base": recipes.origin(bench, base), **how, **repaired.changed_tensors},
             on_bytes,
             beside,
+            bench.experiment.export.pad_ragged,
             repaired.entries,
         )
     bench.record(
@@ -271,7 +257,8 @@ def judge(
     facts: Mapping[str, Any] | None = None,
 ) -> Outcome:
     """gate: reports and verdicts, saved evaluations, everything told to the watcher."""
-    comparison = compare(bench.experiment.eval, bench.experiment.gate, base, candidates)
+    settings = bench.experiment.gate.over(len(bench.experiment.eval.looks))
+    comparison = compare(bench.experiment.eval, settings, base, candidates)
     saved = {}
     for model in (base, *candidates):
         saved[model.model] = out / "evaluations" / model.model
@@ -299,14 +286,3 @@ def check_keep_n(bench: Bench, base: Model) -> None:
     planning.check_keep_n(
         bench.experiment.pruning, base.family.n_experts(config), base.family.top_k(config)
     )
-
-
-def numerics(bench: Bench) -> dict[str, Any]:
-    """What the numbers depend on besides weights and tokens."""
-    # packed and dequantised experts are the same weights; transformers' kernels round otherwise
-    suffix = "-kernels" if bench.experiment.engine.experts == "kernels" else ""
-    return {
-        "engine": bench.experiment.engine.name + suffix,
-        "dtype": bench.dtype(),
-        "entropy_top_k": bench.experiment.eval.entropy_top_k,
-    }

@@ -29,11 +29,12 @@ _RECIPE_HEAD = "# How this checkpoint was made: recipe=FILE runs its settings ag
 
 
 class LayerScores(Settings):
-    """Score, positive mass and selections of every expert of one layer, by expert id."""
+    """Score, positive mass (of each pack too) and selections of a layer's experts, by id."""
 
     layer: NonNegative
     score: tuple[float, ...]
     positive_mass: tuple[float, ...]
+    pack_mass: tuple[tuple[float, ...], ...]  # one row a pack, in UNION order
     count: tuple[NonNegative, ...]
 
 
@@ -54,7 +55,8 @@ class ScoresFile(Settings):
         if [item.layer for item in self.layers] != list(range(len(self.layers))):
             raise ValueError("layers must be numbered 0, 1, 2, ... in order")
         for item in self.layers:
-            if {len(item.score), len(item.positive_mass), len(item.count)} != {self.n_experts}:
+            rows = (item.score, item.positive_mass, item.count, *item.pack_mass)
+            if {len(row) for row in rows} != {self.n_experts}:
                 raise ValueError(f"layer {item.layer} does not have {self.n_experts} experts")
         return self
 
@@ -66,6 +68,9 @@ class ScoresFile(Settings):
             positive_mass_LE=np.array([item.positive_mass for item in self.layers], np.float64),
             count_LE=np.array([item.count for item in self.layers], np.int64),
             region_tokens=self.region_tokens,
+            pack_mass_PLE=np.array([item.pack_mass for item in self.layers], np.float64).transpose(
+                1, 0, 2
+            ),
         )
 
 
@@ -144,7 +149,8 @@ def scores_file(
     top_k: int,
 ) -> ScoresFile:
     """The contents of reap-scores.yaml."""
-    rows = zip(scores.score_LE, scores.positive_mass_LE, scores.count_LE, strict=True)
+    by_pack = scores.pack_mass_PLE.transpose(1, 0, 2)
+    rows = zip(scores.score_LE, scores.positive_mass_LE, by_pack, scores.count_LE, strict=True)
     return ScoresFile(
         base=dict(base),
         criterion=criterion,
@@ -157,9 +163,10 @@ def scores_file(
                 layer=layer,
                 score=tuple(score.tolist()),
                 positive_mass=tuple(positive.tolist()),
+                pack_mass=tuple(map(tuple, packs.tolist())),
                 count=tuple(count.tolist()),
             )
-            for layer, (score, positive, count) in enumerate(rows)
+            for layer, (score, positive, packs, count) in enumerate(rows)
         ),
     )
 

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from eaft_prune.types import Checkpoint, GateVerdict, Outcome, Reports, StageRecord
+from eaft_prune.types import Checkpoint, EvalKey, GateCheck, GateVerdict, Outcome, StageRecord
 
 FILE = "result.json"
 
@@ -41,6 +41,7 @@ def result(
         "base": _checkpoint(outcome.base),
         "checkpoint": _checkpoint(outcome.checkpoint),
         "reports": {} if comparison is None else reports_by_name(comparison.reports),
+        "changes": {} if comparison is None else reports_by_name(comparison.changes),
         "evaluations": {label: str(path) for label, path in outcome.evaluations.items()},
         "facts": dict(outcome.facts),
         "digests": {record.stage: record.output_digest for record in records},
@@ -74,10 +75,10 @@ def write_result(out: Path, value: Mapping[str, Any]) -> None:
     write_atomically(out / FILE, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
-def reports_by_name(reports: Reports) -> dict[str, Any]:
-    """model -> pack -> length -> metrics, as JSON and YAML hold them."""
+def reports_by_name(found: Mapping[str, Mapping[EvalKey, Any]]) -> dict[str, Any]:
+    """model -> pack -> length -> metrics or changes, as JSON and YAML hold them."""
     out: dict[str, Any] = {}
-    for model, by_key in reports.items():
+    for model, by_key in found.items():
         for (pack, seq_len), report in by_key.items():
             out.setdefault(model, {}).setdefault(pack, {})[str(seq_len)] = asdict(report)
     return out
@@ -87,9 +88,20 @@ def _gate(verdict: GateVerdict) -> dict[str, Any]:
     return {
         "name": verdict.gate,
         "status": verdict.status,
+        "confidence": verdict.confidence,
+        "plain_status": verdict.plain,
         "failed_checks": list(verdict.failed_checks),
-        "checks": [asdict(check) for check in verdict.checks],
+        "undecided_checks": list(verdict.undecided_checks),
+        "plain_failed_checks": list(verdict.plain_failed_checks),
+        "settled_by": None if verdict.settled_by is None else verdict.settled_by.label,
+        "checks": [_check(check) for check in verdict.checks],
     }
+
+
+def _check(check: GateCheck) -> dict[str, Any]:
+    values = asdict(check)
+    del values["decided"]
+    return {**values, "outcome": check.outcome}
 
 
 def _checkpoint(checkpoint: Checkpoint | None) -> dict[str, str] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import resource
 import sys
 import time
 import traceback
@@ -21,14 +22,15 @@ from eaft_prune.progress import Bars
 from eaft_prune.result import FILE as RESULT
 from eaft_prune.result import result, write_atomically, write_result
 from eaft_prune.store import Store
-from eaft_prune.tasks import TASKS
+from eaft_prune.tasks import TASKS, UPKEEP
 from eaft_prune.tracking import MlflowRun, Terminated, track
 from eaft_prune.types import Outcome, UserError
 
 log = logging.getLogger(__name__)
 
 OK, CRASHED, MISUSED, NOT_PROVEN, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 130, 143
-_UNLOCKED = ("replay",)  # its lock is that of the run it repeats, written where that happens
+FINDINGS = 3  # of task=doctor
+_UNLOCKED = ("replay", "memo")  # a replay's lock is that of the run it repeats
 
 _RESIDENT = Resident()  # jobs of a multirun in one process share the loaded model
 
@@ -46,7 +48,10 @@ def run(values: dict[str, Any], out: Path, overrides: Sequence[str], job: int | 
 
     def finish(status: str, code: int, outcome: Outcome, error: str | None = None) -> int:
         facts.update(
-            exit_code=code, error=error, wall_seconds=round(time.perf_counter() - started, 3)
+            exit_code=code,
+            error=error,
+            wall_seconds=round(time.perf_counter() - started, 3),
+            memory=peak_memory(),
         )
         records = bench.records if bench else []
         task = str(values.get("task", {}).get("name"))
@@ -55,12 +60,16 @@ def run(values: dict[str, Any], out: Path, overrides: Sequence[str], job: int | 
 
     try:
         experiment = parse_experiment(values)
+        if experiment.task.name in UPKEEP:
+            upkeep = UPKEEP[experiment.task.name](experiment, Bars(experiment.runtime.progress))
+            print(upkeep.text)
+            return finish("FINISHED", OK if upkeep.in_order else FINDINGS, upkeep.outcome)
         with track(experiment, out, overrides, versions()) as tracked:
             facts.update(mlflow_run_id=tracked.run_id, tracking_uri=tracked.uri)
             store = Store(resolve_path(experiment.runtime.store_dir))
             bench = Bench(experiment, store, tracked, Bars(experiment.runtime.progress), _RESIDENT)
             outcome = TASKS[experiment.task.name](bench, out)
-            tracked.facts(outcome.facts)
+            tracked.facts({**outcome.facts, "memory": peak_memory()})
             if bench.records and experiment.task.name not in _UNLOCKED:
                 tracked.artifact(write_lock(out, lock(experiment, bench, outcome, overrides)))
             _present(experiment, outcome, bench, out, tracked, job)
@@ -89,9 +98,20 @@ def look_ahead(experiment: Experiment) -> tuple[str, dict[str, str]]:
     return preview(Bench(experiment, store, Silent(), bars, _RESIDENT))
 
 
+def peak_memory() -> dict[str, int]:
+    """Most bytes this process ever held: resident, and on CUDA devices where it used them."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    peaks = {"peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    torch = sys.modules.get("torch")  # importing it here would be the peak of a task without it
+    if torch is not None and torch.cuda.is_initialized():
+        devices = range(torch.cuda.device_count())
+        peaks["peak_cuda_bytes"] = sum(torch.cuda.max_memory_allocated(d) for d in devices)
+    return peaks
+
+
 def _code(experiment: Experiment, outcome: Outcome) -> int:
     verdicts = {} if outcome.comparison is None else outcome.comparison.verdicts
-    failed = any(verdict.status == "FAIL" for verdict in verdicts.values())
+    failed = any(verdict.status != "PASS" for verdict in verdicts.values())
     refused = failed and experiment.gate.on_fail == "error"
     return NOT_PROVEN if refused or outcome.differs else OK
 
@@ -122,9 +142,8 @@ def _present(
             print(" ".join([verdict.status, label, *verdict.failed_checks]))
     if outcome.text is not None:
         print("\n" + outcome.text)
-    else:
-        for name, value in outcome.facts.items():
-            print(f"{name:<24} {value}")
+    elif outcome.facts:
+        print(report.facts_text(outcome.facts))
     for name, path in where.items():
         print(f"{name:<11} {path}")
     print(f"{'MLflow':<11} run {tracked.run_id}; open the UI with: {tracked.ui_hint}")

@@ -11,12 +11,13 @@ from eaft_prune.types import UserError
 
 _DEMO = "demo:"
 _HUB_DATASET = "hf://datasets/"
+NOT_FETCHED = ("original/", "metal/")  # other formats of the same weights
 
 
-def model_path(settings: ModelSettings, offline: bool = False) -> Path:
-    """The checkpoint directory; one with a hub id is downloaded at its pinned revision.
+def model_path(settings: ModelSettings, local_only: bool = False) -> Path:
+    """The checkpoint directory, downloaded at its pinned revision if it has a hub id.
 
-    Offline, only what was downloaded before is found.
+    local_only: ask no hub; raises UserError where it was not downloaded before.
     """
     if settings.path is not None:
         return _local(settings.path)
@@ -27,8 +28,8 @@ def model_path(settings: ModelSettings, offline: bool = False) -> Path:
             snapshot_download(
                 settings.hub_id or "",
                 revision=settings.revision,
-                ignore_patterns=["original/*", "metal/*"],
-                local_files_only=offline,
+                ignore_patterns=[f"{folder}*" for folder in NOT_FETCHED],
+                local_files_only=local_only,
             )
         )
     except Exception as error:  # the hub client raises a dozen unrelated types
@@ -42,14 +43,19 @@ def pack_files(settings: PacksSettings) -> dict[str, Path]:
     """Parquet path of every pack, in order; hub files are downloaded at `packs.revision`."""
     paths = {}
     for name, source in settings.files.items():
-        if source.startswith(_HUB_DATASET):
-            path = _hub_file(name, source, settings.revision)
-        else:
-            path = _local(source)
-        if not path.is_file():
-            raise UserError(f"packs.files.{name} = {source}: {path} is not a file")
-        paths[name] = path
+        paths[name] = pack_file(name, source, settings.revision)
     return paths
+
+
+def pack_file(name: str, source: str, revision: str | None, local_only: bool = False) -> Path:
+    """Path of one pack; local_only as in `model_path`."""
+    if source.startswith(_HUB_DATASET):
+        path = _hub_file(name, source, revision, local_only)
+    else:
+        path = _local(source)
+    if not path.is_file():
+        raise UserError(f"packs.files.{name} = {source}: {path} is not a file")
+    return path
 
 
 def count_rows(name: str, path: Path) -> int:
@@ -93,7 +99,7 @@ def _local(path: str) -> Path:
     return resolve_path(path)
 
 
-def _hub_file(name: str, source: str, revision: str | None) -> Path:
+def _hub_file(name: str, source: str, revision: str | None, local_only: bool) -> Path:
     from huggingface_hub import hf_hub_download
 
     parts = source.removeprefix(_HUB_DATASET).split("/", 2)
@@ -103,7 +109,11 @@ def _hub_file(name: str, source: str, revision: str | None) -> Path:
     try:
         return Path(
             hf_hub_download(
-                f"{owner}/{repository}", filename, repo_type="dataset", revision=revision
+                f"{owner}/{repository}",
+                filename,
+                repo_type="dataset",
+                revision=revision,
+                local_files_only=local_only,
             )
         )
     except Exception as error:  # the hub client raises a dozen unrelated types

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import hashlib
 import json
 import logging
 import shutil
@@ -26,8 +27,11 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 RECORD = "record.json"
+DRAFT = ".draft"
+_DIGEST = "record"  # of the record's other entries
 ARRAYS = "arrays.safetensors"
 _VALUES = "values.json"
+FILES = (ARRAYS, _VALUES, RECORD)
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,7 @@ class Store:
         identity = _identity(stage, version, settings, inputs)
         home = self.root / identity["stage"] / digest(identity)
         home.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{home}.lock"):
+        with lock_of(home):
             record = _read_record(stage, home)
             if record is None:
                 started = time.perf_counter()
@@ -88,10 +92,43 @@ class Store:
     def holds(
         self, stage: str, version: int, settings: Mapping[str, Any], inputs: Mapping[str, str]
     ) -> bool:
-        """Whether `run` with these arguments would find its output."""
+        """Whether `run` with these arguments would find its output, and find it whole."""
         identity = _identity(stage, version, settings, inputs)
-        home: Path = self.root / identity["stage"] / digest(identity)
-        return (home / RECORD).exists()
+        return damage(self.root / identity["stage"] / digest(identity)) is None
+
+    def outputs(self) -> list[Path]:
+        """The directory of every stage output, whole or not; drafts of unfinished ones left out."""
+        homes = self.root.glob("[!.]*/*")
+        return sorted(home for home in homes if home.is_dir() and home.suffix != DRAFT)
+
+    def drafts(self) -> list[Path]:
+        """What runs are writing, or left when they died."""
+        return sorted(self.root.glob(f"[!.]*/*{DRAFT}"))
+
+
+def lock_of(home: Path) -> FileLock:
+    """The lock under which an output is made."""
+    return FileLock(f"{home}.lock")
+
+
+def damage(home: Path) -> str | None:
+    """What is wrong with an output, or None if it is whole."""
+    try:
+        read_record(home)
+    except (OSError, ValueError) as error:
+        return str(error)
+    return None
+
+
+def read_record(home: Path) -> dict[str, Any]:
+    """The record of an output; raises OSError or ValueError unless every byte is as written."""
+    record = json.loads((home / RECORD).read_text())
+    if not isinstance(record, dict) or record.pop(_DIGEST, None) != _record_digest(record):
+        raise ValueError(f"{RECORD} does not match its own digest")
+    for name, sha in record["files"].items():
+        if file_digest(home / name) != sha:
+            raise ValueError(f"{name} does not match its digest")
+    return record
 
 
 def save(directory: Path, value: Any) -> None:
@@ -131,9 +168,7 @@ def _read_record(stage: str, home: Path) -> StageRecord | None:
     if not home.exists():
         return None
     try:
-        record = json.loads((home / RECORD).read_text())
-        if any(file_digest(home / name) != sha for name, sha in record["files"].items()):
-            raise ValueError("a file does not match its digest")
+        record = read_record(home)
         return StageRecord(
             stage=stage,
             key=home.name,
@@ -143,8 +178,8 @@ def _read_record(stage: str, home: Path) -> StageRecord | None:
             path=home,
             facts=record["facts"],
         )
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        log.warning("%s is damaged: removing it and running %s again", home, stage)
+    except (OSError, ValueError) as error:
+        log.warning("%s is damaged (%s): removing it and running %s again", home, error, stage)
         shutil.rmtree(home)
         return None
 
@@ -156,7 +191,7 @@ def _write(
     seconds: float,
     facts: Mapping[str, Any],
 ) -> None:
-    draft = home.with_name(home.name + ".draft")  # the lock is held: an older draft is a dead run's
+    draft = home.with_name(home.name + DRAFT)  # the lock is held: an older draft is a dead run's
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir()
     try:
@@ -169,6 +204,7 @@ def _write(
             "facts": dict(facts),
             "finished": time.time(),
         }
+        record[_DIGEST] = _record_digest(record)
         (draft / RECORD).write_text(json.dumps(record, indent=1))
         for item in draft.iterdir():
             sync(item)
@@ -182,6 +218,12 @@ def _write(
         raise
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def _record_digest(record: Mapping[str, Any]) -> str:
+    # of the text json writes: facts may hold what canonical JSON refuses
+    text = json.dumps({k: v for k, v in record.items() if k != _DIGEST}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _is_full(error: Exception) -> bool:

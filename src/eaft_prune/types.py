@@ -17,7 +17,8 @@ from eaft_prune.fingerprint import array_digest, digest
 
 UNION = "UNION"
 
-Status = Literal["PASS", "FAIL"]
+PlainStatus = Literal["PASS", "FAIL"]
+Status = Literal["PASS", "FAIL", "INCONCLUSIVE"]
 EvalKey = tuple[str, int]  # (pack, seq_len)
 
 
@@ -62,6 +63,9 @@ class TokenScores:
     logp_T: NDArray[np.float32]  # natural log of p_t
     entropy_T: NDArray[np.float32]
     block_T: NDArray[np.int32]
+    # kept with eval.top_logprobs: ln p and ids of the likeliest tokens, in descending order
+    top_logp_TK: NDArray[np.float32] | None = None
+    top_ids_TK: NDArray[np.int32] | None = None
 
     @property
     def p_T(self) -> NDArray[np.float64]:
@@ -102,12 +106,13 @@ class Trace:
 
 @dataclass(frozen=True)
 class ExpertScores:
-    """Per-expert evidence of one criterion; in all three arrays higher = keep."""
+    """Per-expert evidence of one criterion; in all arrays higher = keep."""
 
     score_LE: NDArray[np.float64]
     positive_mass_LE: NDArray[np.float64]  # sum of the positive contributions to the score
     count_LE: NDArray[np.int64]  # selections of the expert among profiled tokens
     region_tokens: Mapping[str, int]  # good / uncertain / conflict -> profiled tokens
+    pack_mass_PLE: NDArray[np.float64]  # positive_mass_LE of each pack's tokens alone
 
 
 @dataclass(frozen=True)
@@ -131,6 +136,17 @@ class KeepPlan:
         """keep_n if every layer keeps the same number of experts, else None."""
         counts = {len(ids) for ids in self.kept}
         return counts.pop() if len(counts) == 1 else None
+
+    @property
+    def mean_keep_n(self) -> float:
+        """Experts kept a layer, on average."""
+        return sum(len(ids) for ids in self.kept) / len(self.kept)
+
+    @property
+    def size(self) -> str:
+        """Experts kept a layer as text: `24`, or `16to28` where layers differ."""
+        counts = sorted({len(ids) for ids in self.kept})
+        return "to".join(str(n) for n in (*counts[:1], *counts[1:][-1:]))
 
     @property
     def keeps_all(self) -> bool:
@@ -166,17 +182,52 @@ class PackReport:
     cc_rate: float
     cc_rate_base_thr: float
     js2d: float  # against the base model, natural log, in [0, ln 2]
-    js2d_corrected: float  # half-sample extrapolation of the small-sample bias
+    js2d_corrected: float  # without its sampling bias; about 0 it may be negative
     scored_tokens: int
     blocks: int
+    kl_top: float | None = None  # KL of base to this over the base's likeliest tokens; nats, >= 0
+    top1_agreement: float | None = None  # share of tokens whose likeliest is the base's
 
 
 Reports = Mapping[str, Mapping[EvalKey, PackReport]]  # model label -> (pack, seq_len) -> metrics
 
 
 @dataclass(frozen=True)
+class Estimate:
+    """A number with its standard error over blocks and a one-sided bound on either side."""
+
+    value: float
+    error: float
+    low: float  # the truth is above with the gate's confidence
+    high: float  # the truth is below with the gate's confidence
+
+    @property
+    def reach(self) -> float:
+        """From the value to its upper bound; the lower one is as far, JS2D's not below 0."""
+        return self.high - self.value
+
+
+@dataclass(frozen=True)
+class Changes:
+    """Candidate minus base on one pack at one sequence length, resampled over paired blocks."""
+
+    blocks: int
+    dppl: Estimate
+    dppl_relative: Estimate  # PPL / PPL_base - 1
+    dnll: Estimate
+    dcc_rate: Estimate
+    dmean_prob: Estimate
+    dmean_entropy: Estimate
+    js2d: Estimate  # the bias-corrected one
+
+
+@dataclass(frozen=True)
 class GateCheck:
-    """One inequality of a gate: passed iff |value| <= limit."""
+    """One inequality of a gate: passed iff |value| <= limit; decided where an interval was made.
+
+    low and high are one-sided bounds, each with the gate's confidence. `decided` is stricter on one
+    side than they are: see stages/gate.py.
+    """
 
     name: str  # dppl | dcc_rate | dmean_prob | js2d
     pack: str
@@ -184,23 +235,63 @@ class GateCheck:
     value: float
     limit: float
     passed: bool
+    estimate: float | None = None  # what the bounds are about: value, for JS2D without its bias
+    low: float | None = None
+    high: float | None = None
+    decided: Status | None = None  # by the interval; None: the plain verdict alone was asked for
+    settled_at: int | None = None  # blocks that would decide an inconclusive check
 
     @property
     def label(self) -> str:
         return f"{self.name}@{self.pack}/{self.seq_len}"
 
+    @property
+    def outcome(self) -> Status:
+        return self.decided or ("PASS" if self.passed else "FAIL")
+
 
 @dataclass(frozen=True)
 class GateVerdict:
-    """The conjunction of its checks."""
+    """What all checks together say: by their intervals (status) and by point estimates (plain)."""
 
     gate: str
     status: Status
     checks: tuple[GateCheck, ...]
+    confidence: float | None = None  # of status; None: it is the plain one
+
+    @property
+    def plain(self) -> PlainStatus:
+        """PASS iff every check's point estimate is within its limit."""
+        return "PASS" if all(check.passed for check in self.checks) else "FAIL"
 
     @property
     def failed_checks(self) -> tuple[str, ...]:
+        return self._labels("FAIL")
+
+    @property
+    def undecided_checks(self) -> tuple[str, ...]:
+        return self._labels("INCONCLUSIVE")
+
+    @property
+    def plain_failed_checks(self) -> tuple[str, ...]:
         return tuple(check.label for check in self.checks if not check.passed)
+
+    @property
+    def settled_by(self) -> GateCheck | None:
+        """The check whose `settled_at` blocks would end an inconclusive verdict, if that is known.
+
+        One that leans outside its limit would end it alone; if all lean inside, it takes the last.
+        """
+        undecided = [check for check in self.checks if check.outcome == "INCONCLUSIVE"]
+        if any(check.settled_at is None for check in undecided):
+            return None
+        outside = [c for c in undecided if c.estimate is not None and abs(c.estimate) > c.limit]
+        if outside:
+            return min(outside, key=lambda check: check.settled_at or 0)
+        return max(undecided, key=lambda check: check.settled_at or 0, default=None)
+
+    def _labels(self, outcome: Status) -> tuple[str, ...]:
+        return tuple(check.label for check in self.checks if check.outcome == outcome)
 
 
 @dataclass(frozen=True)
@@ -226,6 +317,32 @@ class StageRecord:
 
 
 @dataclass(frozen=True)
+class RunSummary:
+    """One run as the tracker keeps it; metrics are the last value of each."""
+
+    run_id: str
+    name: str
+    status: str  # RUNNING, FINISHED, FAILED, KILLED
+    active: bool  # not deleted in the tracker
+    started: float  # seconds since 1970
+    ended: float | None
+    params: Mapping[str, str] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one check of task=doctor found, and the command that mends it."""
+
+    check: str
+    ok: bool
+    what: str
+    mend: str = ""
+    mended: bool = False
+
+
+@dataclass(frozen=True)
 class Comparison:
     """A base model, its candidates, and what the gate says of each."""
 
@@ -233,6 +350,7 @@ class Comparison:
     candidates: tuple[Evaluation, ...]
     reports: Reports
     verdicts: Mapping[str, GateVerdict]  # candidate label -> verdict
+    changes: Mapping[str, Mapping[EvalKey, Changes]] = field(default_factory=dict)  # by candidate
 
 
 @dataclass(frozen=True)

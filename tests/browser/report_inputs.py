@@ -7,22 +7,27 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from eaft_prune.config import GateSettings
+from eaft_prune.intervals import changes
 from eaft_prune.metrics import pack_report
+from eaft_prune.stages.gate import gate
 from eaft_prune.types import (
+    Changes,
     Comparison,
     EvalKey,
     Evaluation,
     ExpertScores,
-    GateCheck,
-    GateVerdict,
     KeepPlan,
-    PackReport,
     Selection,
     TokenScores,
 )
 
 PACKS = ("reasoning_style", "tool_agentic", "calib_prompt", "UNION")
 SEQ_LENS = (1024, 2048)
+GATE = GateSettings(
+    name="near_lossless_v1", seq_lens=SEQ_LENS, max_dppl=0.25, max_dppl_relative=0.05,
+    max_dcc_rate=0.002, max_dmean_prob=0.02, max_js2d=0.02, resamples=200,
+)  # fmt: skip
 FACTS = {
     "command": "python -m eaft_prune model=gpt_oss_20b packs=harmony_calib_v2 pruning.keep_n=24",
     "code": "4f1c2ab (clean)",
@@ -93,30 +98,15 @@ def comparison(
         e.model: {key: pack_report(e.scores[key], scores[key], 0.15) for key in keys}
         for e in evaluations
     }
+    settings = GATE.model_copy(update={"pack": packs[-1], "seq_lens": tuple(seq_lens)})
+    found: dict[str, dict[EvalKey, Changes]] = {}
+    for other in evaluations[1:]:
+        both = {key: changes(scores[key], other.scores[key], 0.15, settings) for key in keys}
+        found[other.model] = {key: change for key, change in both.items() if change is not None}
     verdicts = {
-        label: gate_v1(reports[base], reports[label], packs[-1], seq_lens) for label in damages
+        label: gate(settings, reports[base], reports[label], found[label]) for label in damages
     }
-    return Comparison(evaluations[0], tuple(evaluations[1:]), reports, verdicts)
-
-
-def gate_v1(
-    base: Mapping[EvalKey, PackReport],
-    other: Mapping[EvalKey, PackReport],
-    pack: str,
-    seq_lens: Sequence[int],
-) -> GateVerdict:
-    checks = []
-    for seq_len in seq_lens:
-        b, c = base[pack, seq_len], other[pack, seq_len]
-        for name, value, limit in (
-            ("dppl", c.ppl - b.ppl, min(0.25, 0.05 * b.ppl)),
-            ("dcc_rate", c.cc_rate - b.cc_rate, 0.002),
-            ("dmean_prob", c.mean_prob - b.mean_prob, 0.02),
-            ("js2d", c.js2d, 0.02),
-        ):
-            checks.append(GateCheck(name, pack, seq_len, value, limit, abs(value) <= limit))
-    passed = all(check.passed for check in checks)
-    return GateVerdict("near_lossless_v1", "PASS" if passed else "FAIL", tuple(checks))
+    return Comparison(evaluations[0], tuple(evaluations[1:]), reports, verdicts, found)
 
 
 def selection(layers: int = 24, experts: int = 32, keep_n: int = 24, seed: int = 0) -> Selection:
@@ -129,7 +119,6 @@ def selection(layers: int = 24, experts: int = 32, keep_n: int = 24, seed: int =
     score = strength * 900 * rng.gamma(5, 1 / 5, strength.shape) - rng.gamma(1.2, 160, count.shape)
     ranking = np.where(count >= np.sort(count)[:, -2:-1], np.inf, score)
     kept = tuple(tuple(sorted(row.tolist())) for row in np.argsort(-ranking)[:, :keep_n])
-    scores = ExpertScores(
-        score, score.clip(0), count, {"good": 61_400, "uncertain": 85_100, "conflict": 3_500}
-    )
+    tokens = {"good": 61_400, "uncertain": 85_100, "conflict": 3_500}
+    scores = ExpertScores(score, score.clip(0), count, tokens, score.clip(0)[None])
     return Selection("eaft_reap", scores, KeepPlan(kept, experts), {"keep_n": keep_n})

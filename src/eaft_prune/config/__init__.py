@@ -7,12 +7,13 @@ from eaft_prune.config.inputs import ModelSettings, PacksSettings, ProfileSettin
 from eaft_prune.config.parse import parse_experiment, setting_names
 from eaft_prune.config.proof import ReplaySettings, VerifySettings
 from eaft_prune.config.pruning import (
+    PLAN_SETTINGS,
     CompensationSettings,
     ExportSettings,
     ProbeSettings,
     PruningSettings,
-    Regions,
 )
+from eaft_prune.config.resampling import AblateSettings, StabilitySettings
 from eaft_prune.config.runtime import (
     EngineSettings,
     RuntimeSettings,
@@ -20,27 +21,33 @@ from eaft_prune.config.runtime import (
     TrackingSettings,
 )
 from eaft_prune.config.search import RangeSettings, SamplerSettings, SearchSettings
+from eaft_prune.config.upkeep import DoctorSettings, GcSettings, MemoSettings
 
 __all__ = [
+    "PLAN_SETTINGS",
+    "AblateSettings",
     "CompareSettings",
     "CompensationSettings",
+    "DoctorSettings",
     "EngineSettings",
     "EvalSettings",
     "Experiment",
     "ExportSettings",
     "GateSettings",
+    "GcSettings",
+    "MemoSettings",
     "ModelSettings",
     "PacksSettings",
     "ProbeSettings",
     "ProfileSettings",
     "PruningSettings",
     "RangeSettings",
-    "Regions",
     "ReplaySettings",
     "RuntimeSettings",
     "SamplerSettings",
     "SearchSettings",
     "Settings",
+    "StabilitySettings",
     "SweepSettings",
     "TrackingSettings",
     "VerifySettings",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -22,8 +23,11 @@ class EvalSettings(Settings):
     packs: Annotated[tuple[str, ...], Field(min_length=1)] | None = None  # null: all and UNION
     seed: NonNegative | None
     candidates: Annotated[tuple[Candidate, ...], Field(min_length=1)] = ("pruned",)
+    top_k: Positive | None = None  # experts a token of the masked candidate; null: as the base
+    stop: Literal["decided"] | None = None  # evaluate what the gate reads only until it is sure
     cc_quantile: Fraction = 0.15
     entropy_top_k: Annotated[int, Field(ge=2)] = 20
+    top_logprobs: bool = False  # keep the likeliest tokens: KL to the base and top-1 agreement
 
     @model_validator(mode="after")
     def _aligned(self) -> EvalSettings:
@@ -39,7 +43,17 @@ class EvalSettings(Settings):
             values = getattr(self, field)
             if values is not None and len(set(values)) != len(values):
                 raise ValueError(f"{field} lists a value twice: {list(values)}")
+        if self.top_k is not None and self.candidates != ("masked",):
+            raise ValueError(
+                f"eval.top_k = {self.top_k} needs eval.candidates=[masked], not "
+                f"{list(self.candidates)}: a checkpoint is written with the base's top-k"
+            )
         return self
+
+    @property
+    def looks(self) -> tuple[float, ...]:
+        """Shares of the blocks at which the gate is asked; all of them, unless `stop` is set."""
+        return (1.0,) if self.stop is None else (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
 
     def blocks_of(self, pack: str, seq_len: int) -> int:
         """Number of blocks to evaluate of one pack at one sequence length."""
@@ -51,8 +65,24 @@ class EvalSettings(Settings):
         return counts if isinstance(counts, int) else counts[self.seq_lens.index(seq_len)]
 
 
+class PackLimits(Settings):
+    """What one more pack must hold; null is not checked."""
+
+    max_dppl: Limit | None = None
+    max_dppl_relative: Limit | None = None
+    max_dcc_rate: Limit | None = None
+    max_dmean_prob: Limit | None = None
+    max_js2d: Limit | None = None
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> PackLimits:
+        if all(limit is None for limit in self.model_dump().values()):
+            raise ValueError("a pack of gate.packs needs at least one limit")
+        return self
+
+
 class GateSettings(Settings):
-    """The inequalities that decide near-lossless."""
+    """The inequalities that decide near-lossless, and how sure of them a verdict must be."""
 
     name: str
     pack: str = UNION
@@ -62,7 +92,29 @@ class GateSettings(Settings):
     max_dcc_rate: Limit
     max_dmean_prob: Limit
     max_js2d: Limit
+    packs: dict[str, PackLimits] = Field(
+        default_factory=dict
+    )  # further packs; key `default`: all others
+    confidence: Annotated[float, Field(ge=0.5, lt=1)] | None = 0.95  # null: point estimates alone
+    resamples: Annotated[int, Field(ge=100)] = 1000
+    bootstrap_seed: NonNegative = 0
     on_fail: Literal["report", "error"] = "report"
+
+    def over(self, looks: int) -> GateSettings:
+        """The same with the chance of error shared out over several looks (Bonferroni)."""
+        if looks == 1 or self.confidence is None:
+            return self
+        return self.model_copy(update={"confidence": 1 - (1 - self.confidence) / looks})
+
+    def limits(self, evaluated: Iterable[str]) -> dict[str, PackLimits]:
+        """The limits of every pack this gate reads, among those evaluated."""
+        mine = self.model_dump(include=set(PackLimits.model_fields))
+        found = {self.pack: PackLimits(**mine)}
+        found |= {pack: limits for pack, limits in self.packs.items() if pack != "default"}
+        if "default" in self.packs:
+            found = {pack: self.packs["default"] for pack in evaluated} | found
+            found = {self.pack: found.pop(self.pack), **found}
+        return found
 
 
 class CompareSettings(Settings):

@@ -16,6 +16,7 @@ from eaft_prune.config.pruning import (
     ProbeSettings,
     PruningSettings,
 )
+from eaft_prune.config.resampling import AblateSettings, StabilitySettings
 from eaft_prune.config.runtime import (
     EngineSettings,
     RuntimeSettings,
@@ -23,11 +24,14 @@ from eaft_prune.config.runtime import (
     TrackingSettings,
 )
 from eaft_prune.config.search import SearchSettings
+from eaft_prune.config.upkeep import DoctorSettings, GcSettings, MemoSettings
 from eaft_prune.types import UNION
 
 TaskName = Literal[
     "pipeline",
     "profile",
+    "predownload",
+    "prune",
     "evaluate",
     "compare",
     "noise_floor",
@@ -38,6 +42,11 @@ TaskName = Literal[
     "plan",
     "replay",
     "verify",
+    "ablate",
+    "stability",
+    "memo",
+    "doctor",
+    "gc",
 ]
 
 
@@ -65,6 +74,11 @@ class Experiment(Settings):
     replay: ReplaySettings | None = None
     verify: VerifySettings | None = None
     search: SearchSettings | None = None
+    ablate: AblateSettings | None = None
+    stability: StabilitySettings | None = None
+    memo: MemoSettings | None = None
+    doctor: DoctorSettings | None = None
+    gc: GcSettings | None = None
     sweep: SweepSettings = SweepSettings()
     probe: ProbeSettings = ProbeSettings()
 
@@ -75,6 +89,23 @@ class Experiment(Settings):
                 f"pruning.keep_n = {self.pruning.keep_n} is not a multiple of "
                 f"pruning.keep_multiple = {self.pruning.keep_multiple}"
             )
+        task = self.task.name
+        exports = task in ("search", "prune") or (
+            task == "pipeline" and "pruned" in self.eval.candidates
+        )
+        if self.pruning.selection != "uniform" and exports and not self.export.pad_ragged:
+            raise ValueError(
+                f"pruning.selection = {self.pruning.selection!r} lets layers keep unequal numbers "
+                "of experts, which a checkpoint cannot hold: use eval.candidates=[masked], or "
+                "export.pad_ragged=true"
+            )
+        evaluates = ("evaluate", "noise_floor", "noop", "search", "ablate")
+        if self.eval.top_k is not None and task in evaluates:
+            raise ValueError(
+                f"eval.top_k = {self.eval.top_k} has no effect with task={task}: use task=pipeline"
+            )
+        if self.eval.top_logprobs and task in ("search", "ablate"):
+            raise ValueError(f"eval.top_logprobs = true has no effect with task={task}: drop it")
         known = [*self.packs.files, UNION]
         for pack in self.eval_packs:
             if pack not in known:
@@ -85,35 +116,58 @@ class Experiment(Settings):
                     raise ValueError(
                         f"eval.num_blocks names {pack!r}; {allowed(pack, [*known, 'default'])}"
                     )
+        for pack in self.pruning.pack_weights:
+            if pack not in self.packs.files:
+                raise ValueError(
+                    f"pruning.pack_weights names {pack!r}; {allowed(pack, list(self.packs.files))}"
+                )
         if self.gate.pack not in self.eval_packs:
             raise ValueError(
                 f"gate.pack = {self.gate.pack!r} is not evaluated; "
                 f"{allowed(self.gate.pack, self.eval_packs)}"
             )
+        for pack in self.gate.packs:
+            if pack not in (*self.eval_packs, "default") or pack == self.gate.pack:
+                others = [p for p in (*self.eval_packs, "default") if p != self.gate.pack]
+                raise ValueError(
+                    f"gate.packs names {pack!r}, beside gate.pack = {self.gate.pack!r} it may name "
+                    f"what is evaluated; {allowed(pack, others)}"
+                )
         missing = [s for s in self.gate.seq_lens if s not in self.eval.seq_lens]
         if missing:
             raise ValueError(
                 f"gate.seq_lens = {list(self.gate.seq_lens)} needs {missing}, but eval.seq_lens = "
                 f"{list(self.eval.seq_lens)}"
             )
+        if self.eval.stop is not None:
+            if self.task.name not in ("pipeline", "noise_floor", "noop"):
+                raise ValueError(
+                    f"eval.stop = {self.eval.stop!r} needs a base, a candidate and their gate: "
+                    f"task=pipeline, noise_floor or noop, not {self.task.name}"
+                )
+            if self.gate.confidence is None or self.eval.seed is None:
+                raise ValueError(
+                    f"eval.stop = {self.eval.stop!r} needs gate.confidence, and eval.seed so that "
+                    "the first blocks are like all others; null: neither may be"
+                )
         if self.task.name == "compare" and self.compare is None:
             raise ValueError("task=compare needs compare.base=DIR and compare.candidate=DIR")
-        if self.task.name == "plan" and self.scores is None:
+        if task == "plan" and self.scores is None:
             raise ValueError("task=plan needs scores=FILE, the reap-scores.yaml of a checkpoint")
-        if self.task.name == "search" and self.scores is not None:
+        if task == "search" and self.scores is not None:
             raise ValueError("task=search scores experts itself: drop scores")
-        if self.task.name == "replay" and self.replay is None:
+        if task == "replay" and self.replay is None:
             raise ValueError("task=replay needs replay.lock=FILE, the run.lock.yaml of a run")
-        if self.task.name == "verify" and self.verify is None:
+        if task == "verify" and self.verify is None:
             raise ValueError("task=verify needs verify.path=DIR, an exported checkpoint")
-        if self.task.name == "search":
-            if self.search is None:
-                raise ValueError("task=search needs the search settings: select it as task=search")
-            if self.packs.split == "none":
-                raise ValueError(
-                    "task=search with packs.split = 'none' leaves no rows that the search has not "
-                    "seen to confirm its winner on: use packs.split=hash"
-                )
+        own = ("search", "ablate", "stability", "memo", "doctor", "gc")  # tasks with a section
+        if task in own and getattr(self, task) is None:
+            raise ValueError(f"task={task} needs the {task} settings: select it as task={task}")
+        if task == "search" and self.packs.split == "none":
+            raise ValueError(
+                "task=search with packs.split = 'none' leaves no rows that the search has not "
+                "seen to confirm its winner on: use packs.split=hash"
+            )
         return self
 
     @property

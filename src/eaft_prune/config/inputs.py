@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from eaft_prune.config.base import Fraction, NonNegative, Positive, SeqLen, Settings
 from eaft_prune.types import UNION
@@ -50,3 +50,6 @@ class ProfileSettings(Settings):
     num_blocks: Positive
     seq_len: SeqLen
     seed: NonNegative | None
+    stop: Literal["never", "converged"] = "never"  # converged: not all blocks if fewer will do
+    stop_first_blocks: Positive = 8  # the first look at the plan; each further one doubles
+    stop_jaccard: Annotated[float, Field(gt=0, le=1)] = 0.98  # of two looks, mean over layers

@@ -4,13 +4,27 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from eaft_prune.config.base import Fraction, NonNegative, Positive, Settings
+from eaft_prune.config.base import Fraction, Limit, NonNegative, Positive, Settings
 
-Saliency = Literal["one", "gate", "norm", "gate_norm", "random"]
-Regions = Literal["strict", "policy"]
-_CUT = ("keep_n", "keep_multiple", "core_pos_top_m", "core_count_top_m")
+Saliency = Literal["one", "gate", "norm", "norm2", "gate_norm", "random"]
+Regions = Literal["strict", "policy", "soft"]
+Sampling = Literal["global", "per_file", "per_file_weighted"]
+SelectionRule = Literal["uniform", "effective_number", "coverage"]
+
+# what only the plan depends on: not part of a score's key
+PLAN_SETTINGS = (
+    "keep_n",
+    "keep_multiple",
+    "selection",
+    "min_keep_n",
+    "max_keep_n",
+    "coverage",
+    "core_pos_top_m",
+    "core_count_top_m",
+    "pack_floor_top_m",
+)
 _AFTER = ("compensation",)  # what is done to the experts that a plan keeps
 
 
@@ -18,26 +32,53 @@ class PruningSettings(Settings):
     """How experts are scored and how many stay (DESIGN section 2: Score, Regions, Keep plan)."""
 
     name: str
-    keep_n: Positive
+    keep_n: Positive  # a layer; on average with effective_number, at most with coverage
     saliency: Saliency
     weight: Literal["uniform", "eaft"]
     reduce: Literal["sum", "mean"]
     regions: Regions = "strict"
     quantile: Fraction = 0.15
     high_quantile: Fraction = 0.85
+    soft_width: Annotated[float, Field(gt=0)] = 0.05  # of regions=soft, as a share of the tokens
     w_good: float = 1.0
     w_uncertain: float = 0.25
     w_conflict: float = -2.0
+    sampling: Sampling = "global"
+    pack_weights: dict[str, Limit] = Field(default_factory=dict)  # a pack not named weighs 1
     keep_multiple: Positive = 4
+    selection: SelectionRule = "uniform"
+    min_keep_n: Positive | None = None  # null: keep_multiple
+    max_keep_n: Positive | None = None  # null: all experts
+    coverage: Annotated[float, Field(gt=0, le=1)] = 0.9
     core_pos_top_m: NonNegative = 4
     core_count_top_m: NonNegative = 0
+    pack_floor_top_m: NonNegative = 0
     seed: NonNegative = 0  # of saliency=random
     compensation: Literal["none", "bias", "down_proj"] = "none"
+
+    @model_validator(mode="after")
+    def _has_effect(self) -> PruningSettings:
+        if self.sampling == "per_file" and self.pack_weights:
+            raise ValueError(
+                f"pruning.pack_weights = {self.pack_weights} has no effect with pruning.sampling = "
+                "'per_file': use per_file_weighted or global"
+            )
+        if self.selection == "uniform" and self.min_keep_n is not None:
+            raise ValueError(
+                f"pruning.min_keep_n = {self.min_keep_n} has no effect with pruning.selection = "
+                "'uniform': use effective_number or coverage"
+            )
+        if self.selection != "effective_number" and self.max_keep_n is not None:
+            raise ValueError(
+                f"pruning.max_keep_n = {self.max_keep_n} has no effect with pruning.selection = "
+                f"{self.selection!r}: use effective_number, or keep_n"
+            )
+        return self
 
     @property
     def scoring(self) -> dict[str, Any]:
         """The settings that scores depend on; the others say how a plan is cut from them."""
-        return self.model_dump(exclude={"name", *_CUT, *_AFTER})
+        return self.model_dump(exclude={"name", *PLAN_SETTINGS, *_AFTER})
 
 
 class CompensationSettings(Settings):
@@ -61,3 +102,4 @@ class ExportSettings(Settings):
 
     path: str | None = None  # null: <runtime.checkpoint_dir>/<model>-keep<N>-<plan digest>
     max_shard_bytes: Positive = 5_000_000_000
+    pad_ragged: bool = False  # layers of unequal size get never-routed experts up to the largest

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from eaft_prune.checkpoint import ModelFiles, open_model
+from eaft_prune.checkpoint import ModelFiles
 from eaft_prune.config import RuntimeSettings
 from eaft_prune.config.runtime import ExpertsMode
 from eaft_prune.engines import attention, experts, packed_model
@@ -59,6 +58,7 @@ def load_engine(
     runtime: RuntimeSettings,
     entropy_top_k: int,
     mode: ExpertsMode = "auto",
+    keep_top: bool = False,
 ) -> TransformersEngine:
     """Load a checkpoint with the model code of transformers and our experts and attention.
 
@@ -88,26 +88,34 @@ def load_engine(
         entropy_top_k=entropy_top_k,
         top_k=family.top_k(files.config),
         n_experts=family.n_experts(files.config),
+        keep_top=keep_top,
         kernels=mode == "kernels",
     )
 
 
-def load_path(
-    path: Path, runtime: RuntimeSettings, entropy_top_k: int, mode: ExpertsMode
+def load_files(
+    files: ModelFiles,
+    runtime: RuntimeSettings,
+    entropy_top_k: int,
+    mode: ExpertsMode,
+    keep_top: bool,
 ) -> TransformersEngine:
-    """Open a checkpoint directory and load it."""
-    files = open_model(path)
-    return load_engine(files, family_of(files.config), runtime, entropy_top_k, mode)
+    """Load a checkpoint of whatever family."""
+    family = family_of(files.config)
+    return load_engine(files, family, runtime, entropy_top_k, mode, keep_top)
 
 
 def load(
-    path: Path, runtime: RuntimeSettings, entropy_top_k: int, mode: ExpertsMode
+    files: ModelFiles,
+    runtime: RuntimeSettings,
+    entropy_top_k: int,
+    mode: ExpertsMode,
+    keep_top: bool,
 ) -> TransformersEngine | ParallelEngine:
     """The engine of this process, or of all that torchrun started."""
-    arguments: dict[str, Any] = {
-        "path": path, "runtime": runtime, "entropy_top_k": entropy_top_k, "mode": mode
-    }  # fmt: skip
-    return load_path(**arguments) if world_size() == 1 else load_everywhere(load_path, arguments)
+    if world_size() == 1:
+        return load_files(files, runtime, entropy_top_k, mode, keep_top)
+    return load_everywhere(load_files, files, runtime, entropy_top_k, mode, keep_top)
 
 
 def register() -> None:

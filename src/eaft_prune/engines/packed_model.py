@@ -153,6 +153,7 @@ def build(
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.from_pretrained(files.path, local_files_only=True)
+    config.num_experts_per_tok = files.config["num_experts_per_tok"]  # `eval.top_k` changes it
     if hasattr(config, "quantization_config"):
         del config.quantization_config  # the packing is ours to undo
     with torch.device("meta"):

@@ -53,7 +53,7 @@ def serve(load: Load) -> int:
                 return 0
             case ("load", arguments):
                 engine = None
-                answer = _tried(load, **arguments)
+                answer = _tried(load, *arguments)
                 engine = answer if isinstance(answer, TransformersEngine) else None
                 dist.gather_object(answer if engine is None else None, dst=0)
             case (str(what), shares, plan):
@@ -90,8 +90,9 @@ class ParallelEngine:
             self._plan.pop()
 
     def score(self, blocks: Blocks, on_tokens: OnTokens) -> TokenScores:
-        logp, entropy = self._all("score", blocks, on_tokens)
-        return TokenScores(logp, entropy, np.nonzero(blocks.scored_BS)[0].astype(np.int32))
+        logp, entropy, *top = self._all("score", blocks, on_tokens)
+        block_T = np.nonzero(blocks.scored_BS)[0].astype(np.int32)
+        return TokenScores(logp, entropy, block_T, *top)
 
     def trace(self, blocks: Blocks, on_tokens: OnTokens) -> Trace:
         logp, entropy, experts, gates, norms = self._all("trace", blocks, on_tokens)
@@ -129,11 +130,11 @@ class ParallelEngine:
         return whole
 
 
-def load_everywhere(load: Load, arguments: Mapping[str, Any]) -> ParallelEngine:
+def load_everywhere(load: Load, *arguments: Any) -> ParallelEngine:
     """Load one model in every process."""
     join()
-    dist.broadcast_object_list([("load", dict(arguments))], src=0)
-    local = _tried(load, **arguments)
+    dist.broadcast_object_list([("load", arguments)], src=0)
+    local = _tried(load, *arguments)
     _gather(local if isinstance(local, _Failure) else None)
     return ParallelEngine(local)
 
@@ -192,13 +193,14 @@ def _check(mine: _Failure | None) -> None:
 def _run(
     engine: TransformersEngine, what: str, blocks: Blocks, plan: KeepPlan | None, told: OnTokens
 ) -> list[Array]:
-    """log p and H, and of a trace ids, gates and norms."""
+    """log p and H, the likeliest tokens if kept, and of a trace ids, gates and norms."""
     if len(blocks) == 0:
         return []
     with engine.masked(plan) if plan is not None else nullcontext():
         if what == "score":
             scores = engine.score(blocks, told)
-            return [scores.logp_T, scores.entropy_T]
+            top = (scores.top_logp_TK, scores.top_ids_TK)
+            return [scores.logp_T, scores.entropy_T, *(part for part in top if part is not None)]
         trace = engine.trace(blocks, told)
     scores = trace.scores
     return [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -51,6 +51,7 @@ class TransformersEngine:
     entropy_top_k: int
     top_k: int
     n_experts: int
+    keep_top: bool = False  # scores carry the likeliest tokens, entropy_top_k of them
     kernels: bool = False  # experts are transformers' own: nothing to observe
 
     @property
@@ -69,7 +70,8 @@ class TransformersEngine:
     def score(self, blocks: Blocks, on_tokens: OnTokens) -> TokenScores:
         scored = []
         for ids, predictors, targets in self.batches(blocks):
-            scored.append(self._scores(ids, predictors, targets))
+            parts = self._scores(ids, predictors, targets)[: 4 if self.keep_top else 2]
+            scored.append(tuple(part.cpu() for part in parts))
             on_tokens(ids.numel())
         return _token_scores(blocks, scored)
 
@@ -84,7 +86,8 @@ class TransformersEngine:
         with _recording(self.family.experts(self.model), routing):
             for ids, predictors, targets in self.batches(blocks):
                 routing.predictors[:] = [predictors]
-                scored.append(self._scores(ids, predictors, targets))
+                logp, entropy, *_ = self._scores(ids, predictors, targets)
+                scored.append((logp.cpu(), entropy.cpu()))
                 routing.end_batch()
                 on_tokens(ids.numel())
         experts, gates, norms = (
@@ -113,12 +116,11 @@ class TransformersEngine:
 
     def _scores(
         self, ids: torch.Tensor, predictors: torch.Tensor, targets: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """ln p and entropy of a batch's scored tokens, on the CPU."""
+    ) -> tuple[torch.Tensor, ...]:
+        """ln p and entropy of a batch's scored tokens, and their likeliest ones."""
         hidden = self._hidden(ids)[predictors]
         head = self.model.get_output_embeddings()
-        logp, entropy = token_scores(head, hidden, targets, self.entropy_top_k)
-        return logp.cpu(), entropy.cpu()
+        return token_scores(head, hidden, targets, self.entropy_top_k)
 
     def _hidden(self, ids: torch.Tensor) -> torch.Tensor:
         if self.device.type == "cuda" and self.dtype == "bfloat16" and self._is_gpt_oss:
@@ -145,10 +147,10 @@ def _recording(layers: list[torch.nn.Module], routing: _Routing) -> Iterator[Non
             module.__dict__.pop(moe.RECORDER, None)
 
 
-def _token_scores(blocks: Blocks, scored: list[tuple[torch.Tensor, torch.Tensor]]) -> TokenScores:
+def _token_scores(blocks: Blocks, scored: Sequence[tuple[torch.Tensor, ...]]) -> TokenScores:
     block_T = np.nonzero(blocks.scored_BS)[0].astype(np.int32)
-    logp, entropy = (torch.cat(part).float().numpy() for part in zip(*scored, strict=True))
-    scores = TokenScores(logp, entropy, block_T)
+    logp, entropy, *top = (torch.cat(part).numpy() for part in zip(*scored, strict=True))
+    scores = TokenScores(logp, entropy, block_T, *top)
     if not np.isfinite(scores.logp_T).all():
         raise UserError(
             f"pack {blocks.pack}: the model gives NaN probabilities; its weights are damaged, or "

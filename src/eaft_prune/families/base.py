@@ -38,6 +38,7 @@ class Family:
     load_arguments: Callable[[Config], dict[str, Any]]  # of from_pretrained
     experts: Callable[[torch.nn.Module], list[torch.nn.Module]]  # per layer
     masked: Callable[[torch.nn.Module, KeepPlan], AbstractContextManager[None]]
+    router_bias: Callable[[int], str] | None = None  # of a layer; None: routers have no bias
     # of a layer, the stem of its tensors' names; None: cannot be compensated
     down_proj: Callable[[int], str] | None = None
 

@@ -79,11 +79,13 @@ def _is_mxfp4(config: Config) -> bool:
 
 
 def _load_arguments(config: Config) -> dict[str, Any]:
-    if not _is_mxfp4(config):
-        return {}
-    from transformers import Mxfp4Config
+    # what `eval.top_k` changes; otherwise what config.json says anyway
+    arguments: dict[str, Any] = {"num_experts_per_tok": positive(config, "num_experts_per_tok")}
+    if _is_mxfp4(config):
+        from transformers import Mxfp4Config
 
-    return {"quantization_config": Mxfp4Config(dequantize=True)}
+        arguments["quantization_config"] = Mxfp4Config(dequantize=True)
+    return arguments
 
 
 def _layers(model: torch.nn.Module) -> list[Any]:
@@ -125,5 +127,6 @@ FAMILY = Family(
     load_arguments=_load_arguments,
     experts=_experts,
     masked=_masked,
+    router_bias=lambda layer: f"model.layers.{layer}.mlp.router.bias",
     down_proj=lambda layer: f"model.layers.{layer}.mlp.experts.down_proj",
 )

@@ -17,12 +17,25 @@ from eaft_prune.report.summary import (
     leaderboard,
     usage,
 )
-from eaft_prune.report.text import check_numbers, fact_groups, metric_numbers, number, printable
-from eaft_prune.types import UNION, GateCheck
+from eaft_prune.report.text import (
+    agreement_sentence,
+    bounds_label,
+    check_numbers,
+    fact_groups,
+    metric_numbers,
+    number,
+    plain_clause,
+    printable,
+    reach,
+    settling,
+    worst_pack_sentence,
+)
+from eaft_prune.types import UNION, Estimate, GateCheck, GateVerdict, Status
 
 NEAR = 0.75  # share of a limit from which a delta is shown as near it
 OPEN_FACTS = 6  # groups of more facts start folded
 BAR_FULL = 1.5  # share of a limit at which a bar is full
+_SENTENCES: Mapping[Status, str] = {"FAIL": "failed", "INCONCLUSIVE": "are undecided"}
 
 
 def text(value: object) -> str:
@@ -39,10 +52,12 @@ def headline(summaries: Sequence[CandidateSummary], base: str) -> str:
     if len(summaries) == 1:
         return ""
     passed = sum(summary.passed for summary in summaries)
-    state = "pass" if passed else "fail"
+    unsure = sum(summary.verdict.status == "INCONCLUSIVE" for summary in summaries)
+    state = "pass" if passed else "inconclusive" if unsure else "fail"
+    rest = f"; {unsure} more {'is' if unsure == 1 else 'are'} not decided" if unsure else ""
     return (
         f'<p class="tally"><strong class="{state}">{passed} of {len(summaries)}</strong> '
-        f"candidates pass the gate against {text(base)}.</p>"
+        f"candidates pass the gate against {text(base)}{rest}.</p>"
     )
 
 
@@ -58,11 +73,12 @@ def leaderboard_table(summaries: Sequence[CandidateSummary]) -> str:
             f"{text(summary.label)}</button></th>",
             f"<td>{_status(summary.verdict.status)}</td>",
             f'<td class="n">{failed}</td>',
+            f'<td class="n">{len(summary.verdict.undecided_checks)}</td>',
             *(_worst_cell(summary.worst(name)) for name in labels),
         ]
         rows.append(f'<tr data-row="{text(summary.label)}">{"".join(cells)}</tr>')
     head = '<th scope="col"></th><th scope="col">candidate</th><th scope="col">verdict</th>'
-    for label in ("failed", *labels.values()):
+    for label in ("failed", "undecided", *labels.values()):
         head += f'<th scope="col" class="n">{text(label)}</th>'
     return _scroll("Leaderboard", f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody>")
 
@@ -74,40 +90,61 @@ def _worst_cell(check: GateCheck | None) -> str:
 
 
 def verdict_block(summary: CandidateSummary, base: str) -> str:
-    """PASS or FAIL, what failed, and a bar for each check."""
-    failed = [check for check in summary.verdict.checks if not check.passed]
-    total = len(summary.verdict.checks)
-    if failed:
-        lengths: dict[tuple[str, str], list[str]] = {}
-        for check in failed:
-            lengths.setdefault((check_label(check), check.pack), []).append(str(check.seq_len))
-        names = ", ".join(
-            f"<b>{text(label)}</b> on {text(pack)} at {' and '.join(at)}"
-            for (label, pack), at in lengths.items()
-        )
-        sentence = (
-            f"{len(failed)} of {total} checks of {text(summary.verdict.gate)} failed: {names}."
-        )
-    else:
-        sentence = f"All {total} checks of {text(summary.verdict.gate)} hold."
+    """The verdict, what decides it, the plain one beside it, and a bar for each check."""
+    verdict = summary.verdict
+    sides = {outcome: [c for c in verdict.checks if c.outcome == outcome] for outcome in _SENTENCES}
+    sentence = f"All {len(verdict.checks)} checks of {text(verdict.gate)} hold"
+    for outcome, verb in _SENTENCES.items():
+        if named := sides[outcome]:
+            share = f"{len(named)} of {len(verdict.checks)}"
+            sentence = f"{share} checks of {text(verdict.gate)} {verb}: {_names(named)}"
+            break
+    if verdict.status == "INCONCLUSIVE":
+        settled = settling(verdict)
+        sentence += f". {text(settled[0].upper() + settled[1:])}"
+    sentence += f"{text(plain_clause(verdict))}."
+    said = (_numeral(worst_pack_sentence(summary)), _numeral(agreement_sentence(summary)))
+    further = "".join(f"<p>{text(part[0].upper() + part[1:])}.</p>" for part in said if part)
     return (
-        f'<div class="verdict"><p class="word">{_status(summary.verdict.status)}</p>'
+        f'<div class="verdict"><p class="word">{_status(verdict.status)}</p>'
         f'<div><p class="pair">{text(summary.label)} <span>against</span> {text(base)}</p>'
-        f"<p>{sentence}</p></div></div>{_checks_table(summary.verdict.checks)}"
+        f"<p>{sentence}</p>{further}</div></div>"
+        f"{_checks_table(verdict)}"
     )
 
 
-def _checks_table(checks: Iterable[GateCheck]) -> str:
+def _names(checks: Iterable[GateCheck]) -> str:
+    lengths: dict[tuple[str, str], list[str]] = {}
+    for check in checks:
+        lengths.setdefault((check_label(check), check.pack), []).append(str(check.seq_len))
+    return ", ".join(
+        f"<b>{text(label)}</b> on {text(pack)} at {' and '.join(at)}"
+        for (label, pack), at in lengths.items()
+    )
+
+
+def _whisker(check: GateCheck) -> str:
+    """The interval on the bar, as shares of the limit."""
+    if check.low is None or check.high is None or check.limit == 0:
+        return ""
+    nearest = 0.0 if check.low <= 0 <= check.high else min(abs(check.low), abs(check.high))
+    ends = (nearest, max(abs(check.low), abs(check.high)))
+    left, right = (min(end / check.limit, BAR_FULL) / BAR_FULL * 100 for end in ends)
+    return f'<b style="left:{left:.1f}%;width:{max(right - left, 0.3):.1f}%"></b>'
+
+
+def _checks_table(verdict: GateVerdict) -> str:
     head = "".join(
         f'<th scope="col"{css}>{label}</th>'
         for label, css in (
             ("check", ""), ("share of its limit", ""), ("value", ' class="n"'),
-            ("limit", ' class="n"'), ("margin", ' class="n"'), ("result", ""),
+            (bounds_label(verdict), ' class="n"'), ("limit", ' class="n"'),
+            ("margin", ' class="n"'), ("result", ""),
         )
     )  # fmt: skip
     rows = []
-    for check in checks:
-        value, limit, margin = (_numeral(n) for n in check_numbers(check))
+    for check in verdict.checks:
+        value, bounds, limit, margin = (_numeral(n) for n in check_numbers(check))
         used = usage(check)
         width = min(used, BAR_FULL) / BAR_FULL * 100
         share = f"{used:.0%}" if used < 100 else "over 100 times"
@@ -115,9 +152,9 @@ def _checks_table(checks: Iterable[GateCheck]) -> str:
             f'<tr class="{_tone(used)}"><th scope="row">{text(check_label(check))} '
             f"<small>{text(check.pack)} · {check.seq_len}</small></th>"
             f'<td class="bar"><span class="track" role="img" aria-label="{share} of the limit">'
-            f'<i style="width:{width:.1f}%"></i></span></td>'
-            f'<td class="n">{value}</td><td class="n">{limit}</td><td class="n">{margin}</td>'
-            f"<td>{_status('PASS' if check.passed else 'FAIL')}</td></tr>"
+            f'<i style="width:{width:.1f}%"></i>{_whisker(check)}</span></td>'
+            f'<td class="n">{value}</td><td class="n">{bounds}</td><td class="n">{limit}</td>'
+            f'<td class="n">{margin}</td><td>{_status(check.outcome)}</td></tr>'
         )
     table = f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
     return f'<table class="checks">{table}</table>'
@@ -148,14 +185,21 @@ def _metrics_row(summary: CandidateSummary, row: Row) -> str:
         base, candidate, delta = (_numeral(n) for n in metric_numbers(metric, values))
         tone = _limit_tone(values[2], summary.limit(metric.check, row))
         cells += f'<td class="n group">{base}</td><td class="n">{candidate}</td>'
-        cells += f'<td class="n delta {tone}">{delta}</td>'
+        error = _reach(row.estimate(metric.check), metric.decimals)
+        cells += f'<td class="n delta {tone}">{delta}{error}</td>'
     tone = _limit_tone(row.candidate.js2d, summary.limit("js2d", row))
     cells += f'<td class="n group delta {tone}">{_numeral(number(row.candidate.js2d, 4))}</td>'
-    cells += f'<td class="n">{_numeral(number(row.candidate.js2d_corrected, 4))}</td>'
+    corrected = _numeral(number(row.candidate.js2d_corrected, 4))
+    cells += f'<td class="n">{corrected}{_reach(row.estimate("js2d"), 4)}</td>'
     cells += f'<td class="n group">{row.candidate.scored_tokens:,}</td>'
     emphasis = ' class="union"' if row.pack == UNION else ""
     name = f'<th scope="row">{text(row.pack)}</th><td class="n">{row.seq_len}</td>'
     return f"<tr{emphasis}>{name}{cells}</tr>"
+
+
+def _reach(estimate: Estimate | None, decimals: int) -> str:
+    shown = reach(estimate, decimals)
+    return f" <small>{shown}</small>" if shown else ""
 
 
 def glossary() -> str:

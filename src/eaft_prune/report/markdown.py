@@ -19,13 +19,18 @@ from eaft_prune.report.summary import (
     summarise,
 )
 from eaft_prune.report.text import (
+    RESULTS,
+    agreement_sentence,
+    bounds_label,
     check_numbers,
     fact_groups,
     id_ranges,
     metric_numbers,
     number,
     printable,
+    reach,
     verdict_sentence,
+    worst_pack_sentence,
 )
 from eaft_prune.types import UNION, Comparison, Selection
 
@@ -49,7 +54,7 @@ def markdown_report(
         if isinstance(selection, Selection):
             lines += _experts("Experts", one)
             break
-        lines += _experts(f"Experts of {_inline(label)}", one)
+        lines += _experts(f"Experts of {inline(label)}", one)
     lines += _provenance(facts)
     return "\n".join(lines).rstrip() + "\n"
 
@@ -58,9 +63,10 @@ def _leaderboard(summaries: Sequence[CandidateSummary]) -> list[str]:
     passed = sum(summary.passed for summary in summaries)
     rows = [
         (
-            _inline(s.label),
+            inline(s.label),
             f"**{s.verdict.status}**",
             f"{len(s.verdict.failed_checks)} of {len(s.verdict.checks)}",
+            str(len(s.verdict.undecided_checks)),
             number(s.dppl, 3, signed=True),
         )
         for s in summaries
@@ -68,7 +74,7 @@ def _leaderboard(summaries: Sequence[CandidateSummary]) -> list[str]:
     return [
         f"## {passed} of {len(summaries)} candidates pass",
         "",
-        *_table(("candidate", "verdict", "failed checks", "worst Δ PPL"), rows, left=2),
+        *table(("candidate", "verdict", "failed checks", "undecided", "worst Δ PPL"), rows, left=2),
     ]
 
 
@@ -76,24 +82,28 @@ def _candidate(summary: CandidateSummary, base: str) -> list[str]:
     checks = [
         (
             check_label(check),
-            _inline(check.pack),
+            inline(check.pack),
             str(check.seq_len),
             *check_numbers(check),
-            "pass" if check.passed else "**FAIL**",
+            "pass" if check.outcome == "PASS" else f"**{RESULTS[check.outcome]}**",
         )
         for check in summary.verdict.checks
     ]
+    columns = (bounds_label(summary.verdict), "limit", "margin", "result")
+    further = [inline(worst_pack_sentence(summary)), inline(agreement_sentence(summary))]
+    note = "" if summary.verdict.confidence is None else "; ± is to the bounds"
     labels = [label for metric in METRICS for label in (metric.label, "Δ")]
     header = ("pack", "length", *labels, "JS2D", "corrected", "tokens")
     return [
-        f"## {summary.verdict.status}: {_inline(summary.label)} against {_inline(base)}",
+        f"## {summary.verdict.status}: {inline(summary.label)} against {inline(base)}",
         "",
-        f"{_inline(verdict_sentence(summary.verdict))}.",
+        f"{inline(verdict_sentence(summary.verdict))}.",
         "",
-        *_table(("check", "pack", "length", "value", "limit", "margin", "result"), checks, left=2),
-        "Metrics are written base → candidate.",
+        *(line for said in further if said for line in (f"{said[0].upper()}{said[1:]}.", "")),
+        *table(("check", "pack", "length", "value", *columns), checks, left=2),
+        f"Metrics are written base → candidate{note}.",
         "",
-        *_table(header, [_metric_cells(row) for row in summary.rows], left=1),
+        *table(header, [_metric_cells(row) for row in summary.rows], left=1),
         "<details><summary>What the metrics mean</summary>",
         "",
         *(f"- **{metric.label}**: {metric.meaning}" for metric in METRICS),
@@ -106,11 +116,13 @@ def _candidate(summary: CandidateSummary, base: str) -> list[str]:
 
 
 def _metric_cells(row: Row) -> list[str]:
-    cells = [_inline(row.pack), str(row.seq_len)]
+    cells = [inline(row.pack), str(row.seq_len)]
     for metric in METRICS:
         base, candidate, delta = metric_numbers(metric, row.values(metric))
-        cells += [f"{base} → {candidate}", delta]
-    cells += [number(row.candidate.js2d, 4), number(row.candidate.js2d_corrected, 4)]
+        error = reach(row.estimate(metric.check), metric.decimals)
+        cells += [f"{base} → {candidate}", f"{delta} {error}".rstrip()]
+    corrected = f"{number(row.candidate.js2d_corrected, 4)} {reach(row.estimate('js2d'), 4)}"
+    cells += [number(row.candidate.js2d, 4), corrected.rstrip()]
     cells.append(f"{row.candidate.scored_tokens:,}")
     return [f"**{cell}**" for cell in cells] if row.pack == UNION else cells
 
@@ -130,13 +142,13 @@ def _experts(title: str, selection: Selection) -> list[str]:
     return [
         f"## {title}",
         "",
-        f"Criterion {_inline(selection.criterion)} keeps {kept} {n_experts} experts in each of "
+        f"Criterion {inline(selection.criterion)} keeps {kept} {n_experts} experts in each of "
         f"{n_layers} layers. The tie zone holds the experts, kept or dropped, whose score lies "
         "within 2% of the layer's spread of the cut.",
         "",
         "<details><summary>Dropped experts per layer</summary>",
         "",
-        *_table(("layer", "dropped", "tie zone"), rows, left=0),
+        *table(("layer", "dropped", "tie zone"), rows, left=0),
         "</details>",
         "",
     ]
@@ -147,25 +159,23 @@ def _provenance(facts: Mapping[str, Any]) -> list[str]:
     for group, items in fact_groups(facts).items():
         fold = f"<details><summary>{html.escape(printable(group))}</summary>"
         lines += [fold, ""] if group else []
-        lines += _table(
-            ("fact", "value"), [(_inline(k), _code(v)) for k, v in items.items()], left=2
-        )
+        lines += table(("fact", "value"), [(inline(k), code(v)) for k, v in items.items()], left=2)
         lines += ["</details>", ""] if group else []
     return lines
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]], *, left: int) -> list[str]:
+def table(header: Sequence[str], rows: Iterable[Sequence[str]], *, left: int) -> list[str]:
     """Pipe table: the first `left` columns aligned left, the others right."""
     rule = [":--" if i < left else "--:" for i in range(len(header))]
     return [*(f"| {' | '.join(cells)} |" for cells in (header, rule, *rows)), ""]
 
 
-def _inline(text: str) -> str:
+def inline(text: str) -> str:
     """Text that Markdown and HTML leave as it is, also inside a table."""
     return re.sub(r"([\\`*_\[\]<>|~#&!])", r"\\\1", printable(text))
 
 
-def _code(text: str) -> str:
+def code(text: str) -> str:
     """Code spans, one per line of the value; a span longer than any run of backticks inside."""
     spans = []
     for line in text.splitlines() or [""]:

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eaft_prune.metrics import H_BINS, P_BINS, check_scores, histogram2d, thresholds
+from eaft_prune.divergence import H_BINS, P_BINS, histogram2d
+from eaft_prune.metrics import check_scores, thresholds
 from eaft_prune.report.experts import ExpertMap, expert_map
 from eaft_prune.report.summary import ordered_keys
 from eaft_prune.types import Comparison, EvalKey, Evaluation, Selection, TokenScores

@@ -8,7 +8,9 @@ from dataclasses import astuple, dataclass
 
 from eaft_prune.types import (
     UNION,
+    Changes,
     Comparison,
+    Estimate,
     EvalKey,
     Evaluation,
     GateCheck,
@@ -52,7 +54,10 @@ JS2D_MEANING = (
     "Jensen-Shannon divergence between the two models' joint histograms of (p, H), in nats: "
     "0 is identical, ln 2 disjoint."
 )
-CORRECTED_MEANING = "JS2D with its small-sample bias removed; may fall just under 0."
+CORRECTED_MEANING = (
+    "JS2D without the bias of small samples, from pairs of different blocks; about 0 it may be "
+    "negative. Its interval decides the JS2D check."
+)
 TOKENS_MEANING = "Assistant tokens that were scored, the same ones for both models."
 
 CHECK_LABELS = {metric.check: f"Δ {metric.label}" for metric in METRICS} | {"js2d": "JS2D"}
@@ -66,12 +71,17 @@ class Row:
     seq_len: int
     base: PackReport
     candidate: PackReport
+    changes: Changes | None  # None: too few blocks, or no intervals were asked for
 
     def values(self, metric: Metric) -> tuple[float, float, float]:
         """(base, candidate, candidate - base)."""
         base = float(getattr(self.base, metric.field))
         candidate = float(getattr(self.candidate, metric.field))
         return base, candidate, candidate - base
+
+    def estimate(self, name: str) -> Estimate | None:
+        """The interval of a change, by the gate's name for it."""
+        return None if self.changes is None else getattr(self.changes, name)
 
 
 @dataclass(frozen=True)
@@ -91,6 +101,12 @@ class CandidateSummary:
         """The delta of PPL that is largest in size among the gate's, else among all rows."""
         gated = [check.value for check in self.verdict.checks if check.name == "dppl"]
         return max(gated or [row.values(METRICS[0])[2] for row in self.rows], key=abs)
+
+    @property
+    def worst_pack(self) -> Row | None:
+        """Where perplexity grew most, relative to the base; UNION is no pack."""
+        packs = [row for row in self.rows if row.pack != UNION]
+        return max(packs, key=lambda row: row.candidate.ppl / row.base.ppl, default=None)
 
     def worst(self, name: str) -> GateCheck | None:
         """The check of this name that uses most of its limit."""
@@ -145,9 +161,16 @@ def summarise(comparison: Comparison) -> tuple[CandidateSummary, ...]:
 
 
 def leaderboard(summaries: tuple[CandidateSummary, ...]) -> list[CandidateSummary]:
-    """Best first: passing before failing, fewer failed checks, smaller |dPPL|."""
+    """Best first: PASS, INCONCLUSIVE, FAIL; fewer failed checks; smaller |dPPL|."""
+    order = ("PASS", "INCONCLUSIVE", "FAIL")
     return sorted(
-        summaries, key=lambda s: (not s.passed, len(s.verdict.failed_checks), abs(s.dppl))
+        summaries,
+        key=lambda s: (
+            order.index(s.verdict.status),
+            len(s.verdict.failed_checks),
+            len(s.verdict.undecided_checks),
+            abs(s.dppl),
+        ),
     )
 
 
@@ -167,7 +190,8 @@ def _summary(
                 f"{label!r} scored {reports[key].scored_tokens} tokens of {key}, "
                 f"the base {base[key].scored_tokens}: not the same blocks"
             )
-    rows = tuple(Row(*key, base[key], reports[key]) for key in ordered_keys(base))
+    changes = comparison.changes.get(label, {})
+    rows = tuple(Row(*key, base[key], reports[key], changes.get(key)) for key in ordered_keys(base))
     return CandidateSummary(label, _verdict_of(label, comparison.verdicts), rows)
 
 
@@ -179,7 +203,7 @@ def reports_of(evaluation: Evaluation, reports: Reports) -> Mapping[EvalKey, Pac
     for key, report in reports[label].items():
         if report.scored_tokens <= 0:
             raise ValueError(f"the report of {label!r} on {key} has no scored tokens")
-        if any(math.isnan(value) for value in astuple(report)):
+        if any(value is not None and math.isnan(value) for value in astuple(report)):
             raise ValueError(f"the report of {label!r} on {key} holds NaN: {report}")
     return reports[label]
 

@@ -6,6 +6,7 @@ import io
 import os
 import shutil
 import sys
+from collections.abc import Mapping
 
 from rich import box
 from rich.console import Console
@@ -23,15 +24,21 @@ from eaft_prune.report.summary import (
     summarise,
 )
 from eaft_prune.report.text import (
+    RESULTS,
+    agreement_sentence,
+    bounds_label,
     check_numbers,
     metric_numbers,
     number,
     printable,
+    reach,
     verdict_sentence,
+    worst_pack_sentence,
 )
-from eaft_prune.types import UNION, Comparison
+from eaft_prune.types import UNION, Comparison, Status
 
 MIN_WIDTH = 90
+_STYLES: Mapping[Status, str] = {"PASS": "green", "FAIL": "red", "INCONCLUSIVE": "yellow"}
 
 
 def comparison_table(
@@ -66,6 +73,9 @@ def comparison_table(
             console.print()
             console.print(part)
         console.print()
+        for sentence in (worst_pack_sentence(summary), agreement_sentence(summary)):
+            if sentence:
+                console.print(Text(printable(sentence)), soft_wrap=True)
         console.print(_verdict(summary), soft_wrap=True)
         console.print()
     if len(summaries) > 1:
@@ -78,7 +88,7 @@ def _base_alone(comparison: Comparison) -> Table:
     label = printable(comparison.base.model)
     reports = reports_of(comparison.base, comparison.reports)
     for key in ordered_keys(reports):
-        row = Row(*key, reports[key], reports[key])
+        row = Row(*key, reports[key], reports[key], None)
         numbers = [metric_numbers(metric, row.values(metric))[0] for metric in METRICS]
         cells = [printable(row.pack), str(row.seq_len), label, *numbers]
         cells.append(f"{reports[key].scored_tokens:,}")
@@ -99,8 +109,9 @@ def _metrics(summary: CandidateSummary, base: str) -> Table:
 
 
 def _lines(row: Row, base: str, candidate: str) -> list[list[Text]]:
-    """Three lines: base, candidate, delta."""
+    """Base, candidate, delta, and how far its bounds are."""
     numbers = [metric_numbers(metric, row.values(metric)) for metric in METRICS]
+    errors = [reach(row.estimate(metric.check), metric.decimals) for metric in METRICS]
     first, second, delta = ([n[i] for n in numbers] for i in range(3))
     divergence = [number(row.candidate.js2d, 4), number(row.candidate.js2d_corrected, 4)]
     tokens = f"{row.candidate.scored_tokens:,}"
@@ -109,31 +120,33 @@ def _lines(row: Row, base: str, candidate: str) -> list[list[Text]]:
         ["", "", candidate, *second, *divergence, ""],
         ["", "", "delta", *delta, "", "", ""],
     ]
+    if any(errors):
+        lines.append(["", "", "", *errors, "", reach(row.estimate("js2d"), 4), ""])
     return [[Text(cell) for cell in line] for line in lines]
 
 
 def _checks(summary: CandidateSummary) -> Table:
-    table = _table(("check", "pack", "length"), ("value", "limit", "margin", "result"))
+    bounds = bounds_label(summary.verdict)
+    table = _table(("check", "pack", "length"), ("value", bounds, "limit", "margin", "result"))
     for check in summary.verdict.checks:
-        value, limit, margin = check_numbers(check)
         table.add_row(
             Text(check_label(check)),
             Text(printable(check.pack)),
             str(check.seq_len),
-            value,
-            limit,
-            margin,
-            Text("pass", style="green") if check.passed else Text("FAIL", style="bold red"),
+            *check_numbers(check),
+            Text(RESULTS[check.outcome], style=_STYLES[check.outcome]),
         )
     return table
 
 
 def _leaderboard(summaries: tuple[CandidateSummary, ...]) -> Table:
-    table = _table(("candidate",), ("verdict", "failed", "worst delta PPL"))
+    table = _table(("candidate",), ("verdict", "failed", "undecided", "worst delta PPL"))
     for summary in leaderboard(summaries):
-        failed = f"{len(summary.verdict.failed_checks)} of {len(summary.verdict.checks)}"
+        verdict = summary.verdict
+        failed = f"{len(verdict.failed_checks)} of {len(verdict.checks)}"
         delta = number(summary.dppl, 3, signed=True)
-        table.add_row(Text(printable(summary.label)), _status(summary), failed, delta)
+        undecided = str(len(verdict.undecided_checks))
+        table.add_row(Text(printable(summary.label)), _status(summary), failed, undecided, delta)
     return table
 
 
@@ -147,7 +160,7 @@ def _table(left: tuple[str, ...], right: tuple[str, ...]) -> Table:
 
 
 def _status(summary: CandidateSummary) -> Text:
-    return Text(summary.verdict.status, style="bold green" if summary.passed else "bold red")
+    return Text(summary.verdict.status, style=f"bold {_STYLES[summary.verdict.status]}")
 
 
 def _verdict(summary: CandidateSummary) -> Text:

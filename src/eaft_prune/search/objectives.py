@@ -42,7 +42,7 @@ def measured(
     `chunks_done` on the first chunks only.
     """
     limits = gate_settings.model_copy(
-        update={"pack": UNION, "seq_lens": (problem.settings.seq_len,)}
+        update={"pack": UNION, "packs": {}, "seq_lens": (problem.settings.seq_len,)}
     )
     chunks = problem.chunks[:chunks_done]
     values: list[dict[str, float]] = []
@@ -59,7 +59,7 @@ def measured(
             | {"dnll": float(np.log(mine.ppl) - np.log(base.ppl))}
         )
     mean = {name: float(np.mean([v[name] for v in values])) for name in values[0]}
-    mean["keep_n"] = float(plan.uniform_keep_n or 0)
+    mean["keep_n"] = plan.mean_keep_n
     worst = {name: max(c[name] for c in constraints) for name in constraints[0]}
     return Measured(mean, worst, bool(np.mean(margins) > 0))
 

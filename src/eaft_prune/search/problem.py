@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 
 from eaft_prune.bench import Bench, Model
 from eaft_prune.config import PruningSettings, SearchSettings
-from eaft_prune.pipeline import numerics, trace_of
+from eaft_prune.profiling import numerics, trace_of
 from eaft_prune.stages.evaluate import VERSION, evaluate
 from eaft_prune.stages.pack import BlockRequest
 from eaft_prune.stages.plan import plan as cut_plan
-from eaft_prune.stages.score import score
+from eaft_prune.stages.score import Masses, mass_key, masses, score_from
 from eaft_prune.types import UNION, Blocks, KeepPlan, TokenScores, Trace
 
 
@@ -45,6 +45,7 @@ class Problem:
     blocks: tuple[tuple[str, Blocks], ...]  # digest and blocks of each replicate
     _scores: dict[str, TokenScores] = field(default_factory=dict)  # of the base and the last plan
     _losses: dict[str, BlockLosses] = field(default_factory=dict)
+    _masses: dict[tuple[str | float, ...], Masses] = field(default_factory=dict)
 
     @property
     def settings(self) -> SearchSettings:
@@ -85,7 +86,10 @@ def open_problem(bench: Bench, base: Model) -> Problem:
 
 def cut(problem: Problem, pruning: PruningSettings) -> KeepPlan:
     """The keep plan of these settings, from the trace: no model."""
-    return cut_plan(pruning, score(pruning, problem.trace))
+    key = mass_key(pruning)
+    if key not in problem._masses:
+        problem._masses[key] = masses(pruning, problem.trace)
+    return cut_plan(pruning, score_from(pruning, problem._masses[key]))
 
 
 def chunk_scores(problem: Problem, plan: KeepPlan | None, chunk: Chunk) -> TokenScores:

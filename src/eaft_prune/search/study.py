@@ -12,7 +12,7 @@ from optuna.storages.journal import JournalFileBackend
 
 from eaft_prune.config import SamplerSettings, SearchSettings, resolve_path
 from eaft_prune.fingerprint import digest
-from eaft_prune.pipeline import numerics
+from eaft_prune.profiling import numerics
 from eaft_prune.search.problem import Problem
 from eaft_prune.stages import evaluate, plan, score
 from eaft_prune.tracking.provenance import redact

@@ -112,9 +112,13 @@ def compensate(
             data.append(tensor.contiguous().cpu().reshape(-1).view(torch.uint8).numpy())
         activations.correct(streams, layer, new_weight - weight, new_bias - bias)
     return Compensation(
-        np.concatenate([np.empty(0, np.uint8), *data]), tuple(tensors), tuple(ridges), tuple(solved), tuple(stored),
+        np.concatenate([np.empty(0, np.uint8), *data]),
+        tuple(tensors),
+        tuple(ridges),
+        tuple(solved),
+        tuple(stored),
         blocks.scored_tokens,
-    )  # fmt: skip
+    )
 
 
 def _held_out(blocks: Blocks, seed: int) -> NDArray[np.bool_]:

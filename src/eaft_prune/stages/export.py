@@ -31,6 +31,7 @@ from eaft_prune.checkpoint import (
 )
 from eaft_prune.durable import sync
 from eaft_prune.families.base import Family, slices_of
+from eaft_prune.families.padding import muted, padded
 from eaft_prune.types import KeepPlan, UserError
 
 VERSION = 2
@@ -59,43 +60,50 @@ def export(
     provenance: Mapping[str, Any],
     on_bytes: Callable[[int], None],
     extra_files: Mapping[str, str] = _NOTHING,
+    pad_ragged: bool = False,
     changed: Mapping[str, TensorEntry] = _UNCHANGED,
 ) -> Exported:
     """Write `source` with only the plan's experts to `target`; expert bytes are copied, not redone.
 
     `extra_files` (name -> text) say how it was made: the manifest lists their hashes, the digest
-    leaves them out. `changed` says where the bytes of tensors lie that are not the source's: those
-    of the kept experts, whole. A finished export with the same key is used again. Raises UserError
-    where `target` holds anything else, the plan is ragged, or the disk is full; the source is only
-    read.
+    leaves them out. With pad_ragged the layers of a ragged plan are filled up to the largest with
+    dropped experts whose router bias is -inf. `changed` says where the bytes of tensors lie that
+    are not the source's: those of the kept experts, whole. A finished export with the same key is
+    used again. Raises UserError where `target` holds anything else, the plan is ragged otherwise,
+    or the disk is full; the source is only read.
     """
-    keep_n = plan.uniform_keep_n
-    if keep_n is None:
+    layout = padded(plan) if pad_ragged else plan
+    if layout.uniform_keep_n is None:
         counts = sorted({len(ids) for ids in plan.kept})
         raise UserError(
             f"the plan keeps {counts} experts in different layers; a {family.model_type} "
-            "checkpoint holds one number for all layers"
+            "checkpoint holds one number for all layers: evaluate it with eval.candidates=[masked],"
+            " or fill the layers up with export.pad_ragged=true"
         )
     if target.resolve() == source.path.resolve():
         raise UserError(f"export.path = {target} is the base checkpoint itself")
     started = time.perf_counter()
-    slices = {**slices_of(family, source, plan), **dict.fromkeys(changed)}
+    assert layout == plan or not changed, "changed tensors hold the plan's experts alone"
+    slices = {**slices_of(family, source, layout), **dict.fromkeys(changed)}
     source = replace(source, tensors={**source.tensors, **changed})
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = target.with_name(f".{target.name}.draft")
+    scratch = target.with_name(f".{target.name}.router")
     with FileLock(target.with_name(f".{target.name}.lock")):
         if target.exists():
             return _existing(target, key)
         shutil.rmtree(draft, ignore_errors=True)  # the lock is held: it is a dead run's
+        scratch.unlink(missing_ok=True)
         _check_space(source, slices, target)
         draft.mkdir()
         try:
+            tensors = source if layout == plan else muted(family, source, plan, scratch)
             digest, written = _write(
                 family,
-                source,
+                tensors,
                 slices,
                 plan,
-                keep_n,
+                layout,
                 draft,
                 key,
                 max_shard_bytes,
@@ -111,6 +119,7 @@ def export(
             raise
         finally:
             shutil.rmtree(draft, ignore_errors=True)
+            scratch.unlink(missing_ok=True)
     return Exported(target, digest, False, written, time.perf_counter() - started)
 
 
@@ -153,18 +162,34 @@ def _existing(target: Path, key: str) -> Exported:
         raise UserError(
             f"{target} exists and is not this export: choose another export.path or move it away"
         )
-    for name, facts in manifest["files"].items():
-        path = target / name
-        if not path.exists() or path.stat().st_size != facts["bytes"]:
-            raise UserError(f"{path} is not as its manifest says: move {target} away and run again")
+    if wrong := misfits(target):
+        raise UserError(f"{wrong}: move {target} away and run again")
     return Exported(target, manifest["digest"], True, 0, 0.0)
 
 
-def _check_space(source: ModelFiles, slices: Slices, target: Path) -> None:
+def misfits(target: Path) -> str | None:
+    """What of an export is not as its manifest says, by size, or None."""
+    try:
+        for name, facts in _manifest(target)["files"].items():
+            path = target / name
+            if not path.exists() or path.stat().st_size != facts["bytes"]:
+                return f"{path} is not as its manifest says"
+    except (UserError, LookupError, TypeError, AttributeError) as error:
+        return f"{target / MANIFEST} is not a manifest: {error}"
+    return None
+
+
+def bytes_needed(source: ModelFiles, slices: Slices) -> int:
+    """Disk space that an export takes, a little more than its files."""
     need = sum((source.path / name).stat().st_size for name in source.companions) + (16 << 20)
     for name, kept in slices.items():
         entry = source.tensors[name]
         need += entry.nbytes if kept is None else entry.nbytes // entry.shape[0] * len(kept)
+    return need
+
+
+def _check_space(source: ModelFiles, slices: Slices, target: Path) -> None:
+    need = bytes_needed(source, slices)
     free = shutil.disk_usage(target.parent).free
     if free < need:
         raise UserError(
@@ -178,7 +203,7 @@ def _write(
     source: ModelFiles,
     slices: Slices,
     plan: KeepPlan,
-    keep_n: int,
+    layout: KeepPlan,
     draft: Path,
     key: str,
     max_shard_bytes: int,
@@ -188,17 +213,17 @@ def _write(
 ) -> tuple[str, int]:
     written = write_sliced(source, slices, draft, max_shard_bytes, on_bytes)
     hashes = dict(written.files)
-    config = family.patch_config(source.config, keep_n)
+    config = family.patch_config(source.config, len(layout.kept[0]))
     hashes["config.json"] = write_text(draft / "config.json", _json(config))
     for name in source.companions:
         hashes[name] = copy_file(source.path / name, draft / name)
     mapping = {
         str(layer): {str(new): old for new, old in enumerate(ids)}
-        for layer, ids in enumerate(plan.kept)
+        for layer, ids in enumerate(layout.kept)
     }
     texts = {MAPPING: _json({"new_to_old": mapping}), **extra_files}
     records = {name: write_text(draft / name, text) for name, text in texts.items()}
-    write_text(draft / "README.md", _card(plan, keep_n, provenance))
+    write_text(draft / "README.md", _card(plan, layout, provenance))
     reopened = open_model(draft)  # what was written reads back as a checkpoint
     digest = model_digest(hashes)
     manifest = {
@@ -208,6 +233,9 @@ def _write(
         "eaft_prune": __version__,
         **provenance,
         "plan": {"kept": plan.kept, "n_experts": plan.n_experts, "digest": plan.digest},
+        "padding": [
+            sorted({*ids} - {*kept}) for ids, kept in zip(layout.kept, plan.kept, strict=True)
+        ],
         "files": _sizes(draft, hashes),
         "records": _sizes(draft, records),
     }
@@ -227,18 +255,23 @@ def _json(value: Any) -> str:
     return json.dumps(value, indent=2) + "\n"
 
 
-def _card(plan: KeepPlan, keep_n: int, provenance: Mapping[str, Any]) -> str:
-    base, changed = provenance["base"], ""
+def _card(plan: KeepPlan, layout: KeepPlan, provenance: Mapping[str, Any]) -> str:
+    base, changed, padding = provenance["base"], "", ""
     if "changed_tensors" in provenance:
         changed = (
             f", but for the down projections that `{MANIFEST}` lists as `changed_tensors`: a least "
             "squares moved them to make up for the dropped experts"
         )
-    return f"""# {base["label"]}, {keep_n} of {plan.n_experts} experts a layer
+    if layout != plan:
+        padding = (
+            f"\nLayers are filled up to {layout.size} experts with dropped ones whose router bias "
+            f"is -inf, so that no token is routed to them; `{MANIFEST}` lists them as `padding`.\n"
+        )
+    return f"""# {base["label"]}, {plan.size} of {plan.n_experts} experts a layer
 
 Made by eaft_prune {__version__} from a checkpoint with digest `{base["digest"]}`. The kept experts'
 bytes are those of the base{changed}; router rows were sliced with them; nothing was trained and
 `num_experts_per_tok` is unchanged. `{MAPPING}` maps new expert ids to the base's,
 `{MANIFEST}` lists the plan, the settings that made it and the sha256 of every file;
 `python -m eaft_prune task=verify verify.path=DIR verify.base=DIR` checks all of that.
-"""
+{padding}"""

@@ -1,41 +1,124 @@
-"""Reports -> verdict: near-lossless or not, and which inequality failed."""
+"""Reports -> verdict: near-lossless or not, or not known yet, and which inequality decides."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 from eaft_prune.config import GateSettings
-from eaft_prune.types import EvalKey, GateCheck, GateVerdict, PackReport, UserError
+from eaft_prune.config.evaluation import PackLimits
+from eaft_prune.intervals import student
+from eaft_prune.types import (
+    Changes,
+    Estimate,
+    EvalKey,
+    GateCheck,
+    GateVerdict,
+    PackReport,
+    Status,
+    UserError,
+)
 
 
 def gate(
     settings: GateSettings,
     base: Mapping[EvalKey, PackReport],
     candidate: Mapping[EvalKey, PackReport],
+    changes: Mapping[EvalKey, Changes] | None = None,
 ) -> GateVerdict:
-    """PASS iff every |candidate - base| is within limit, on the gate's pack at each length.
+    """Every |candidate - base| within its limit, on the gate's packs at each length.
 
     |dPPL| <= min(max_dppl, max_dppl_relative * PPL_base); |dCC| <= max_dcc_rate;
-    |d mean p| <= max_dmean_prob; JS2D <= max_js2d. Raises UserError where a report is missing and
-    ValueError where one is empty, holds NaN or covers other tokens than its partner.
+    |d mean p| <= max_dmean_prob; JS2D <= max_js2d. `plain` reads the point estimates, as
+    near-lossless-v1 was published. `status` reads the intervals of `changes`, with alpha =
+    1 - gate.confidence:
+
+    - PASS iff every check's one-sided bounds at alpha lie within its limit. All must hold, so no
+      check needs a correction: the chance to pass a model that breaks any limit is at most alpha
+      (intersection-union test; Berger, Technometrics 24, 1982; two one-sided tests a check;
+      Schuirmann, J. Pharmacokinetics and Biopharmaceutics 15, 1987).
+    - FAIL iff some check's two-sided interval at alpha / (number of checks) lies wholly outside.
+      Here one of many is enough, so the error is shared out among them (Bonferroni).
+    - INCONCLUSIVE otherwise; with fewer than 4 blocks nothing is sure but what is exactly equal.
+
+    A relative limit moves with the base's perplexity: its check is decided on PPL / PPL_base - 1.
+    JS2D's interval is of the bias-corrected estimate. Without `changes`, or with gate.confidence =
+    null, the status is the plain one. Raises UserError where a report is missing and ValueError
+    where one is empty, holds NaN or covers other tokens than its partner.
     """
+    limits = settings.limits(dict.fromkeys(pack for pack, _ in base))
     checks: list[GateCheck] = []
-    for seq_len in settings.seq_lens:
-        key = (settings.pack, seq_len)
+    estimates: list[Estimate | None] = []
+    for key in [(pack, seq_len) for pack in limits for seq_len in settings.seq_lens]:
         b, c = _pair(key, base, candidate)
-        limits = {
-            "dppl": (c.ppl - b.ppl, min(settings.max_dppl, settings.max_dppl_relative * b.ppl)),
-            "dcc_rate": (c.cc_rate - b.cc_rate, settings.max_dcc_rate),
-            "dmean_prob": (c.mean_prob - b.mean_prob, settings.max_dmean_prob),
-            "js2d": (c.js2d, settings.max_js2d),
-        }
-        checks += [
-            GateCheck(name, *key, value, limit, abs(value) <= limit)
-            for name, (value, limit) in limits.items()
+        for name, value, limit in _inequalities(limits[key[0]], b, c):
+            checks.append(GateCheck(name, *key, value, limit, abs(value) <= limit))
+            known = (changes or {}).get(key)
+            relative = limits[key[0]].max_dppl_relative
+            estimates.append(
+                None if known is None else _estimate(known, name, limit, relative, b.ppl)
+            )
+    confidence = None if changes is None else settings.confidence
+    if confidence is not None:
+        checks = [
+            _decide(check, estimate, confidence, len(checks), base[check.pack, check.seq_len])
+            for check, estimate in zip(checks, estimates, strict=True)
         ]
-    passed = all(check.passed for check in checks)
-    return GateVerdict(settings.name, "PASS" if passed else "FAIL", tuple(checks))
+    outcomes = {check.outcome for check in checks}
+    status: Status = "PASS" if outcomes == {"PASS"} else "INCONCLUSIVE"
+    status = "FAIL" if "FAIL" in outcomes else status
+    return GateVerdict(settings.name, status, tuple(checks), confidence)
+
+
+def _inequalities(
+    limits: PackLimits, base: PackReport, candidate: PackReport
+) -> list[tuple[str, float, float]]:
+    """(name, value, limit) of every check that these limits ask for."""
+    relative = limits.max_dppl_relative
+    dppl = [
+        limit
+        for limit in (limits.max_dppl, None if relative is None else relative * base.ppl)
+        if limit is not None
+    ]
+    asked = [
+        ("dppl", candidate.ppl - base.ppl, min(dppl, default=None)),
+        ("dcc_rate", candidate.cc_rate - base.cc_rate, limits.max_dcc_rate),
+        ("dmean_prob", candidate.mean_prob - base.mean_prob, limits.max_dmean_prob),
+        ("js2d", candidate.js2d, limits.max_js2d),
+    ]
+    return [(name, value, limit) for name, value, limit in asked if limit is not None]
+
+
+def _estimate(
+    changes: Changes, name: str, limit: float, relative: float | None, ppl: float
+) -> Estimate:
+    if name == "dppl" and relative is not None and limit == relative * ppl:
+        ratio = changes.dppl_relative
+        return Estimate(*(ppl * x for x in (ratio.value, ratio.error, ratio.low, ratio.high)))
+    found: Estimate = getattr(changes, name)
+    return found
+
+
+def _decide(
+    check: GateCheck, estimate: Estimate | None, confidence: float, n_checks: int, base: PackReport
+) -> GateCheck:
+    """The check with its interval, outcome, and how many blocks would settle it."""
+    if estimate is None:
+        return replace(check, decided="INCONCLUSIVE")
+    value, error, limit = estimate.value, estimate.error, check.limit
+    known = replace(check, estimate=value, low=estimate.low, high=estimate.high)
+    inside = student(confidence, base.blocks)
+    outside = student(1 - (1 - confidence) / (2 * n_checks), base.blocks)
+    if -limit <= estimate.low and estimate.high <= limit:
+        return replace(known, decided="PASS")
+    if abs(value) - outside * error > limit:
+        return replace(known, decided="FAIL")
+    margin = limit - abs(value)
+    reach = (inside if margin >= 0 else outside) * error
+    # the standard error falls as 1 / sqrt(blocks)
+    needed = math.ceil(base.blocks * (reach / margin) ** 2) if margin else None
+    return replace(known, decided="INCONCLUSIVE", settled_at=needed)
 
 
 def _pair(

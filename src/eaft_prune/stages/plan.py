@@ -2,52 +2,117 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
+from eaft_prune.allocation import allocate, effective_number, fewest
 from eaft_prune.config import PruningSettings
 from eaft_prune.types import ExpertScores, KeepPlan, UserError
 
-VERSION = 1
+VERSION = 2
 
 
 def plan(settings: PruningSettings, scores: ExpertScores) -> KeepPlan:
-    """Core experts first, then the highest scores, until keep_n; ties go to the lower id.
+    """Core experts first, then the highest scores, until the layer's number; ties to the lower id.
 
-    The core is the top `core_pos_top_m` by positive mass and the top `core_count_top_m` by count
-    (among experts that have any).
+    The core is the top `core_pos_top_m` by positive mass, the top `core_count_top_m` by count and
+    each pack's top `pack_floor_top_m` by the positive mass of its tokens (among experts that have
+    any). How many a layer keeps is `selection`:
+
+    uniform: keep_n. effective_number: keep_n on average, the total shared out in proportion to
+    1 / sum of squared mass shares (inverse Simpson) between min_keep_n and max_keep_n. coverage:
+    the union over packs of the fewest experts that hold `coverage` of the pack's positive mass, in
+    the layer's order of scores, at least min_keep_n and at most keep_n. All in multiples of
+    keep_multiple. Raises UserError where the core or the total does not fit.
     """
-    n_experts = scores.score_LE.shape[1]
+    n_layers, n_experts = scores.score_LE.shape
+    cores = [_core(settings, scores, layer) for layer in range(n_layers)]
+    covers: list[set[int]] = [set() for _ in cores]
+    if settings.selection == "coverage":
+        covers = [_cover(settings.coverage, scores.pack_mass_PLE[:, i]) for i in range(n_layers)]
+    sizes = _sizes(settings, scores, [len(a | b) for a, b in zip(cores, covers, strict=True)])
     kept = []
-    for layer in range(len(scores.score_LE)):
-        core = {
-            *_top(scores.positive_mass_LE[layer], settings.core_pos_top_m),
-            *_top(scores.count_LE[layer], settings.core_count_top_m),
-        }
-        if len(core) > settings.keep_n:
+    for layer, (core, cover, size) in enumerate(zip(cores, covers, sizes, strict=True)):
+        if len(core) > size:
             raise UserError(
-                f"layer {layer} has {len(core)} core experts, more than pruning.keep_n = "
-                f"{settings.keep_n}: lower pruning.core_pos_top_m or pruning.core_count_top_m"
+                f"layer {layer} has {len(core)} core experts, more than the {size} it keeps with "
+                f"pruning.keep_n = {settings.keep_n}: lower pruning.core_pos_top_m, "
+                "core_count_top_m or pack_floor_top_m"
             )
-        ranked = _descending(scores.score_LE[layer])
-        rest = [expert for expert in ranked if expert not in core]
-        kept.append(tuple(sorted([*core, *rest[: settings.keep_n - len(core)]])))
+        ranked = descending(scores.score_LE[layer])
+        first = [expert for expert in ranked if expert in cover - core]
+        rest = [expert for expert in ranked if expert not in cover | core]
+        kept.append(tuple(sorted([*core, *[*first, *rest][: size - len(core)]])))
     return KeepPlan(tuple(kept), n_experts)
 
 
 def check_keep_n(settings: PruningSettings, n_experts: int, top_k: int) -> None:
-    """Raise UserError unless top_k <= keep_n <= n_experts."""
+    """Raise UserError unless top_k <= min_keep_n <= keep_n <= max_keep_n <= n_experts."""
     if not top_k <= settings.keep_n <= n_experts:
         raise UserError(
             f"pruning.keep_n = {settings.keep_n}: this model routes each token to {top_k} of "
             f"{n_experts} experts, so keep_n must be in {top_k}..{n_experts} "
             f"(multiples of {settings.keep_multiple})"
         )
+    if settings.selection == "uniform":
+        return
+    low, high = _bounds(settings, n_experts)
+    if not top_k <= low <= settings.keep_n:
+        raise UserError(
+            f"pruning.min_keep_n = {settings.min_keep_n}: layers of at least {low} experts (a "
+            f"multiple of {settings.keep_multiple}); this model routes each token to {top_k}, so "
+            f"it must be in {top_k}..{settings.keep_n}"
+        )
+    if not settings.keep_n <= high <= n_experts:
+        raise UserError(
+            f"pruning.max_keep_n = {settings.max_keep_n}: layers of at most {high} experts (a "
+            f"multiple of {settings.keep_multiple}); it must be in {settings.keep_n}..{n_experts}"
+        )
 
 
-def _descending(values_E: NDArray[np.float64] | NDArray[np.int64]) -> list[int]:
+def descending(values_E: NDArray[np.float64] | NDArray[np.int64]) -> list[int]:
+    """Ids from the largest value down; ties to the lower id."""
     return [int(i) for i in np.argsort(-values_E, kind="stable")]
 
 
+def _sizes(settings: PruningSettings, scores: ExpertScores, wanted: Sequence[int]) -> Sequence[int]:
+    n_layers, n_experts = scores.score_LE.shape
+    multiple = settings.keep_multiple
+    low, high = _bounds(settings, n_experts)
+    match settings.selection:
+        case "effective_number":
+            demand_L = effective_number(scores.positive_mass_LE)
+            return allocate(demand_L, settings.keep_n * n_layers, low, high, multiple)
+        case "coverage":
+            rounded = [-(-n // multiple) * multiple for n in wanted]
+            return [min(max(n, low), settings.keep_n) for n in rounded]
+    return [settings.keep_n] * n_layers
+
+
+def _bounds(settings: PruningSettings, n_experts: int) -> tuple[int, int]:
+    """Least and most experts a layer may keep, as multiples of keep_multiple."""
+    multiple = settings.keep_multiple
+    low = -(-(settings.min_keep_n or multiple) // multiple) * multiple
+    if settings.max_keep_n is None:
+        return low, n_experts // multiple * multiple
+    return low, settings.max_keep_n // multiple * multiple
+
+
+def _core(settings: PruningSettings, scores: ExpertScores, layer: int) -> set[int]:
+    core = {
+        *_top(scores.positive_mass_LE[layer], settings.core_pos_top_m),
+        *_top(scores.count_LE[layer], settings.core_count_top_m),
+    }
+    for mass_LE in scores.pack_mass_PLE:
+        core |= {*_top(mass_LE[layer], settings.pack_floor_top_m)}
+    return core
+
+
+def _cover(share: float, mass_PE: NDArray[np.float64]) -> set[int]:
+    return {expert for mass_E in mass_PE for expert in fewest(mass_E, share)}
+
+
 def _top(values_E: NDArray[np.float64] | NDArray[np.int64], m: int) -> list[int]:
-    return [expert for expert in _descending(values_E)[:m] if values_E[expert] > 0]
+    return [expert for expert in descending(values_E)[:m] if values_E[expert] > 0]

@@ -2,100 +2,185 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from eaft_prune.config import PruningSettings, Regions
-from eaft_prune.metrics import thresholds
-from eaft_prune.types import ExpertScores, Trace
+from eaft_prune.config import PruningSettings
+from eaft_prune.regions import REGIONS, regions, soft_regions
+from eaft_prune.types import ExpertScores, Trace, UserError
 
-VERSION = 1
-REGIONS = ("good", "uncertain", "conflict")
+VERSION = 2
+
+
+@dataclass(frozen=True)
+class Masses:
+    """Summed saliency of every expert by region and by group of tokens (a pack, or a row).
+
+    Scores are linear in the weights of packs and regions, so these few sums give every weighting:
+    G groups x 3 regions x L x E numbers instead of T x L x K.
+    """
+
+    mass_GRLE: NDArray[np.float64]  # sum of saliency over the selections by the region's tokens
+    count_GLE: NDArray[np.int64]  # selections
+    tokens_G: NDArray[np.int64]
+    pack_G: NDArray[np.int32]  # index into `packs`
+    packs: tuple[str, ...]
+    region_tokens: dict[str, int]
 
 
 def score(settings: PruningSettings, trace: Trace) -> ExpertScores:
-    """S[l, j] = reduce over selections of expert j in layer l of w_t * saliency_t.
+    """S[l, j] = reduce over selections of expert j in layer l of m_t * w_t * saliency_t.
 
-    saliency is one of 1, gate g, norm n, g * n; w_t is 1 or the weight of the token's region;
-    reduce is the sum or the mean over selections. An expert without selections scores 0. REAP is
+    saliency is 1, the gate g, the norm n, n^2 or g * n; w_t is 1 or the weight of the token's
+    region; m_t the weight of its pack (`pack_weights`). sum: over selections; mean: the sum over
+    the summed m_t of the selections. An expert without selections scores 0; higher = keep. REAP is
     (gate_norm, uniform, mean) of arXiv:2510.13999; EAFT-REAP is (gate_norm, eaft, sum).
+    """
+    return score_from(settings, masses(settings, trace))
+
+
+def masses(settings: PruningSettings, trace: Trace, by: Literal["pack", "row"] = "pack") -> Masses:
+    """One pass over the trace; of the settings only those of `mass_key` matter.
+
+    Raises ValueError for a trace of no tokens. Groups without tokens have masses of zero.
     """
     if len(trace) == 0:
         raise ValueError("the routing trace holds no tokens: nothing to score")
-    names = regions(
-        trace.scores.p_T,
-        trace.scores.entropy_T,
-        settings.regions,
-        settings.quantile,
-        settings.high_quantile,
+    group_T, pack_G = _groups(trace, by)
+    region_T, share_TR = _regions(settings, trace)
+    n_groups, n_regions, n_experts = len(pack_G), len(REGIONS), trace.n_experts
+    mass, count = [], []
+    for layer in range(trace.n_layers):
+        ids_TK = trace.experts_TLK[:, layer].astype(np.int64)
+        group_TK = ids_TK + n_experts * group_T[:, None]
+        count.append(_sums(group_TK, None, (n_groups, n_experts)))
+        saliency_TK = _saliency(trace, layer, settings.saliency)
+        if share_TR is None:  # a token is in one region: one pass instead of three
+            cell_TK = ids_TK + n_experts * (group_T * n_regions + region_T)[:, None]
+            mass.append(_sums(cell_TK, saliency_TK, (n_groups, n_regions, n_experts)))
+        else:
+            shared = [saliency_TK * share_TR[:, [r]] for r in range(n_regions)]
+            parts = [_sums(group_TK, part, (n_groups, n_experts)) for part in shared]
+            mass.append(np.stack(parts, axis=1))
+    return Masses(
+        mass_GRLE=np.stack(mass, axis=2),
+        count_GLE=np.stack(count, axis=1).astype(np.int64),
+        tokens_G=np.bincount(group_T, minlength=n_groups),
+        pack_G=pack_G,
+        packs=trace.packs,
+        region_tokens={name: int(np.sum(region_T == i)) for i, name in enumerate(REGIONS)},
     )
-    weight_T = np.ones(len(trace))
-    if settings.weight == "eaft":
-        weights = (settings.w_good, settings.w_uncertain, settings.w_conflict)
-        weight_T = np.array(weights)[names]
-    counts = [_per_expert(trace, layer, None) for layer in range(trace.n_layers)]
-    count_LE = np.stack(counts).astype(np.int64)
-    if settings.saliency == "random":
-        score_LE = np.random.default_rng(settings.seed).random(count_LE.shape)
-        positive_LE = score_LE
-    else:
-        score_LE, positive_LE = _sums(trace, settings.saliency, weight_T)
-        if settings.reduce == "mean":
-            score_LE = score_LE / np.maximum(count_LE, 1)
-    region_tokens = {name: int(np.sum(names == i)) for i, name in enumerate(REGIONS)}
-    return ExpertScores(score_LE, positive_LE, count_LE, region_tokens)
 
 
-def regions(
-    p_T: NDArray[np.float64],
-    entropy_T: NDArray[np.float32],
-    kind: Regions,
-    quantile: float,
-    high_quantile: float,
-) -> NDArray[np.int8]:
-    """Region of every token as an index into `REGIONS`.
+def mass_key(settings: PruningSettings) -> tuple[str | float, ...]:
+    """What the masses of a trace depend on; all other settings only weigh them."""
+    s = settings
+    return s.saliency, s.regions, s.quantile, s.high_quantile, s.soft_width
 
-    strict: good = p >= p_q and H <= H_q; conflict = p < p_q and H <= H_q; uncertain = the rest.
-    policy: conflict = p <= p_q and H <= H_q; uncertain = p <= p_q and H >= H_hi; good = the rest.
-    Thresholds are quantiles over the given tokens.
+
+def score_from(
+    settings: PruningSettings, masses: Masses, times_G: NDArray[np.int64] | None = None
+) -> ExpertScores:
+    """The score of one weighting, from masses; microseconds.
+
+    times_G counts each group that often (a bootstrap resample of rows); None: once.
     """
-    p_q, h_q = thresholds(p_T, entropy_T, quantile)
-    entropy = entropy_T.astype(np.float64)
-    if kind == "strict":
-        sure = entropy <= h_q
-        return np.where(sure, np.where(p_T >= p_q, 0, 2), 1).astype(np.int8)
-    _, h_hi = thresholds(p_T, entropy_T, high_quantile)
-    wrong = p_T <= p_q
-    region = np.zeros(len(p_T), np.int8)
-    region[wrong & (entropy >= h_hi)] = 1
-    region[wrong & (entropy <= h_q)] = 2
-    return region
+    if times_G is None:
+        times_G = np.ones(len(masses.tokens_G), np.int64)
+    count_LE = (times_G[:, None, None] * masses.count_GLE).sum(axis=0)
+    shape = count_LE.shape
+    if settings.saliency == "random":
+        score_LE = np.random.default_rng(settings.seed).random(shape)
+        pack_mass = np.broadcast_to(score_LE, (len(masses.packs), *shape)).copy()
+        return ExpertScores(score_LE, score_LE, count_LE, masses.region_tokens, pack_mass)
+    weight_R = np.ones(len(REGIONS))
+    if settings.weight == "eaft":
+        weight_R = np.array([settings.w_good, settings.w_uncertain, settings.w_conflict])
+    weight_G = times_G * pack_weights(settings, masses, times_G)[masses.pack_G]
+    score_LE = _weighted(weight_G[:, None] * weight_R, masses.mass_GRLE)
+    positive_GR = weight_G[:, None] * np.maximum(weight_R, 0.0)
+    of_pack = [masses.pack_G == index for index in range(len(masses.packs))]
+    pack_mass = np.stack([_weighted(positive_GR[g], masses.mass_GRLE[g]) for g in of_pack])
+    if settings.reduce == "mean":
+        weight_LE = _weighted(weight_G, masses.count_GLE)
+        score_LE = np.divide(score_LE, weight_LE, out=np.zeros(shape), where=weight_LE > 0)
+    return ExpertScores(score_LE, pack_mass.sum(axis=0), count_LE, masses.region_tokens, pack_mass)
+
+
+def pack_weights(
+    settings: PruningSettings, masses: Masses, times_G: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """m of every pack's tokens, in the order of `masses.packs`.
+
+    global: the pack's weight, 1 unless named in `pack_weights`. per_file: tokens / (packs x the
+    pack's tokens), so that every pack counts as much as any other. per_file_weighted: both,
+    multiplied. Raises UserError where no profiled token has weight.
+    """
+    tokens_P = np.bincount(masses.pack_G, masses.tokens_G * times_G, len(masses.packs))
+    given_P = np.array([settings.pack_weights.get(name, 1.0) for name in masses.packs])
+    if settings.sampling != "global":
+        present = tokens_P > 0
+        even = tokens_P.sum() / (present.sum() * np.maximum(tokens_P, 1))
+        given_P = given_P * np.where(present, even, 0.0)
+    if not (given_P * tokens_P > 0).any():
+        raise UserError(
+            f"pruning.pack_weights = {settings.pack_weights} leaves no profiled token with weight: "
+            f"give one of {', '.join(masses.packs)} a weight above 0"
+        )
+    return given_P
+
+
+def _regions(
+    settings: PruningSettings, trace: Trace
+) -> tuple[NDArray[np.int8], NDArray[np.float64] | None]:
+    """Region of every token, and its shares where regions are soft (then: the strict region)."""
+    p_T, entropy_T, q = trace.scores.p_T, trace.scores.entropy_T, settings.quantile
+    if settings.regions == "soft":
+        strict = regions(p_T, entropy_T, "strict", q, settings.high_quantile)
+        return strict, soft_regions(p_T, entropy_T, q, settings.soft_width)
+    return regions(p_T, entropy_T, settings.regions, q, settings.high_quantile), None
+
+
+def _groups(
+    trace: Trace, by: Literal["pack", "row"]
+) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    """Group of every token, and the pack of every group."""
+    if by == "pack":
+        return trace.pack_T.astype(np.int64), np.arange(len(trace.packs), dtype=np.int32)
+    _, first, group_T = np.unique(trace.row_T, return_index=True, return_inverse=True)
+    return group_T.astype(np.int64), trace.pack_T[first].astype(np.int32)
+
+
+def _saliency(trace: Trace, layer: int, saliency: str) -> NDArray[np.float64]:
+    ones = np.ones((len(trace), trace.top_k))
+    gates, norms = trace.gates_TLK[:, layer], trace.norms_TLK[:, layer]
+    match saliency:
+        case "gate":
+            return ones * gates
+        case "norm":
+            return ones * norms
+        case "norm2":
+            return ones * norms * norms
+        case "gate_norm":
+            return ones * gates * norms
+    return ones  # one; random looks at no mass
 
 
 def _sums(
-    trace: Trace, saliency: str, weight_T: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    factors: Mapping[str, tuple[NDArray[np.float32], ...]] = {
-        "one": (),
-        "gate": (trace.gates_TLK,),
-        "norm": (trace.norms_TLK,),
-        "gate_norm": (trace.gates_TLK, trace.norms_TLK),
-    }
-    total, positive = [], []
-    for layer in range(trace.n_layers):
-        contribution_TK = np.repeat(weight_T[:, None], trace.top_k, axis=1)
-        for factor_TLK in factors[saliency]:
-            contribution_TK = contribution_TK * factor_TLK[:, layer]
-        total.append(_per_expert(trace, layer, contribution_TK))
-        positive.append(_per_expert(trace, layer, np.maximum(contribution_TK, 0.0)))
-    return np.stack(total), np.stack(positive)
-
-
-def _per_expert(
-    trace: Trace, layer: int, values_TK: NDArray[np.float64] | None
+    cell_TK: NDArray[np.int64], values_TK: NDArray[np.float64] | None, shape: tuple[int, ...]
 ) -> NDArray[np.float64]:
-    ids = trace.experts_TLK[:, layer].reshape(-1)
     values = None if values_TK is None else values_TK.reshape(-1)
-    return np.bincount(ids, values, minlength=trace.n_experts).astype(np.float64)
+    sums = np.bincount(cell_TK.reshape(-1), values, minlength=int(np.prod(shape)))
+    return sums.astype(np.float64).reshape(shape)
+
+
+def _weighted(
+    weights: NDArray[np.float64], masses_LE: NDArray[np.float64] | NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Sum of weight x mass over all leading axes, in order: BLAS would follow its threads."""
+    flat = masses_LE.reshape(-1, *masses_LE.shape[-2:])
+    total: NDArray[np.float64] = (weights.reshape(-1)[:, None, None] * flat).sum(axis=0)
+    return total

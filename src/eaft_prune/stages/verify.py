@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from eaft_prune.checkpoint import (
     tensor_bytes,
 )
 from eaft_prune.families.base import Family, slices_of
+from eaft_prune.families.padding import muted, padded
 from eaft_prune.types import KeepPlan, UserError
 
 _CHUNK = 16 << 20
@@ -58,6 +60,7 @@ class Manifest:
     plan: KeepPlan
     plan_digest: str
     changed_tensors: Mapping[str, str]  # sha256 of those whose bytes are meant not to be the base's
+    padded: bool  # layers of a ragged plan were filled up with experts never routed to
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -74,6 +77,7 @@ def read_manifest(path: Path) -> Manifest:
             plan=KeepPlan(kept, values["plan"]["n_experts"]),
             plan_digest=values["plan"]["digest"],
             changed_tensors=dict(values.get("changed_tensors", {})),
+            padded=any(values["padding"]),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
@@ -124,12 +128,13 @@ def check_base(
     A tensor that the manifest names as changed must have the base's shape and type, and the bytes
     whose sha256 the manifest gives.
     """
-    plan, path = manifest.plan, manifest.path
+    path = manifest.path
+    plan = padded(manifest.plan) if manifest.padded else manifest.plan
     if plan.uniform_keep_n is None:
         raise UserError(f"{path}: its plan keeps other numbers of experts in other layers")
     slices = slices_of(family, base, plan)
     found = []
-    if plan.digest != manifest.plan_digest:
+    if manifest.plan.digest != manifest.plan_digest:
         found.append(Finding(MANIFEST, "the plan's digest is not that of its experts"))
     found += _check_mapping(plan, path / MAPPING)
     found += _check_config(family.patch_config(base.config, plan.uniform_keep_n), path)
@@ -146,7 +151,9 @@ def check_base(
     for name in sorted(set(model.tensors) - set(base.tensors)):
         found.append(Finding(model.tensors[name].file, f"{name} is not in the base", name))
     both = [name for name in base.tensors if name in model.tensors]
-    with ThreadPoolExecutor(_THREADS) as pool:
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(_THREADS) as pool:
+        if manifest.padded:
+            base = muted(family, base, manifest.plan, Path(folder) / "router")
         compared = pool.map(
             lambda name: _check_tensor(
                 model, base, name, slices[name], manifest.changed_tensors.get(name), on_bytes

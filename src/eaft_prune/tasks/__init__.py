@@ -1,4 +1,4 @@
-"""Every task by its name: one function of (bench, output directory) each."""
+"""Every task by its name: tracked ones of (bench, output directory), upkeep of the settings."""
 
 from __future__ import annotations
 
@@ -6,16 +6,24 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from eaft_prune.bench import Bench
+from eaft_prune.config import Experiment
+from eaft_prune.progress import Bars
 from eaft_prune.search import run_search
 from eaft_prune.tasks import basic
+from eaft_prune.tasks.ablate import run_ablate
+from eaft_prune.tasks.memo import run_memo
 from eaft_prune.tasks.plan import run_plan
 from eaft_prune.tasks.replay import run_replay
+from eaft_prune.tasks.stability import run_stability
+from eaft_prune.tasks.upkeep import Upkeep, run_doctor, run_gc
 from eaft_prune.tasks.verify import run_verify
 from eaft_prune.types import Outcome
 
 TASKS: Mapping[str, Callable[[Bench, Path], Outcome]] = {
     "pipeline": basic.run_pipeline,
+    "predownload": basic.run_predownload,
     "profile": basic.run_profile,
+    "prune": basic.run_prune,
     "evaluate": basic.run_evaluate,
     "compare": basic.run_compare,
     "noise_floor": basic.run_noise_floor,
@@ -26,4 +34,12 @@ TASKS: Mapping[str, Callable[[Bench, Path], Outcome]] = {
     "plan": run_plan,
     "replay": lambda bench, out: run_replay(bench, out, TASKS),
     "verify": run_verify,
+    "ablate": run_ablate,
+    "stability": run_stability,
+    "memo": run_memo,
+}
+
+UPKEEP: Mapping[str, Callable[[Experiment, Bars], Upkeep]] = {
+    "doctor": run_doctor,
+    "gc": run_gc,
 }

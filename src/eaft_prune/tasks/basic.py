@@ -8,10 +8,12 @@ from pathlib import Path
 from eaft_prune.bench import Bench
 from eaft_prune.config import resolve_path
 from eaft_prune.evaluations import load_evaluation
+from eaft_prune.looks import Side, measure_all
 from eaft_prune.pipeline import (
     check_keep_n,
     export_plan,
     judge,
+    masked_model,
     measure,
     open_base,
     select,
@@ -30,17 +32,18 @@ def run_pipeline(bench: Bench, out: Path) -> Outcome:
     if bench.experiment.export.path and "pruned" in bench.experiment.eval.candidates:
         export.check_target(resolve_path(bench.experiment.export.path))
     selection = select(bench, base)
-    measured_base = measure(bench, base, "base", base)
-    candidates = []
+    sides = [Side("base", base)]
     pruned: Checkpoint | None = None
     for name in bench.experiment.eval.candidates:
         if name == "masked":
-            candidates.append(measure(bench, base, name, base, mask=selection.plan))
+            model, label = masked_model(bench, base)
+            sides.append(Side(label, model, selection.plan))
         else:
             model = write(bench, base, selection)
             pruned = model.checkpoint
-            candidates.append(measure(bench, model, name, base))
-    return judge(bench, out, measured_base, candidates, selection, base.checkpoint, pruned)
+            sides.append(Side(name, model))
+    first, *rest = measure_all(bench, base, sides)
+    return judge(bench, out, first, rest, selection, base.checkpoint, pruned)
 
 
 def run_profile(bench: Bench, out: Path) -> Outcome:
@@ -48,6 +51,31 @@ def run_profile(bench: Bench, out: Path) -> Outcome:
     base = bench.base()
     check_keep_n(bench, base)
     return Outcome(selection=select(bench, base), base=base.checkpoint)
+
+
+def run_prune(bench: Bench, out: Path) -> Outcome:
+    """From packs to the checkpoint on disk; no evaluation."""
+    base = bench.base()
+    check_keep_n(bench, base)
+    if bench.experiment.export.path:
+        export.check_target(resolve_path(bench.experiment.export.path))
+    selection = select(bench, base)
+    pruned = write(bench, base, selection)
+    return Outcome(selection=selection, base=base.checkpoint, checkpoint=pruned.checkpoint)
+
+
+def run_predownload(bench: Bench, out: Path) -> Outcome:
+    """Fetch model and packs where they come from a hub; check tensors and rows, hash everything."""
+    base = bench.base()
+    files = base.files
+    facts = {
+        "base": str(files.path),
+        "base_digest": base.digest,
+        "tensors": len(files.tensors),
+        "weight_bytes": files.weight_bytes,
+        "packs": {name: str(path) for name, (path, _) in bench.pack_files().items()},
+    }
+    return Outcome(base=base.checkpoint, facts=facts)
 
 
 def run_evaluate(bench: Bench, out: Path) -> Outcome:
@@ -69,8 +97,8 @@ def run_compare(bench: Bench, out: Path) -> Outcome:
 def run_noise_floor(bench: Bench, out: Path) -> Outcome:
     """The base model evaluated twice: what the gate reads when nothing changed."""
     base = open_base(bench)
-    first = measure(bench, base, "base", base)
-    second = measure(bench, base, "repeat", base, replicate=1)
+    sides = [Side("base", base), Side("repeat", base, replicate=1)]
+    first, second = measure_all(bench, base, sides)
     return judge(bench, out, first, [second], None, base.checkpoint, None)
 
 
@@ -83,8 +111,7 @@ def run_noop(bench: Bench, out: Path) -> Outcome:
     bench.observer.plan(plan)
     model = export_plan(bench, base, plan, {"criterion": "keep all"})
     same = export.identical_tensors(base.files, model.files)
-    first = measure(bench, base, "base", base)
-    second = measure(bench, model, "pruned", base)
+    first, second = measure_all(bench, base, [Side("base", base), Side("pruned", model)])
     facts = {"identical_tensors": same}
     return judge(bench, out, first, [second], None, base.checkpoint, model.checkpoint, facts)
 

@@ -66,7 +66,7 @@ def _base_path(manifest: Manifest, given: str | None) -> Path:
     where = {key: manifest.base.get(key) for key in ("path", "hub_id", "revision")}
     try:
         settings = ModelSettings(name=manifest.base["label"], **where)
-        path = sources.model_path(settings, offline=True)
+        path = sources.model_path(settings, local_only=True)
         if not path.is_dir():
             raise UserError(f"{path} is not a directory")
     except ValueError as error:

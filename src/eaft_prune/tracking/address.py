@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 import sqlalchemy
 from filelock import FileLock
+from mlflow.store.db.utils import _initialize_tables
 from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.file_utils import local_file_uri_to_path
 from mlflow.utils.rest_utils import http_request
@@ -75,6 +76,26 @@ def one_creator(uri: str) -> Iterator[None]:
         lock = Path(tempfile.gettempdir()) / f"eaft_prune-mlflow-{key}.lock"
     with FileLock(lock):
         yield
+
+
+def create_sqlite(uri: str) -> None:
+    """Put MLflow's schema in place by one rename: half of it would never be completed.
+
+    Call it within `one_creator`: a draft that is there already is a dead process's.
+    """
+    database = Path(str(sqlalchemy.make_url(uri).database)) if scheme(uri) == "sqlite" else None
+    if database is None or database.exists():
+        return
+    draft = database.with_name(f".{database.name}.draft")
+    draft.unlink(missing_ok=True)
+    engine = sqlalchemy.create_engine(f"sqlite:///{draft}", poolclass=sqlalchemy.NullPool)
+    try:
+        _initialize_tables(engine)
+        engine.dispose()
+        draft.rename(database)
+    finally:
+        for rest in draft.parent.glob(f"{draft.name}*"):  # and its journal
+            rest.unlink()
 
 
 def probe(uri: str) -> None:

@@ -47,14 +47,19 @@ class Terminated(BaseException):
     """SIGTERM arrived while a run was tracked; unwinds like KeyboardInterrupt."""
 
 
+def set_environment() -> None:
+    """What mlflow reads when it is first imported."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+
+
 def prepare(settings: TrackingSettings) -> Server:
     """Create what the tracking URI needs (directory, schema, experiment) and connect.
 
     Safe to call from several processes at once. Raises UserError naming `tracking.uri` if the URI
     is malformed or cannot be reached, `tracking.experiment` if the experiment was deleted.
     """
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    set_environment()
     from eaft_prune.tracking.server import Server
 
     return Server(settings.uri, settings.experiment)

@@ -17,6 +17,7 @@ from eaft_prune.tracking.provenance import as_text, flatten, process_tags, redac
 from eaft_prune.types import (
     Checkpoint,
     EvalKey,
+    GateCheck,
     GateVerdict,
     KeepPlan,
     PackReport,
@@ -130,7 +131,9 @@ class MlflowRun:
         delta = "delta" if model == "pruned" else f"{model}/delta"
         for (pack, seq_len), report in reports.items():
             where = f"{pack}/{seq_len}"
-            figures |= {f"eval/{model}/{where}/{k}": v for k, v in asdict(report).items()}
+            figures |= {
+                f"eval/{model}/{where}/{k}": v for k, v in asdict(report).items() if v is not None
+            }
             if base is not None:
                 changes = _changes(report, base[pack, seq_len])
                 figures |= {f"{delta}/{where}/{k}": v for k, v in changes.items()}
@@ -143,10 +146,16 @@ class MlflowRun:
             figures[f"{where}/value"] = check.value
             figures[f"{where}/limit"] = check.limit
             figures[f"{where}/margin"] = check.limit - abs(check.value)
+            for name in ("estimate", "low", "high", "settled_at"):
+                if (known := getattr(check, name)) is not None:
+                    figures[f"{where}/{name}"] = float(known)
         tags = {
             "gate.status": verdict.status,
             "gate.name": verdict.gate,
+            "gate.plain_status": verdict.plain,
             "gate.failed_checks": ",".join(verdict.failed_checks),
+            "gate.undecided_checks": ",".join(verdict.undecided_checks),
+            "gate.plain_failed_checks": ",".join(verdict.plain_failed_checks),
             _NOTE: _verdict_table(verdict),
         }
         self._log(figures, tags, model_id=self._models.get("pruned"))
@@ -236,16 +245,22 @@ def _changes(report: PackReport, base: PackReport) -> dict[str, float]:
 
 def _verdict_table(verdict: GateVerdict) -> str:
     rows = [
-        f"| {check.name} | {check.pack} | {check.seq_len} | {check.value:+.5f} | {check.limit:.5f} "
-        f"| {'pass' if check.passed else '**FAIL**'} |"
+        f"| {check.name} | {check.pack} | {check.seq_len} | {check.value:+.5f} | {_bounds(check)} "
+        f"| {check.limit:.5f} | {'pass' if check.outcome == 'PASS' else f'**{check.outcome}**'} |"
         for check in verdict.checks
     ]
     return "\n".join(
         [
-            f"**{verdict.status}** ({verdict.gate})",
+            f"**{verdict.status}** ({verdict.gate}; by point estimates {verdict.plain})",
             "",
-            "| check | pack | seq_len | value | limit | |",
-            "|---|---|---:|---:|---:|---|",
+            "| check | pack | seq_len | value | interval | limit | |",
+            "|---|---|---:|---:|---:|---:|---|",
             *rows,
         ]
     )
+
+
+def _bounds(check: GateCheck) -> str:
+    if check.low is None or check.high is None:
+        return ""
+    return f"{check.low:+.5f} to {check.high:+.5f}"

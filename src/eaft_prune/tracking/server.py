@@ -32,12 +32,12 @@ from mlflow.entities import (
 )
 from mlflow.exceptions import MlflowException
 
-from eaft_prune.tracking.address import one_creator, probe, resolve, root, scheme
+from eaft_prune.tracking.address import create_sqlite, one_creator, probe, resolve, root, scheme
 from eaft_prune.tracking.provenance import one_line, redact
 from eaft_prune.tracking.run import TrackingError
 from eaft_prune.types import UserError
 
-_FAILURES = (
+FAILURES = (
     MlflowException,
     requests.RequestException,
     sqlalchemy.exc.SQLAlchemyError,
@@ -67,12 +67,13 @@ class Server:
         try:
             self.uri, artifacts = resolve(uri)
             with one_creator(self.uri):
+                create_sqlite(self.uri)
                 probe(self.uri)
                 self._client = MlflowClient(tracking_uri=self.uri)
                 self.experiment_id = self._experiment(experiment, artifacts)
         except UserError:
             raise
-        except (*_FAILURES, ValueError) as error:  # ValueError: a port that is no number
+        except (*FAILURES, ValueError) as error:  # ValueError: a port that is no number
             why = one_line(root(error))
             raise UserError(f"tracking.uri = {redact(uri)!r} cannot be used: {why}") from error
 
@@ -231,7 +232,7 @@ class Server:
     def _reaching(self) -> Iterator[None]:
         try:
             yield
-        except _FAILURES as error:
+        except FAILURES as error:
             where = redact(self.uri)
             raise TrackingError(f"MLflow at {where} failed: {one_line(error)}") from error
 

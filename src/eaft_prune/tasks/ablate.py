@@ -1,0 +1,132 @@
+"""Which term of the weighting does the work: one plan a term, evaluated masked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eaft_prune.agreement import jaccard
+from eaft_prune.bench import Bench
+from eaft_prune.config import AblateSettings, PruningSettings
+from eaft_prune.pipeline import check_keep_n, judge, measure, open_base
+from eaft_prune.profiling import trace_of
+from eaft_prune.regions import REGIONS
+from eaft_prune.stages.plan import plan
+from eaft_prune.stages.score import masses, score_from
+from eaft_prune.types import Evaluation, Outcome, TokenScores, UserError
+
+_WEIGHTS = {"good": "w_good", "uncertain": "w_uncertain", "conflict": "w_conflict"}
+
+
+def run_ablate(bench: Bench, out: Path) -> Outcome:
+    """The full criterion, no weighting, and each region's term alone, at the same selection.
+
+    A term whose region holds no profiled token is named and left out.
+    """
+    settings = bench.experiment.ablate
+    assert settings is not None, "config requires ablate.* for this task"
+    variants = variants_of(bench.experiment.pruning)
+    base = open_base(bench)
+    check_keep_n(bench, base)
+    sums = masses(bench.experiment.pruning, trace_of(bench, base).value)
+    empty = [f"{r}_only" for i, r in enumerate(REGIONS) if not sums.mass_GRLE[:, i].any()]
+    plans = {
+        name: plan(how, score_from(how, sums))
+        for name, how in variants.items()
+        if name not in empty  # it would rank nothing
+    }
+    bench.observer.plan(plans["full"])
+    measured = measure(bench, base, "base", base)
+    candidates = {name: measure(bench, base, name, base, mask=kept) for name, kept in plans.items()}
+    facts: dict[str, Any] = {
+        **{f"{name}_tokens": tokens for name, tokens in sums.region_tokens.items()},
+        "without_tokens": " ".join(empty) or "none",
+        "distinct_plans": len({kept.digest for kept in plans.values()}),
+    }
+    gate = bench.experiment.gate
+    for seq_len in gate.seq_lens:
+        key = (gate.pack, seq_len)
+        facts[f"{gate.pack}/{seq_len}"] = {
+            name: {
+                "overlap_full": float(jaccard(plans[name], plans["full"]).mean()),
+                **_row(settings, measured, candidates["full"], candidates[name], key),
+            }
+            for name in plans
+        }
+    return judge(
+        bench, out, measured, list(candidates.values()), None, base.checkpoint, None, facts
+    )
+
+
+def variants_of(pruning: PruningSettings) -> Mapping[str, PruningSettings]:
+    """full: eaft weights; reap: none; the others: one region's weight, the rest 0.
+
+    Raises UserError where a weight of 0 leaves a term with nothing to rank by, or the criterion
+    has no saliency.
+    """
+    if pruning.saliency == "random":
+        raise UserError("pruning.saliency = 'random' has no terms to ablate: use pruning=eaft_reap")
+    full = pruning.model_copy(update={"weight": "eaft"})
+    out = {"full": full, "reap": pruning.model_copy(update={"weight": "uniform"})}
+    for region, name in _WEIGHTS.items():
+        weight = getattr(pruning, name)
+        if weight == 0:
+            raise UserError(
+                f"pruning.{name} = 0: the {region} term alone ranks nothing; give it a weight"
+            )
+        alone = {**dict.fromkeys(_WEIGHTS.values(), 0.0), name: weight}
+        out[f"{region}_only"] = full.model_copy(update=alone)
+    return out
+
+
+def paired_interval(
+    settings: AblateSettings, reference: TokenScores, candidate: TokenScores
+) -> tuple[float, float, float]:
+    """dNLL = mean of ln p_reference - ln p_candidate, with its percentile bootstrap interval.
+
+    Blocks are drawn with replacement, the same for both (Efron and Tibshirani, 1993, chapter 13);
+    above 0: the candidate is worse. Returns (value, low, high).
+    """
+    change_B, tokens_B = _by_block(reference, candidate)
+    n = len(tokens_B)
+    draws = np.random.default_rng(settings.seed).multinomial(
+        n, np.full(n, 1 / n), size=settings.resamples
+    )
+    draws = draws[(draws @ tokens_B) > 0]
+    values = (draws * change_B).sum(axis=1) / (draws * tokens_B).sum(axis=1)
+    tail = (1 - settings.confidence) / 2
+    low, high = np.quantile(values, [tail, 1 - tail])
+    return float(change_B.sum() / tokens_B.sum()), float(low), float(high)
+
+
+def _by_block(
+    reference: TokenScores, candidate: TokenScores
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    change = reference.logp_T.astype(np.float64) - candidate.logp_T.astype(np.float64)
+    tokens_B = np.bincount(reference.block_T)
+    return np.bincount(reference.block_T, change).astype(np.float64), tokens_B
+
+
+def _row(
+    settings: AblateSettings,
+    base: Evaluation,
+    full: Evaluation,
+    candidate: Evaluation,
+    key: tuple[str, int],
+) -> dict[str, float]:
+    dnll, low, high = paired_interval(settings, base.scores[key], candidate.scores[key])
+    nll = -float(base.scores[key].logp_T.mean(dtype=np.float64))
+    beyond = paired_interval(settings, full.scores[key], candidate.scores[key])
+    return {
+        "dppl": float(np.exp(nll + dnll) - np.exp(nll)),
+        "dnll": dnll,
+        "dnll_low": low,
+        "dnll_high": high,
+        "against_full": beyond[0],
+        "against_full_low": beyond[1],
+        "against_full_high": beyond[2],
+    }

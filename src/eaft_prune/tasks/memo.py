@@ -1,0 +1,27 @@
+"""task=memo: the decision memo from the runs MLflow keeps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from eaft_prune.bench import Bench
+from eaft_prune.report.memo import FILE, decision_memo
+from eaft_prune.result import write_atomically
+from eaft_prune.tracking.history import Archive
+from eaft_prune.tracking.provenance import redact
+from eaft_prune.types import Outcome
+
+
+def run_memo(bench: Bench, out: Path) -> Outcome:
+    """Write memo.md from the finished runs of one MLflow experiment."""
+    settings, tracking = bench.experiment.memo, bench.experiment.tracking
+    assert settings is not None, "config requires memo.* for this task"
+    name = settings.experiment or tracking.experiment
+    kept = Archive(tracking.uri).runs(name, settings.filter)
+    finished = [run for run in kept if run.status == "FINISHED" and "task" in run.tags]
+    sources = {"MLflow": redact(tracking.uri), "experiment": name}
+    if settings.filter:
+        sources["filter"] = settings.filter
+    write_atomically(out / FILE, decision_memo(finished, sources))
+    bench.observer.artifact(out / FILE)
+    return Outcome(facts={"memo": str(out / FILE), "runs": len(finished)})

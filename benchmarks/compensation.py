@@ -5,8 +5,8 @@
         [--blocks 64] [--ridges auto] [--eval-blocks 32] [--home DIR] [SETTING=VALUE ...]
 
 One line a variant: PPL of UNION and of each pack minus the base's, in percent; the geometric mean
-over layers of the residual on calibration tokens; the ridges; seconds to compensate. --unquantised does
-the same to a copy of the model whose experts are bfloat16, so that nothing is rounded to MXFP4.
+over layers of the residual on calibration tokens; the ridges; seconds to compensate. --unquantised
+does the same to a copy of the model with experts in bfloat16, so that nothing is rounded to MXFP4.
 """
 
 from __future__ import annotations

@@ -174,9 +174,9 @@ def test_a_tensor_that_the_manifest_calls_changed_has_its_bytes(
     data = b"".join(tensor_bytes(open_model(copy), name))
     path = copy / "manifest.json"
 
-    def declare(sha: str) -> None:
-        values = json.loads(path.read_text())
-        path.write_text(json.dumps({**values, "changed_tensors": {name: sha}}))
+    def declare(sha: str, level: str = "bias", tensor: str = name) -> None:
+        values = {"compensation": {"level": level}, "changed_tensors": {tensor: sha}}
+        path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
     declare(hashlib.sha256(data).hexdigest())
     assert findings(checkpoint, copy) == []
@@ -184,6 +184,10 @@ def test_a_tensor_that_the_manifest_calls_changed_has_its_bytes(
     (found,) = findings(checkpoint, copy)
     assert found.tensor == name
     assert found.what.endswith("not 000000000000")
+    for level, tensor in (("none", name), ("bias", name.replace("_bias", "_blocks"))):
+        declare(hashlib.sha256(data).hexdigest(), level, tensor)
+        assert any("is not to" in item.what for item in findings(checkpoint, copy))
+    declare(hashlib.sha256(data).hexdigest(), "down_proj")
 
     def shorten(weights: dict[str, np.ndarray[Any, Any]]) -> None:
         weights[name] = weights[name][:3].copy()

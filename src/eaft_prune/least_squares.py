@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
+from eaft_prune.types import UserError
+
 _TOLERANCE = 1e-5  # of Gauss-Seidel: the last sweep's change relative to the solution
 _SWEEPS = 100
 
@@ -88,8 +90,19 @@ def regularised(squares_UU: torch.Tensor, ridge: float) -> torch.Tensor:
 
 def solve(squares_UU: torch.Tensor, right_UH: torch.Tensor, ridge: float) -> torch.Tensor:
     """X [U, H] by one Cholesky factorisation; 0 for columns that are zero."""
-    factor = torch.linalg.cholesky(regularised(squares_UU, ridge))
-    return torch.cholesky_solve(right_UH, factor)
+    return torch.cholesky_solve(right_UH, cholesky(regularised(squares_UU, ridge)))
+
+
+def cholesky(matrix_UU: torch.Tensor) -> torch.Tensor:
+    """Its lower factor; raises UserError where rounding makes the matrix indefinite."""
+    factor, info = torch.linalg.cholesky_ex(matrix_UU)
+    if int(info):
+        raise UserError(
+            "compensation.ridge is too small for the features' correlations at "
+            f"{str(matrix_UU.dtype).removeprefix('torch.')}: raise it, or use auto"
+        )
+    lower: torch.Tensor = factor
+    return lower
 
 
 def gauss_seidel(
@@ -105,7 +118,7 @@ def gauss_seidel(
     solved = []
     for values in features.values:
         squares = values.to(dtype).T @ values.to(dtype)
-        solved.append((torch.linalg.cholesky(regularised(squares, ridge)), squares.diagonal()))
+        solved.append((cholesky(regularised(squares, ridge)), squares.diagonal()))
     for _ in range(_SWEEPS):
         moved = 0.0
         for group, (rows, values) in enumerate(zip(features.rows, features.values, strict=True)):

@@ -112,6 +112,7 @@ def files_beside(
         source = file_digest(resolve_path(experiment.scores))
     elif scores is not None:
         rows = dict(bench.blocks(base, profiled).record.facts)
+    compensation = experiment.compensation.model_dump()
     recipe = RecipeFile(
         eaft_prune=__version__,
         base=dict(origin(bench, base)),
@@ -126,6 +127,7 @@ def files_beside(
             "packs": experiment.packs.model_dump(include=_PACK_SETTINGS),
             "profile": experiment.profile.model_dump(),
             "pruning": pruning.model_dump(),
+            **({"compensation": compensation} if pruning.compensation != "none" else {}),
         },
     )
     texts = {RECIPE: to_yaml(recipe)}

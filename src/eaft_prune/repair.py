@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -75,7 +75,9 @@ def compensated(bench: Bench, base: Model, plan: KeepPlan) -> Repair:
         compute,
         lambda value, seconds: {
             "scored_tokens": value.scored_tokens,
-            "residual": math.prod(value.stored) ** (1 / len(value.stored)),
+            "residual": _mean(value.stored),
+            "held_out": _mean(value.held_out),
+            "held_out_by_half": _mean(value.held_out_by_half),
             "ridges": list(value.ridges),
         },
     )
@@ -92,10 +94,17 @@ def compensated(bench: Bench, base: Model, plan: KeepPlan) -> Repair:
                 "token_digest": blocks.record.facts["token_digest"],
                 "residual_solved": value.solved,
                 "residual_stored": value.stored,
+                "residual_held_out": value.held_out,
+                "residual_held_out_by_half": value.held_out_by_half,
             }
         },
         changed_tensors={"changed_tensors": dict(_hashes(stored, names))},
     )
+
+
+def _mean(residuals: Sequence[float]) -> float:
+    """Over layers; geometric, as residuals are ratios."""
+    return math.prod(residuals) ** (1 / len(residuals))
 
 
 def _request(bench: Bench) -> BlockRequest:

@@ -104,6 +104,8 @@ class Experiment(Settings):
             raise ValueError(
                 f"eval.top_k = {self.eval.top_k} has no effect with task={task}: use task=pipeline"
             )
+        if self.pruning.compensation != "none":
+            self._check_compensation()
         if self.eval.top_logprobs and task in ("search", "ablate"):
             raise ValueError(f"eval.top_logprobs = true has no effect with task={task}: drop it")
         known = [*self.packs.files, UNION]
@@ -169,6 +171,34 @@ class Experiment(Settings):
                 "seen to confirm its winner on: use packs.split=hash"
             )
         return self
+
+    def _check_compensation(self) -> None:
+        level, task = self.pruning.compensation, self.task.name
+        asked = f"pruning.compensation = {level!r}"
+        if task in ("search", "ablate"):
+            raise ValueError(
+                f"{asked} changes weights, and task={task} scores plans masked in the base model, "
+                "whose weights are as they were: use task=pipeline"
+            )
+        if task in ("noop", "noise_floor"):
+            raise ValueError(
+                f"{asked} has no effect with task={task}, which drops nothing: drop it"
+            )
+        if task == "pipeline" and "masked" in self.eval.candidates:
+            raise ValueError(
+                f"{asked} changes weights, and a masked candidate has the base's: use "
+                "eval.candidates=[pruned]"
+            )
+        if self.pruning.selection != "uniform":
+            raise ValueError(
+                f"{asked} needs as many experts in every layer: use pruning.selection=uniform, not "
+                f"{self.pruning.selection!r}"
+            )
+        if self.engine.experts == "kernels":
+            raise ValueError(
+                f"{asked} needs the experts' activations, which engine.experts = 'kernels' does "
+                "not tell: use engine.experts=auto"
+            )
 
     @property
     def eval_packs(self) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from eaft_prune.engines import experts as moe
 from eaft_prune.engines.base import OnTokens
 from eaft_prune.engines.transformers import TransformersEngine
 from eaft_prune.least_squares import Features
-from eaft_prune.types import Blocks, KeepPlan
+from eaft_prune.types import Blocks, KeepPlan, UserError
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,15 @@ class Streams:
 
 @torch.inference_mode()
 def start(engine: TransformersEngine, plan: KeepPlan, blocks: Blocks) -> Streams:
-    """Both streams as they enter the first layer: the embeddings."""
+    """Both streams as they enter the first layer: the embeddings.
+
+    Raises UserError where layers lie on several devices: streams would have to follow them.
+    """
+    if len({next(layer.parameters()).device for layer in _layers(engine)}) > 1:
+        raise UserError(
+            "pruning.compensation runs on one device, and this model's layers are spread over "
+            "several: show it one GPU (layers that do not fit are streamed)"
+        )
     embed, layers = engine.model.get_input_embeddings(), _layers(engine)
     arguments: list[dict[str, Any]] = []
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import torch
 
+from eaft_prune.least_squares import cholesky
+
 GROUP = 32  # values that share one scale
 _MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # of e2m1, by code
-_BIAS = 127  # of e8m0
+_BIAS = 127  # of e8m0, and of float32
+_LARGEST = 126  # exponent whose power of two and its inverse are normal float32 numbers
 _CANDIDATES = (0, 1, -1)  # exponents above the one that puts the largest value in [4, 8)
 
 
@@ -17,9 +20,9 @@ def quantize(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     the OCP one (largest value in [4, 8) before clipping to 6) where they tie. Values that such
     blocks can hold are held exactly, with the sign of a zero.
     """
-    grouped = values.unflatten(-1, (-1, GROUP))
+    grouped = values.contiguous().unflatten(-1, (-1, GROUP))
     exponents = _exponents(grouped)
-    codes = _codes(torch.ldexp(grouped.abs(), -exponents[..., None]))
+    codes = _codes(grouped.abs() * _power(-exponents[..., None]))
     codes = (codes | (torch.signbit(grouped).to(torch.uint8) << 3)).unflatten(-1, (16, 2))
     return codes[..., 0] | (codes[..., 1] << 4), (exponents + _BIAS).to(torch.uint8)
 
@@ -27,8 +30,8 @@ def quantize(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def nearest(grouped: torch.Tensor, exponents: torch.Tensor) -> torch.Tensor:
     """Values [.., n] rounded to e2m1 (ties to even) times 2^exponents [.., 1]."""
     magnitudes = grouped.new_tensor(_MAGNITUDES)
-    codes = _codes(torch.ldexp(grouped.abs(), -exponents))
-    return torch.copysign(torch.ldexp(magnitudes[codes.int()], exponents), grouped)
+    codes = _codes(grouped.abs() * _power(-exponents))
+    return torch.copysign(magnitudes[codes.int()] * _power(exponents), grouped)
 
 
 def with_feedback(weights_UH: torch.Tensor, metric_UU: torch.Tensor, rounded: int) -> torch.Tensor:
@@ -38,8 +41,7 @@ def with_feedback(weights_UH: torch.Tensor, metric_UU: torch.Tensor, rounded: in
     Frantar et al. 2022, arXiv:2210.17323); 32 rows share a scale per column, chosen when the first
     of them is reached. Rows from `rounded` on stay as exact as they come.
     """
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(metric_UU))
-    spread = torch.linalg.cholesky(inverse, upper=True)
+    spread = cholesky(torch.cholesky_inverse(cholesky(metric_UU))).mT
     out = weights_UH.clone()
     for first in range(0, rounded, GROUP):
         group = slice(first, first + GROUP)
@@ -60,13 +62,18 @@ def _exponents(grouped: torch.Tensor) -> torch.Tensor:
     largest = grouped.abs().amax(-1)
     # frexp: largest = m 2^e with m in [1/2, 1), so e - 3 puts it in [4, 8)
     origin = torch.where(largest > 0, torch.frexp(largest).exponent - 3, 0)
-    best, least = origin, torch.full_like(largest, torch.inf)
+    best, least = torch.zeros_like(origin), torch.full_like(largest, torch.inf)
     for offset in _CANDIDATES:
-        exponents = (origin + offset).clamp(1 - _BIAS, 254 - _BIAS)
+        exponents = (origin + offset).clamp(-_LARGEST, _LARGEST)
         error = (nearest(grouped, exponents[..., None]) - grouped).square().sum(-1)
         best = torch.where(error < least, exponents, best)
         least = torch.minimum(error, least)
     return best.to(torch.int32)
+
+
+def _power(exponents: torch.Tensor) -> torch.Tensor:
+    """2^exponents, float32, by its bits: not every device's pow is exact."""
+    return ((exponents.to(torch.int32) + _BIAS) << 23).view(torch.float32)
 
 
 def _codes(magnitudes: torch.Tensor) -> torch.Tensor:

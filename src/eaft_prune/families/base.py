@@ -85,6 +85,17 @@ def slices_of(family: Family, model: ModelFiles, plan: KeepPlan) -> Slices:
     }
 
 
+def compensated_tensors(family: Family, config: Config, level: str) -> frozenset[str]:
+    """Names of the tensors that a level of compensation may change: bias, or all of down_proj."""
+    if family.down_proj is None or level == "none":
+        return frozenset()
+    stems = tuple(family.down_proj(layer) for layer in range(family.n_layers(config)))
+    ending = "_bias" if level == "bias" else ""
+    return frozenset(
+        n for n in family.tensor_table(config) if n.startswith(stems) and n.endswith(ending)
+    )
+
+
 def positive(config: Config, key: str) -> int:
     """A positive integer of config.json."""
     value = config.get(key)

@@ -4,10 +4,12 @@ Layer after layer one ridge least squares: at the predictors of scored calibrati
 pruned model's stream after the layer is moved to the unpruned model's. What is added to a layer's
 `down_proj` and bias is linear in g_j (h_j, 1) of the kept experts, so the solution is closed-form.
 The pruned stream that enters a layer has every change before it, rounded as it will be stored.
+Rows held out of the fit choose the ridge; a layer whose changes do not help them is left as it is.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -32,7 +34,7 @@ from eaft_prune.types import Blocks, KeepPlan, UserError
 
 VERSION = 1
 RIDGES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # of ridge=auto
-_HELD_OUT = 0.2  # of the calibration rows, to choose the ridge on
+_HELD_OUT = 0.2  # of the calibration rows
 _DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 
 Level = Literal["bias", "down_proj"]
@@ -51,8 +53,9 @@ class Compensation:
     """Bytes of the changed tensors of the kept experts one after another, and how well it went.
 
     tensors: (layer, part, shape, bytes) in the order of `data`; part is "bias", "blocks", "scales"
-    or "weight". The residuals of each layer are ||D - F X||^2 / ||D||^2 on the calibration tokens,
-    D = unpruned - pruned stream: as solved, and as stored. Lower is better, 1 is uncompensated.
+    or "weight". The residuals of each layer are ||D - F X||^2 / ||D||^2, D = unpruned - pruned
+    stream: of all calibration tokens as solved and as stored, of held-out rows by a fit without
+    them, and by one on half of the rows it had. Lower is better, 1 is a layer left as it was.
     """
 
     data: NDArray[np.uint8]
@@ -60,7 +63,26 @@ class Compensation:
     ridges: tuple[float, ...]
     solved: tuple[float, ...]
     stored: tuple[float, ...]
+    held_out: tuple[float, ...]
+    held_out_by_half: tuple[float, ...]
     scored_tokens: int
+
+
+@dataclass(frozen=True)
+class _Split:
+    """Of every scored token: is its row held out; else, is it of the half that is fitted first."""
+
+    held_T: torch.Tensor
+    half_T: torch.Tensor
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """A ridge, and the residuals on held-out rows of a fit on the others and on half of those."""
+
+    ridge: float
+    held_out: float
+    by_half: float
 
 
 @torch.inference_mode()
@@ -75,32 +97,28 @@ def compensate(
 ) -> Compensation:
     """Changes of `down_proj_bias`, or of `down_proj` and its bias, of the kept experts.
 
-    A layer whose stored changes leave it no nearer to the unpruned stream than it was is left out.
-    Reports the tokens of both streams, layer by layer, to `on_tokens`.
+    A layer is left as it is where the fit helps no held-out rows, or its rounded changes not even
+    those it was fitted to. Reports the tokens of both streams, layer by layer, to `on_tokens`.
     """
-    if engine.kernels:
-        raise UserError(
-            "pruning.compensation needs the experts' activations, which engine.experts = 'kernels' "
-            "does not tell: use engine.experts=auto"
-        )
-    held_T = torch.from_numpy(_held_out(blocks, settings.seed)).to(engine.device)
+    split = _split(blocks, settings.seed, engine.device)
     streams = activations.start(engine, plan, blocks)
     data: list[NDArray[np.uint8]] = []
     tensors: list[tuple[int, str, tuple[int, ...], int]] = []
-    ridges, solved, stored = [], [], []
+    choices, solved, stored = [], [], []
     for layer in range(len(plan.kept)):
         target_TH = activations.step(streams, layer, on_tokens)
         features = activations.features(streams, layer, inner=level == "down_proj")
         before = float(target_TH.double().square().sum())
-        ridge = _ridge(features, target_TH, held_T, settings)
+        choice = _choice(features, target_TH, split, settings)
         weight, bias = activations.down_projections(streams, layer)
         base_UH = torch.cat([weight.flatten(0, 1), bias]) if level == "down_proj" else bias
-        x_UH, rounded_UH = _fit(features, target_TH, base_UH, ridge, settings, storage)
+        x_UH, rounded_UH = _fit(features, target_TH, base_UH, choice.ridge, settings, storage)
         after = _rest(features, target_TH, rounded_UH - base_UH)
-        ridges.append(ridge)
-        solved.append(_rest(features, target_TH, x_UH) / before if before else 1.0)
-        stored.append(after / before if after < before else 1.0)
-        if not after < before:
+        helps = choice.held_out < 1 and after < before
+        choices.append(choice)
+        solved.append(_rest(features, target_TH, x_UH) / before if helps else 1.0)
+        stored.append(after / before if helps else 1.0)
+        if not helps:
             continue
         new_weight = rounded_UH[: -len(bias)].view(weight.shape) if level == "down_proj" else weight
         new_bias = rounded_UH[-len(bias) :]
@@ -114,39 +132,46 @@ def compensate(
     return Compensation(
         np.concatenate([np.empty(0, np.uint8), *data]),
         tuple(tensors),
-        tuple(ridges),
+        tuple(choice.ridge for choice in choices),
         tuple(solved),
         tuple(stored),
+        tuple(choice.held_out for choice in choices),
+        tuple(choice.by_half for choice in choices),
         blocks.scored_tokens,
     )
 
 
-def _held_out(blocks: Blocks, seed: int) -> NDArray[np.bool_]:
-    """Of every scored token whether its row is held out."""
+def _split(blocks: Blocks, seed: int, device: torch.device) -> _Split:
+    """Raises UserError where there are too few rows to hold any out."""
     row_T = blocks.row_BS[blocks.scored_BS]
-    rows = np.unique(row_T)
-    count = max(1, round(len(rows) * _HELD_OUT))
-    return np.isin(row_T, np.random.default_rng(seed).choice(rows, count, replace=False))
-
-
-def _ridge(
-    features: Features,
-    target_TH: torch.Tensor,
-    held_T: torch.Tensor,
-    settings: CompensationSettings,
-) -> float:
-    """The ridge asked for, or that of RIDGES whose solution without held rows fits those best."""
-    if settings.ridge != "auto":
-        return settings.ridge
-    if bool(held_T.all()):
+    rows = np.random.default_rng(seed).permutation(np.unique(row_T))
+    held = max(1, round(len(rows) * _HELD_OUT))
+    half = held + (len(rows) - held) // 2
+    if half == held:
         raise UserError(
-            "compensation.ridge = 'auto' chooses on rows held out, and all calibration tokens are "
-            "of one row: raise compensation.num_blocks, or give a number"
+            f"compensation.num_blocks gives scored tokens of {len(rows)} rows, too few to hold any "
+            "out: raise it"
         )
-    used, held = features.of(~held_T), features.of(held_T)
-    solver = _Solver(used, target_TH[~held_T], settings)
-    rests = [_rest(held, target_TH[held_T], solver(ridge)) for ridge in RIDGES]
-    return RIDGES[int(np.argmin(rests))]
+    held_T, half_T = np.isin(row_T, rows[:held]), np.isin(row_T, rows[held:half])
+    return _Split(torch.from_numpy(held_T).to(device), torch.from_numpy(half_T).to(device))
+
+
+def _choice(
+    features: Features, target_TH: torch.Tensor, split: _Split, settings: CompensationSettings
+) -> _Choice:
+    """The ridge asked for, or that of RIDGES whose fit is nearest on held-out rows."""
+    held, held_TH = features.of(split.held_T), target_TH[split.held_T]
+    before = float(held_TH.double().square().sum())
+
+    def residuals(fitted_T: torch.Tensor, ridges: Sequence[float]) -> list[float]:
+        solver = _Solver(features.of(fitted_T), target_TH[fitted_T], settings)
+        return [_rest(held, held_TH, solver(ridge)) / before if before else 1.0 for ridge in ridges]
+
+    ridges = RIDGES if settings.ridge == "auto" else (settings.ridge,)
+    rests = residuals(~split.held_T, ridges)
+    best = int(np.argmin(rests))
+    (by_half,) = residuals(split.half_T, ridges[best : best + 1])
+    return _Choice(ridges[best], rests[best], by_half)
 
 
 class _Solver:

@@ -25,7 +25,7 @@ from eaft_prune.checkpoint import (
     read_json,
     tensor_bytes,
 )
-from eaft_prune.families.base import Family, slices_of
+from eaft_prune.families.base import Family, compensated_tensors, slices_of
 from eaft_prune.families.padding import muted, padded
 from eaft_prune.types import KeepPlan, UserError
 
@@ -59,6 +59,7 @@ class Manifest:
     records: Mapping[str, Mapping[str, Any]]  # of how it was made; not part of the digest
     plan: KeepPlan
     plan_digest: str
+    compensation: str  # its level: none, bias or down_proj
     changed_tensors: Mapping[str, str]  # sha256 of those whose bytes are meant not to be the base's
     padded: bool  # layers of a ragged plan were filled up with experts never routed to
 
@@ -76,6 +77,7 @@ def read_manifest(path: Path) -> Manifest:
             records=values["records"],
             plan=KeepPlan(kept, values["plan"]["n_experts"]),
             plan_digest=values["plan"]["digest"],
+            compensation=str(values.get("compensation", {}).get("level", "none")),
             changed_tensors=dict(values.get("changed_tensors", {})),
             padded=any(values["padding"]),
         )
@@ -125,8 +127,8 @@ def check_base(
 ) -> list[Finding]:
     """Plan, mapping, config and companions follow from the base; kept bytes are the base's.
 
-    A tensor that the manifest names as changed must have the base's shape and type, and the bytes
-    whose sha256 the manifest gives.
+    A tensor that the manifest names as changed must be one that the compensation it names may
+    change, and have the base's shape and type and the bytes whose sha256 the manifest gives.
     """
     path = manifest.path
     plan = padded(manifest.plan) if manifest.padded else manifest.plan
@@ -136,6 +138,10 @@ def check_base(
     found = []
     if manifest.plan.digest != manifest.plan_digest:
         found.append(Finding(MANIFEST, "the plan's digest is not that of its experts"))
+    free = compensated_tensors(family, base.config, manifest.compensation)
+    for name in sorted(set(manifest.changed_tensors) - free):
+        what = f"{name} is listed as changed, which compensation={manifest.compensation} is not to"
+        found.append(Finding(MANIFEST, what, name))
     found += _check_mapping(plan, path / MAPPING)
     found += _check_config(family.patch_config(base.config, plan.uniform_keep_n), path)
     for name in sorted(set(base.companions) | _companions(manifest)):

@@ -2,10 +2,12 @@
 
     python benchmarks/compensation.py [--keep-n 28 24 20 16] [--criteria reap eaft_reap]
         [--levels none bias down_proj] [--roundings nearest feedback] [--unquantised]
-        [--blocks 64] [--ridges auto] [--eval-blocks 32] [--home DIR] [SETTING=VALUE ...]
+        [--blocks 64] [--packs UNION] [--ridges auto] [--eval-blocks 32] [--home DIR]
+        [SETTING=VALUE ...]
 
-One line a variant: PPL of UNION and of each pack minus the base's, in percent; the geometric mean
-over layers of the residual on calibration tokens; the ridges; seconds to compensate. --unquantised
+One line a variant: PPL of UNION and of each pack minus the base's, in percent; means over
+layers of the residuals (of all calibration tokens as stored, of held-out rows by a fit on the
+others, by one on half of those); the ridges; tokens; seconds to compensate. --unquantised
 does the same to a copy of the model with experts in bfloat16, so that nothing is rounded to MXFP4.
 """
 
@@ -54,8 +56,11 @@ def variant(home: Path, settings: list[str]) -> str:
     text = "  ".join(f"{pack[:9]:>9} {percent:+6.2f}%" for pack, percent in lost.items())
     for record in bench.records:
         if record.stage == "compensate":
-            text += f"  residual {record.facts['residual']:.3f}  ridges {record.facts['ridges']}"
-            text += f"  tokens {record.facts['scored_tokens']:,}  {record.seconds:.0f} s"
+            facts = record.facts
+            text += f"  residual {facts['residual']:.3f} held {facts['held_out']:.3f} half "
+            text += f"{facts['held_out_by_half']:.3f}  ridges {facts['ridges']}  "
+            text += f"{facts['scored_tokens']:,} tokens of {experiment.compensation.pack}"
+            text += f"  {record.seconds:.0f} s"
     return text
 
 
@@ -90,6 +95,7 @@ def main() -> None:
     parser.add_argument("--roundings", nargs="*", default=["nearest", "feedback"])
     parser.add_argument("--unquantised", action="store_true")
     parser.add_argument("--blocks", nargs="*", type=int, default=[64])
+    parser.add_argument("--packs", nargs="*", default=["UNION"])
     parser.add_argument("--ridges", nargs="*", default=["auto"])
     parser.add_argument("--eval-blocks", type=int, default=32)
     parser.add_argument("--home", type=Path, default=Path(tempfile.gettempdir()) / "compensation")
@@ -103,9 +109,10 @@ def main() -> None:
     for criterion, keep_n in itertools.product(given.criteria, given.keep_n):
         for level in given.levels:
             rounded = level == "down_proj" and not given.unquantised
-            for rounding, blocks, ridge in itertools.product(
+            for rounding, blocks, pack, ridge in itertools.product(
                 given.roundings if rounded else ["nearest"],
                 [64] if level == "none" else given.blocks,
+                ["UNION"] if level == "none" else given.packs,
                 ["auto"] if level == "none" else given.ridges,
             ):
                 line = variant(
@@ -117,6 +124,7 @@ def main() -> None:
                         f"pruning.compensation={level}",
                         f"compensation.rounding={rounding}",
                         f"compensation.num_blocks={blocks}",
+                        f"compensation.pack={pack}",
                         f"compensation.ridge={ridge}",
                     ],
                 )

@@ -13,7 +13,7 @@ from eaft_prune.checkpoint import TensorEntry, read_header
 from eaft_prune.fingerprint import digest
 from eaft_prune.stages.pack import BlockRequest
 from eaft_prune.store import ARRAYS, Stored
-from eaft_prune.types import UNION, KeepPlan, UserError
+from eaft_prune.types import KeepPlan, UserError
 
 if TYPE_CHECKING:
     from eaft_prune.stages.compensate import Compensation, Level, Storage
@@ -110,7 +110,7 @@ def _mean(residuals: Sequence[float]) -> float:
 def _request(bench: Bench) -> BlockRequest:
     settings = bench.experiment.compensation
     seq_len = bench.experiment.profile.seq_len
-    return BlockRequest(UNION, "profile", seq_len, settings.num_blocks, settings.seed)
+    return BlockRequest(settings.pack, "profile", seq_len, settings.num_blocks, settings.seed)
 
 
 def _made_from(bench: Bench, base: Model, plan: KeepPlan) -> tuple[dict[str, Any], dict[str, str]]:
@@ -118,7 +118,7 @@ def _made_from(bench: Bench, base: Model, plan: KeepPlan) -> tuple[dict[str, Any
     experiment = bench.experiment
     settings = {
         "level": experiment.pruning.compensation,
-        **experiment.compensation.model_dump(exclude={"num_blocks"}),
+        **experiment.compensation.model_dump(exclude={"pack", "num_blocks"}),
         "engine": experiment.engine.name,
         "dtype": bench.dtype(),
     }

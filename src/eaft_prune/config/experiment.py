@@ -189,6 +189,12 @@ class Experiment(Settings):
                 f"{asked} changes weights, and a masked candidate has the base's: use "
                 "eval.candidates=[pruned]"
             )
+        known = [*self.packs.files, UNION]
+        if self.compensation.pack not in known:
+            raise ValueError(
+                f"compensation.pack names {self.compensation.pack!r}; "
+                f"{allowed(self.compensation.pack, known)}"
+            )
         if self.pruning.selection != "uniform":
             raise ValueError(
                 f"{asked} needs as many experts in every layer: use pruning.selection=uniform, not "

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from eaft_prune.config.base import Fraction, Limit, NonNegative, Positive, Settings
+from eaft_prune.types import UNION
 
 Saliency = Literal["one", "gate", "norm", "norm2", "gate_norm", "random"]
 Regions = Literal["strict", "policy", "soft"]
@@ -84,8 +85,9 @@ class PruningSettings(Settings):
 class CompensationSettings(Settings):
     """How pruning.compensation solves for its changes, and on which blocks of profiling rows."""
 
-    num_blocks: Positive = 64  # UNION, of profile.seq_len tokens
-    seed: NonNegative = 0  # which rows, and which of them choose the ridge
+    pack: str = UNION  # whose profiling rows
+    num_blocks: Positive = 64  # of profile.seq_len tokens
+    seed: NonNegative = 0  # which rows, and which of them are held out
     ridge: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"  # auto: on held-out rows
     rounding: Literal["feedback", "nearest"] = "feedback"  # to MXFP4
     exact_unknowns: Positive = 16384  # a layer; above, block Gauss-Seidel expert by expert

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from mlflow import MlflowClient
 from runs import World
 from safetensors import safe_open
 
@@ -155,10 +156,14 @@ def tensors_of(path: Path) -> dict[str, tuple[str, bytes]]:
 
 
 def test_a_compensated_checkpoint_is_what_its_manifest_says(world: World) -> None:
-    settings = ("task=prune", "compensation.num_blocks=24", "compensation.ridge=1")
-    plain = world.run(*settings).result
+    settings = ("compensation.num_blocks=24", "compensation.ridge=1")
+    plain = world.run("task=prune", *settings).result
     done = world.run("pruning.compensation=down_proj", *settings)
     result = done.result
+    assert "with compensation=down_proj" in next(done.cwd.rglob("report.md")).read_text()
+    run = MlflowClient(tracking_uri=world.uri).get_run(result["mlflow_run_id"])
+    assert run.data.tags["checkpoint.pruned.compensation"] == "down_proj"
+    assert run.data.metrics["stage/compensate/held_out"] > 0
     assert plain["plan"] == result["plan"]
     path, other = Path(result["checkpoint"]["path"]), Path(plain["checkpoint"]["path"])
     assert path != other

@@ -18,7 +18,7 @@ from eaft_prune.types import KeepPlan, UserError
 if TYPE_CHECKING:
     from eaft_prune.stages.compensate import Compensation, Level, Storage
 
-VERSION = 1
+VERSION = 1  # of the stage, whose module imports torch
 _SUFFIX = {"bias": "_bias", "blocks": "_blocks", "scales": "_scales", "weight": ""}
 
 

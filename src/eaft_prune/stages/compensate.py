@@ -32,7 +32,6 @@ from eaft_prune.least_squares import (
 )
 from eaft_prune.types import Blocks, KeepPlan, UserError
 
-VERSION = 1
 RIDGES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # of ridge=auto
 _HELD_OUT = 0.2  # of the calibration rows
 _DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}

@@ -16,7 +16,7 @@ from runs import Done, World, edit_shard, write_pack
 
 from eaft_prune.config import parse_experiment
 from eaft_prune.lock import drift
-from eaft_prune.tracking.provenance import is_tracked
+from eaft_prune.tracking.provenance import git_state
 
 pytest_plugins = ("worlds",)
 
@@ -212,8 +212,10 @@ def test_an_installed_package_does_not_take_the_commit_of_the_repository_it_lies
     for name in ("mine.py", "theirs.py"):
         (tmp_path / name).write_text("")
     subprocess.run(["git", "-C", tmp_path, "add", "mine.py"], check=True)
-    assert is_tracked(tmp_path / "mine.py")
-    assert not is_tracked(tmp_path / "theirs.py")
+    command = ["git", "-C", tmp_path, "-c", "user.name=t", "-c", "user.email=t@example.org"]
+    subprocess.run([*command, "commit", "-q", "-m", "one"], check=True)
+    assert git_state(tmp_path / "mine.py") is not None
+    assert git_state(tmp_path / "theirs.py") is None
 
 
 def test_drift_is_every_field_that_differs_and_no_other() -> None:

@@ -301,17 +301,17 @@ def test_redaction_leaves_other_urls_alone() -> None:
 
 
 def test_git_state_of_a_changed_tree(tmp_path: Path) -> None:
-    assert provenance.git_state([tmp_path]) is None
     git = ["git", "-C", str(tmp_path), "-c", "user.name=t", "-c", "user.email=t@example.org"]
     file = tmp_path / "code.py"
     file.write_text("a = 1\n")
+    assert provenance.git_state(file) is None
     for command in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "one"]):
         subprocess.run(git + command, check=True)
-    clean = provenance.git_state([tmp_path / "missing", tmp_path])
+    clean = provenance.git_state(file)
     assert clean is not None
     assert clean.tags["mlflow.source.git.dirty"] == "false"
     file.write_text("a = 2\n")
-    changed = provenance.git_state([tmp_path])
+    changed = provenance.git_state(file)
     assert changed is not None
     assert changed.commit == clean.commit
     assert changed.tags["mlflow.source.git.dirty"] == "true"
@@ -320,7 +320,7 @@ def test_git_state_of_a_changed_tree(tmp_path: Path) -> None:
 
 def test_no_git_is_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert provenance.git_state([Path.cwd()]) is None
+    assert provenance.git_state(Path(provenance.__file__)) is None
 
 
 def test_an_exception_is_failed(uri: str, tmp_path: Path) -> None:

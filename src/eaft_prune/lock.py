@@ -20,7 +20,7 @@ from eaft_prune.fingerprint import file_digest
 from eaft_prune.report.text import id_ranges
 from eaft_prune.result import reports_by_name, write_atomically
 from eaft_prune.store import load
-from eaft_prune.tracking.provenance import flatten, git_state, is_tracked, redact
+from eaft_prune.tracking.provenance import flatten, git_state, redact
 from eaft_prune.types import Outcome, UserError
 
 FILE = "run.lock.yaml"
@@ -128,8 +128,7 @@ def drift(locked: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[list[Drift
 def code_state() -> dict[str, Any]:
     """Version, and the commit and uncommitted changes where this code is a git checkout."""
     known: dict[str, Any] = {"version": eaft_prune.__version__, "commit": "unknown"}
-    package = Path(eaft_prune.__file__)
-    git = git_state([package.parent]) if is_tracked(package) else None
+    git = git_state(Path(eaft_prune.__file__))
     if git is None:
         return known
     sha = hashlib.sha256(git.diff.encode()).hexdigest()

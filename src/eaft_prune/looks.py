@@ -7,8 +7,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from eaft_prune.bench import Bench, Model
 from eaft_prune.evaluations import compare
 from eaft_prune.fingerprint import digest
@@ -94,36 +92,22 @@ def _up_to(
         first_look = min(_FIRST_LOOK, request.num_blocks)
         ends = sorted({max(math.ceil(s * request.num_blocks), first_look) for s in shares})
         parts = [
-            _chunk(bench, base, side, request, first, end)
+            (first, _chunk(bench, base, side, request, first, end))
             for first, end in zip([0, *ends], ends, strict=False)
         ]
         key = (request.pack, request.seq_len)
-        scores[key] = _joined(parts)
+        scores[key] = TokenScores.joined(parts)
         digests[key] = digest([bench.blocks(base, request).digest, ends[-1]])
     whole = _whole(bench, base, side, [])
     return replace(whole, scores=scores, token_digests=digests)
 
 
-def _joined(parts: Sequence[TokenScores]) -> TokenScores:
-    arrays = {
-        name: np.concatenate([getattr(part, name) for part in parts])
-        for name, value in vars(parts[0]).items()
-        if value is not None
-    }
-    return TokenScores(**arrays)
-
-
 def _chunk(
     bench: Bench, base: Model, side: Side, request: BlockRequest, first: int, end: int
 ) -> TokenScores:
-    """Token scores of the blocks first..end, numbered as in the whole."""
+    """Token scores of the blocks first..end, numbered from 0."""
     blocks = bench.blocks(base, request)
-    part = replace(
-        blocks.value,
-        ids_BS=blocks.value.ids_BS[first:end],
-        scored_BS=blocks.value.scored_BS[first:end],
-        row_BS=blocks.value.row_BS[first:end],
-    )
+    part = blocks.value[first:end]
     name = f"evaluate/{side.label}/{request.pack}/{request.seq_len}/{first}-{end}"
     version, settings, inputs = evaluation_key(
         bench, side.model.digest, blocks.digest, side.mask, side.replicate
@@ -144,4 +128,4 @@ def _chunk(
         compute,
         lambda value, seconds: {"tokens": tokens, "scored_tokens": len(value)},
     )
-    return replace(stored.value, block_T=stored.value.block_T + np.int32(first))
+    return stored.value

@@ -53,19 +53,13 @@ def looks(first: int, total: int) -> list[int]:
 
 def joined(parts: Sequence[Trace], first_blocks: Sequence[int]) -> Trace:
     """Traces of successive blocks as one; first_blocks: where each begins."""
-    scores = TokenScores(
-        np.concatenate([part.scores.logp_T for part in parts]),
-        np.concatenate([part.scores.entropy_T for part in parts]),
-        np.concatenate(
-            [p.scores.block_T + np.int32(b) for p, b in zip(parts, first_blocks, strict=True)]
-        ),
-    )
+    numbered = zip(first_blocks, [part.scores for part in parts], strict=True)
     return replace(
         parts[0],
         experts_TLK=np.concatenate([part.experts_TLK for part in parts]),
         gates_TLK=np.concatenate([part.gates_TLK for part in parts]),
         norms_TLK=np.concatenate([part.norms_TLK for part in parts]),
-        scores=scores,
+        scores=TokenScores.joined(list(numbered)),
         pack_T=np.concatenate([part.pack_T for part in parts]),
         row_T=np.concatenate([part.row_T for part in parts]),
     )
@@ -124,7 +118,7 @@ def _traced(
     def compute() -> Trace:
         engine = bench.engine(base)
         with bench.bars.bar(name, tokens, "tok") as on_tokens:
-            return profile.profile(engine, _cut(blocks.value, first, end), on_tokens)
+            return profile.profile(engine, blocks.value[first:end], on_tokens)
 
     return bench.stage(
         name,
@@ -138,14 +132,4 @@ def _traced(
             "scored_tokens": len(trace),
             "tokens_per_s": tokens / seconds,
         },
-    )
-
-
-def _cut(blocks: Blocks, first: int, end: int) -> Blocks:
-    part = slice(first, end)
-    return replace(
-        blocks,
-        ids_BS=blocks.ids_BS[part],
-        scored_BS=blocks.scored_BS[part],
-        row_BS=blocks.row_BS[part],
     )

@@ -23,7 +23,7 @@ from eaft_prune.result import FILE as RESULT
 from eaft_prune.result import result, write_atomically, write_result
 from eaft_prune.store import Store
 from eaft_prune.tasks import TASKS, UPKEEP
-from eaft_prune.tracking import MlflowRun, Terminated, track
+from eaft_prune.tracking import MlflowRun, Terminated, TrackingError, track
 from eaft_prune.types import Outcome, UserError
 
 log = logging.getLogger(__name__)
@@ -85,6 +85,9 @@ def run(values: dict[str, Any], out: Path, overrides: Sequence[str], job: int | 
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return finish("FAILED", MISUSED, Outcome(), str(error))
+    except TrackingError as error:  # it names the server and what it said
+        print(f"error: {error}", file=sys.stderr)
+        return finish("FAILED", CRASHED, Outcome(), str(error))
     except (Exception, SystemExit) as error:
         # a library's sys.exit must not end the other jobs of a multirun
         traceback.print_exception(error)

@@ -5,8 +5,8 @@ Shape legend: L layers, E experts, K experts per token, T scored tokens, B block
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -46,6 +46,15 @@ class Blocks:
     def __len__(self) -> int:
         return len(self.ids_BS)
 
+    def __getitem__(self, some: slice) -> Blocks:
+        """Some of the blocks; packs and digest are those of all."""
+        return replace(
+            self,
+            ids_BS=self.ids_BS[some],
+            scored_BS=self.scored_BS[some],
+            row_BS=self.row_BS[some],
+        )
+
     @property
     def scored_tokens(self) -> int:
         return int(self.scored_BS.sum())
@@ -73,6 +82,17 @@ class TokenScores:
 
     def __len__(self) -> int:
         return len(self.logp_T)
+
+    @staticmethod
+    def joined(parts: Sequence[tuple[int, TokenScores]]) -> TokenScores:
+        """Parts in order, each with the block it begins at; blocks are numbered as in the whole."""
+        numbered = [replace(some, block_T=some.block_T + np.int32(first)) for first, some in parts]
+        arrays = {
+            name: np.concatenate([getattr(part, name) for part in numbered])
+            for name, value in vars(numbered[0]).items()
+            if value is not None
+        }
+        return TokenScores(**arrays)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import os
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import pairwise
 from typing import Any
@@ -112,7 +112,7 @@ class ParallelEngine:
     def _all(self, what: str, blocks: Blocks, on_tokens: OnTokens) -> list[Array]:
         """Every rank's arrays, one after the other: ranks hold consecutive blocks."""
         batch = max(1, self.local.batch_tokens // blocks.seq_len)
-        shares = [_some(blocks, part) for part in deal(len(blocks), batch, dist.get_world_size())]
+        shares = [blocks[part] for part in deal(len(blocks), batch, dist.get_world_size())]
         plan = self._plan[-1] if self._plan else None
         dist.broadcast_object_list([(what, shares, plan)], src=0)
         # rank 0 is masked already
@@ -214,15 +214,6 @@ def _run(
 
 def _bytes(array: Array) -> torch.Tensor:
     return torch.from_numpy(array).reshape(-1).view(torch.uint8)
-
-
-def _some(blocks: Blocks, part: slice) -> Blocks:
-    return replace(
-        blocks,
-        ids_BS=blocks.ids_BS[part],
-        scored_BS=blocks.scored_BS[part],
-        row_BS=blocks.row_BS[part],
-    )
 
 
 def _silent(done: int) -> None:

@@ -75,9 +75,4 @@ def _reports(
 
 
 def _joined(problem: Problem, plan: KeepPlan | None, chunks: Sequence[Chunk]) -> TokenScores:
-    parts = [chunk_scores(problem, plan, chunk) for chunk in chunks]
-    return TokenScores(
-        np.concatenate([part.logp_T for part in parts]),
-        np.concatenate([part.entropy_T for part in parts]),
-        np.concatenate([p.block_T + c.first for p, c in zip(parts, chunks, strict=True)]),
-    )
+    return TokenScores.joined([(c.first, chunk_scores(problem, plan, c)) for c in chunks])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -101,13 +101,7 @@ def chunk_scores(problem: Problem, plan: KeepPlan | None, chunk: Chunk) -> Token
             if not other.startswith(("/", f"{mask}/")):
                 del problem._scores[other]
         digest, blocks = problem.blocks[chunk.replicate]
-        bench, part = problem.bench, slice(chunk.first, chunk.end)
-        cut_blocks = replace(
-            blocks,
-            ids_BS=blocks.ids_BS[part],
-            scored_BS=blocks.scored_BS[part],
-            row_BS=blocks.row_BS[part],
-        )
+        bench, some = problem.bench, blocks[chunk.first : chunk.end]
         stored = bench.store.run(
             "evaluate",
             VERSION,
@@ -115,7 +109,7 @@ def chunk_scores(problem: Problem, plan: KeepPlan | None, chunk: Chunk) -> Token
             {"model": problem.base.digest, "blocks": digest, "mask": mask},
             TokenScores,
             lambda: evaluate(
-                bench.engine(problem.base), cut_blocks, plan if mask else None, lambda done: None
+                bench.engine(problem.base), some, plan if mask else None, lambda done: None
             ),
         )
         problem._scores[name] = stored.value

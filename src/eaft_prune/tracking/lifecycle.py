@@ -97,7 +97,7 @@ def track(
     server = prepare(settings)
     close_stale_runs(server)
     process = provenance.process_tags()
-    git = provenance.git_state([Path(eaft_prune.__file__).parent, Path.cwd()])
+    git = provenance.git_state(Path(eaft_prune.__file__))
     tags = {
         **settings.tags,
         **provenance.source_tags(overrides),
@@ -144,7 +144,7 @@ def start_parent(settings: TrackingSettings, name: str, overrides: Sequence[str]
     """Id of a RUNNING run for the runs of a multirun to name as tracking.parent_run_id."""
     server = prepare(settings)
     close_stale_runs(server)
-    git = provenance.git_state([Path(eaft_prune.__file__).parent, Path.cwd()])
+    git = provenance.git_state(Path(eaft_prune.__file__))
     tags = {
         **settings.tags,
         **provenance.process_tags(),

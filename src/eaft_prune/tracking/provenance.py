@@ -40,23 +40,21 @@ class GitState:
         }
 
 
-def git_state(directories: Sequence[Path]) -> GitState | None:
-    """State of the first directory that is in a git repository with a commit, else None."""
-    for directory in directories:
-        commit = _git(directory, "rev-parse", "--verify", "HEAD")
-        if commit is not None:
-            return GitState(
-                commit=commit.strip(),
-                branch=(_git(directory, "rev-parse", "--abbrev-ref", "HEAD") or "").strip(),
-                status=_git(directory, "status", "--porcelain") or "",
-                diff=_git(directory, "diff", "HEAD", "--no-color", "--no-ext-diff") or "",
-            )
-    return None
+def git_state(file: Path) -> GitState | None:
+    """State of the repository that has this file, else None.
 
-
-def is_tracked(path: Path) -> bool:
-    """Whether a repository has this file: an installed package may lie in somebody else's."""
-    return _git(path.parent, "ls-files", "--error-unmatch", path.name) is not None
+    An installed package may lie in a repository of somebody else's: that does not count.
+    """
+    directory = file.parent
+    commit = _git(directory, "rev-parse", "--verify", "HEAD")
+    if commit is None or _git(directory, "ls-files", "--error-unmatch", file.name) is None:
+        return None
+    return GitState(
+        commit=commit.strip(),
+        branch=(_git(directory, "rev-parse", "--abbrev-ref", "HEAD") or "").strip(),
+        status=_git(directory, "status", "--porcelain") or "",
+        diff=_git(directory, "diff", "HEAD", "--no-color", "--no-ext-diff") or "",
+    )
 
 
 def _git(directory: Path, *arguments: str) -> str | None:

@@ -2,8 +2,8 @@
 
     python benchmarks/compensation.py [--keep-n 28 24 20 16] [--criteria reap eaft_reap]
         [--levels none bias down_proj] [--roundings nearest feedback] [--unquantised]
-        [--blocks 64] [--packs UNION] [--ridges auto] [--eval-blocks 32] [--home DIR]
-        [SETTING=VALUE ...]
+        [--token-weights robust uniform] [--blocks 64] [--packs UNION] [--ridges auto]
+        [--eval-blocks 32] [--home DIR] [SETTING=VALUE ...]
 
 One line a variant: PPL of UNION and of each pack minus the base's, in percent; means over
 layers of the residuals (of all calibration tokens as stored, of held-out rows by a fit on the
@@ -93,6 +93,7 @@ def main() -> None:
     parser.add_argument("--criteria", nargs="*", default=["reap", "eaft_reap"])
     parser.add_argument("--levels", nargs="*", default=["none", "bias", "down_proj"])
     parser.add_argument("--roundings", nargs="*", default=["nearest", "feedback"])
+    parser.add_argument("--token-weights", nargs="*", default=["robust"])
     parser.add_argument("--unquantised", action="store_true")
     parser.add_argument("--blocks", nargs="*", type=int, default=[64])
     parser.add_argument("--packs", nargs="*", default=["UNION"])
@@ -109,8 +110,9 @@ def main() -> None:
     for criterion, keep_n in itertools.product(given.criteria, given.keep_n):
         for level in given.levels:
             rounded = level == "down_proj" and not given.unquantised
-            for rounding, blocks, pack, ridge in itertools.product(
+            for rounding, tokens, blocks, pack, ridge in itertools.product(
                 given.roundings if rounded else ["nearest"],
+                ["robust"] if level == "none" else given.token_weights,
                 [64] if level == "none" else given.blocks,
                 ["UNION"] if level == "none" else given.packs,
                 ["auto"] if level == "none" else given.ridges,
@@ -123,13 +125,14 @@ def main() -> None:
                         f"pruning.keep_n={keep_n}",
                         f"pruning.compensation={level}",
                         f"compensation.rounding={rounding}",
+                        f"compensation.token_weights={tokens}",
                         f"compensation.num_blocks={blocks}",
                         f"compensation.pack={pack}",
                         f"compensation.ridge={ridge}",
                     ],
                 )
-                how = f"{level}/{rounding}" if rounded else level
-                print(f"{criterion:9} {keep_n:2}  {how:18} {line}", flush=True)
+                how = "/".join([level, *[rounding] * rounded, *[tokens] * (level != "none")])
+                print(f"{criterion:9} {keep_n:2}  {how:26} {line}", flush=True)
 
 
 if __name__ == "__main__":

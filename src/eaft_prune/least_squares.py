@@ -39,6 +39,11 @@ class Features:
         last = torch.tensor([groups * leading + group], device=device)
         return torch.cat([torch.arange(first, first + leading, device=device), last])
 
+    def scale_(self, factors_T: torch.Tensor) -> None:
+        """Multiply every row of F by its token's factor, in place."""
+        for rows, values in zip(self.rows, self.values, strict=True):
+            values.mul_(factors_T[rows, None])
+
     def of(self, chosen_T: torch.Tensor) -> Features:
         """The same columns of the tokens that are true in `chosen_T`, numbered anew."""
         number = torch.cumsum(chosen_T, 0) - 1

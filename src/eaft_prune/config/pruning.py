@@ -88,6 +88,7 @@ class CompensationSettings(Settings):
     pack: str = UNION  # whose profiling rows
     num_blocks: Positive = 64  # of profile.seq_len tokens
     seed: NonNegative = 0  # which rows, and which of them are held out
+    token_weights: Literal["robust", "uniform"] = "robust"
     ridge: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"  # auto: on held-out rows
     rounding: Literal["feedback", "nearest"] = "feedback"  # to MXFP4
     exact_unknowns: Positive = 16384  # a layer; above, block Gauss-Seidel expert by expert

@@ -52,9 +52,10 @@ class Compensation:
     """Bytes of the changed tensors of the kept experts one after another, and how well it went.
 
     tensors: (layer, part, shape, bytes) in the order of `data`; part is "bias", "blocks", "scales"
-    or "weight". The residuals of each layer are ||D - F X||^2 / ||D||^2, D = unpruned - pruned
-    stream: of all calibration tokens as solved and as stored, of held-out rows by a fit without
-    them, and by one on half of the rows it had. Lower is better, 1 is a layer left as it was.
+    or "weight". The residuals of each layer are sum_t w_t ||D_t - F_t X||^2 / sum_t w_t ||D_t||^2,
+    D = unpruned - pruned stream and w the token weights: of all calibration tokens as solved and as
+    stored, of held-out rows by a fit without them, and by one on half of the rows it had. Lower is
+    better, 1 is a layer left as it was.
     """
 
     data: NDArray[np.uint8]
@@ -107,6 +108,10 @@ def compensate(
     for layer in range(len(plan.kept)):
         target_TH = activations.step(streams, layer, on_tokens)
         features = activations.features(streams, layer, inner=level == "down_proj")
+        if settings.token_weights == "robust":
+            roots_T = _robust_weights(target_TH).sqrt()
+            target_TH.mul_(roots_T[:, None])
+            features.scale_(roots_T)
         before = float(target_TH.double().square().sum())
         choice = _choice(features, target_TH, split, settings)
         weight, bias = activations.down_projections(streams, layer)
@@ -138,6 +143,17 @@ def compensate(
         tuple(choice.by_half for choice in choices),
         blocks.scored_tokens,
     )
+
+
+def _robust_weights(target_TH: torch.Tensor) -> torch.Tensor:
+    """w_t = m / (||D_t||^2 + m), m = mean of ||D_t||^2: Cauchy's, at the uncompensated residual.
+
+    Where a dropped expert would have been chosen with a large gate, the streams lie far apart; such
+    tokens are few, make up most of the squares and are lost anyway.
+    """
+    squares_T = target_TH.square().sum(1)
+    mean = squares_T.mean()
+    return torch.where(mean > 0, mean / (squares_T + mean), 1.0)
 
 
 def _split(blocks: Blocks, seed: int, device: torch.device) -> _Split:

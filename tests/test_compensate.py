@@ -98,7 +98,7 @@ def by_numpy(path: Path, blocks: Blocks, robust: bool) -> list[tuple[np.ndarray,
                 h = np.append(experts._apply_gate(up).numpy(), 1.0)
                 features[t, kept.index(expert)] = gate * h
         f = features.reshape(len(block), -1) * roots[:, None]
-        below = np.diag(np.sqrt(RIDGE * (f**2).sum(0)))
+        below = np.sqrt(RIDGE * (f**2).sum(0).mean()) * np.eye(f.shape[1])
         stacked = np.vstack([f, below]), np.vstack([target, np.zeros((f.shape[1], 64))])
         x_kih = np.linalg.lstsq(*stacked, rcond=None)[0].reshape(len(kept), inner + 1, -1)
         experts.down_proj[list(kept)] += torch.from_numpy(x_kih[:, :-1]).float()

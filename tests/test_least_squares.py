@@ -38,9 +38,9 @@ def dense(given: Features) -> np.ndarray:
 
 
 def by_numpy(given: Features, target: torch.Tensor, ridge: float) -> np.ndarray:
-    """Rows sqrt(ridge d_u) e_u under F, zeros under D; lstsq gives 0 where a column is 0."""
+    """Rows sqrt(ridge m) e_u under F, zeros under D; lstsq gives 0 where a column is 0."""
     f = dense(given)
-    weights = np.sqrt(ridge * (f**2).sum(0))
+    weights = np.full(f.shape[1], np.sqrt(ridge * (f**2).sum(0).mean()))
     below = np.zeros((f.shape[1], target.shape[1]))
     stacked = np.vstack([f, np.diag(weights)]), np.vstack([target.numpy(), below])
     return np.linalg.lstsq(*stacked, rcond=None)[0]
@@ -51,12 +51,12 @@ def test_both_solvers_are_numpys_least_squares(seed: int, tokens: int, ridge: fl
     given_ = features(seed, tokens)
     target = torch.from_numpy(np.random.default_rng(seed).normal(0, 1, (tokens, OUT)))
     want = by_numpy(given_, target, ridge)
-    exact = solve(*gram(given_, target, torch.float64), ridge)
+    penalty = ridge * given_.mean_square
+    exact = solve(*gram(given_, target, torch.float64), penalty)
     np.testing.assert_allclose(exact.numpy(), want, rtol=1e-7, atol=1e-9)
-    swept = gauss_seidel(given_, target, ridge, torch.float64)
-    weights = torch.from_numpy(ridge * (dense(given_) ** 2).sum(0))[:, None]
+    swept = gauss_seidel(given_, target, penalty, torch.float64)
     objectives = [
-        float((target - product(given_, x)).square().sum() + (weights * x.square()).sum())
+        float((target - product(given_, x)).square().sum() + penalty * x.square().sum())
         for x in (exact, swept, torch.zeros_like(exact))
     ]
     assert objectives[0] - 1e-9 <= objectives[1] <= 1.01 * objectives[0] <= 1.01 * objectives[2]
@@ -69,11 +69,12 @@ def test_single_precision_is_near_float64_where_columns_are_correlated() -> None
     given_ = features(5, 4000, width=33)
     given_ = Features(given_.tokens, given_.rows, tuple(3 + v for v in given_.values))
     target = torch.from_numpy(np.random.default_rng(6).normal(0, 1, (4000, OUT)))
-    exact = solve(*gram(given_, target, torch.float64), 0.03)
+    penalty = 0.003 * given_.mean_square
+    exact = solve(*gram(given_, target, torch.float64), penalty)
     single = Features(given_.tokens, given_.rows, tuple(v.float() for v in given_.values))
     for x in (
-        solve(*gram(single, target.float(), torch.float32), 0.03),
-        gauss_seidel(single, target.float(), 0.03, torch.float32),
+        solve(*gram(single, target.float(), torch.float32), penalty),
+        gauss_seidel(single, target.float(), penalty, torch.float32),
     ):
         fitted, wanted = product(given_, x.double()), product(given_, exact)
         assert (fitted - wanted).norm() < 1e-3 * wanted.norm()

@@ -1,7 +1,8 @@
 """Ridge least squares on features of which each token has a few groups of columns only.
 
-min over X of ||D - F X||^2 + ridge sum_u d_u ||X_u||^2 with d = diag(F'F), so a unit of any feature
-may be chosen. Shapes: T tokens, U unknowns (columns of F), H targets a token.
+min over X of ||D - F X||^2 + ridge m ||X||^2 with m = mean of diag(F'F): one penalty for all
+columns, so that those the tokens hardly move are not fitted to noise. Shapes: T tokens, U unknowns
+(columns of F), H targets a token.
 """
 
 from __future__ import annotations
@@ -31,6 +32,11 @@ class Features:
     @property
     def unknowns(self) -> int:
         return len(self.values) * int(self.values[0].shape[1])
+
+    @property
+    def mean_square(self) -> float:
+        """Mean of diag(F'F)."""
+        return sum(float(values.double().square().sum()) for values in self.values) / self.unknowns
 
     def columns(self, group: int) -> torch.Tensor:
         """The unknowns of one group, in the order of its columns."""
@@ -85,17 +91,16 @@ def gram(
     return squares, right
 
 
-def regularised(squares_UU: torch.Tensor, ridge: float) -> torch.Tensor:
-    """F'F + ridge diag(F'F), with 1 on the diagonal of columns that are zero."""
-    diagonal = squares_UU.diagonal()
+def regularised(squares_UU: torch.Tensor, penalty: float) -> torch.Tensor:
+    """F'F + penalty I; the identity where both are zero."""
     out = squares_UU.clone()
-    out.diagonal().copy_(torch.where(diagonal > 0, diagonal * (1 + ridge), 1.0))
+    out.diagonal().add_(penalty if penalty or bool(squares_UU.any()) else 1.0)
     return out
 
 
-def solve(squares_UU: torch.Tensor, right_UH: torch.Tensor, ridge: float) -> torch.Tensor:
+def solve(squares_UU: torch.Tensor, right_UH: torch.Tensor, penalty: float) -> torch.Tensor:
     """X [U, H] by one Cholesky factorisation; 0 for columns that are zero."""
-    return torch.cholesky_solve(right_UH, cholesky(regularised(squares_UU, ridge)))
+    return torch.cholesky_solve(right_UH, cholesky(regularised(squares_UU, penalty)))
 
 
 def cholesky(matrix_UU: torch.Tensor) -> torch.Tensor:
@@ -111,7 +116,7 @@ def cholesky(matrix_UU: torch.Tensor) -> torch.Tensor:
 
 
 def gauss_seidel(
-    features: Features, target_TH: torch.Tensor, ridge: float, dtype: torch.dtype
+    features: Features, target_TH: torch.Tensor, penalty: float, dtype: torch.dtype
 ) -> torch.Tensor:
     """The same X where [U, U] does not fit: group after group against what the others leave.
 
@@ -123,14 +128,13 @@ def gauss_seidel(
     solved = []
     for values in features.values:
         squares = values.to(dtype).T @ values.to(dtype)
-        solved.append((cholesky(regularised(squares, ridge)), squares.diagonal()))
+        solved.append(cholesky(regularised(squares, penalty)))
     for _ in range(_SWEEPS):
         moved = 0.0
         for group, (rows, values) in enumerate(zip(features.rows, features.values, strict=True)):
-            factor, diagonal = solved[group]
             columns, own = features.columns(group), values.to(dtype)
-            pull = own.T @ rest_TH[rows] - ridge * diagonal[:, None] * x_UH[columns]
-            step = torch.cholesky_solve(pull, factor)
+            pull = own.T @ rest_TH[rows] - penalty * x_UH[columns]
+            step = torch.cholesky_solve(pull, solved[group])
             x_UH[columns] += step
             rest_TH[rows] -= own @ step
             moved += float(step.square().sum())

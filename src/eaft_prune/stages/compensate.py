@@ -32,7 +32,7 @@ from eaft_prune.least_squares import (
 )
 from eaft_prune.types import Blocks, KeepPlan, UserError
 
-RIDGES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # of ridge=auto
+RIDGES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # of ridge=auto
 _HELD_OUT = 0.2  # of the calibration rows
 _DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 
@@ -196,6 +196,7 @@ class _Solver:
         self, features: Features, target_TH: torch.Tensor, settings: CompensationSettings
     ) -> None:
         self.features, self.target_TH = features, target_TH
+        self.mean_square = features.mean_square
         # a GPU's float64 is slow and its memory small
         self.dtype = torch.float32 if target_TH.device.type == "cuda" else torch.float64
         self.gram = None
@@ -204,18 +205,21 @@ class _Solver:
 
     def __call__(self, ridge: float) -> torch.Tensor:
         if self.gram is None:
-            return gauss_seidel(self.features, self.target_TH, ridge, self.dtype)
-        return solve(*self.gram, ridge)
+            penalty = ridge * self.mean_square
+            return gauss_seidel(self.features, self.target_TH, penalty, self.dtype)
+        return solve(*self.gram, ridge * self.mean_square)
 
     def metrics(self, ridge: float) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """(unknowns, F'F + ridge diag(F'F) between them): all of them, or one group at a time."""
+        """(unknowns, F'F + penalty I between them): all of them, or one group at a time."""
         if self.gram is not None:
             everything = torch.arange(self.features.unknowns, device=self.target_TH.device)
-            return [(everything, regularised(self.gram[0], ridge))]
+            return [(everything, regularised(self.gram[0], ridge * self.mean_square))]
         out = []
         for group, values in enumerate(self.features.values):
             own = values.to(self.dtype)
-            out.append((self.features.columns(group), regularised(own.T @ own, ridge)))
+            out.append(
+                (self.features.columns(group), regularised(own.T @ own, ridge * self.mean_square))
+            )
         return out
 
 

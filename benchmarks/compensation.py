@@ -1,9 +1,10 @@
 """Perplexity lost by a plan without and with compensation, on blocks that nothing was fitted on.
 
-    python benchmarks/compensation.py [--keep-n 28 24 20 16] [--criteria reap eaft_reap]
+    python benchmarks/compensation.py [SETTING=VALUE ...]
+        [--keep-n 28 24 20 16] [--criteria reap eaft_reap]
         [--levels none bias down_proj] [--roundings nearest feedback] [--unquantised]
         [--token-weights robust uniform] [--blocks 64] [--packs UNION] [--ridges auto]
-        [--eval-blocks 32] [--home DIR] [SETTING=VALUE ...]
+        [--eval-blocks 32] [--home DIR]
 
 One line a variant: PPL of UNION and of each pack minus the base's, in percent; means over
 layers of the residuals (of all calibration tokens as stored, of held-out rows by a fit on the

@@ -1,6 +1,7 @@
 """Write a checkpoint of gpt-oss-20b's or -120b's real shape, filled with random bytes.
 
-    python benchmarks/random_checkpoint.py --out DIR [--model 20b] [--layers N] [--tokenizer DIR]
+    python benchmarks/random_checkpoint.py --out DIR [--model 20b] [--layers N] [--experts N]
+        [--tokenizer DIR]
 
 Same tensor names, types and shapes as the published checkpoints; shards of 4.8 GB. Random e2m1
 values with scales near 2^-6, random bf16 elsewhere: nothing meaningful, but everything loads.
@@ -108,16 +109,17 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--model", choices=sorted(SHAPES), default="20b")
     parser.add_argument("--layers", type=int)
+    parser.add_argument("--experts", type=int, help="a layer, as after pruning")
     parser.add_argument("--tokenizer", type=Path, help="a directory to copy tokenizer files from")
     options = parser.parse_args()
     layers, experts = SHAPES[options.model]
-    config = config_json(options.layers or layers, experts)
+    config = config_json(options.layers or layers, options.experts or experts)
     options.out.mkdir(parents=True)
     (options.out / "config.json").write_text(json.dumps(config, indent=2))
     for file in options.tokenizer.glob("*token*") if options.tokenizer else ():
         shutil.copy(file, options.out)
     entries = []
-    for name, spec in FAMILY.tensor_table(config).items():
+    for name, spec in FAMILY.tensor_tables(config)[0].items():
         width = 1 if spec.dtype == "U8" else 2
         entries.append((name, spec.dtype or "BF16", spec.shape, width * int(np.prod(spec.shape))))
     shards: list[list[Entry]] = [[]]

@@ -27,7 +27,7 @@ def random_files(model: str, layers: int | None = None) -> ModelFiles:
     folder = Path(tempfile.mkdtemp())
     (folder / "config.json").write_text(json.dumps(config))
     tensors = {}
-    for name, spec in FAMILY.tensor_table(config).items():
+    for name, spec in FAMILY.tensor_tables(config)[0].items():
         size = int(np.prod(spec.shape)) * (1 if spec.dtype == "U8" else 2)
         tensors[name] = TensorEntry(name, "", spec.dtype or "BF16", spec.shape, 0, size)
     return ModelFiles(folder, config, tensors, (), ())

@@ -31,6 +31,11 @@ NEEDS = {
     "task=plan": ["scores=reap-scores.yaml"],
     "task=replay": ["replay.lock=run.lock.yaml"],
     "task=verify": ["verify.path=a"],
+    "task=usage": ["engine=sglang", "engine.python=python", "pruning=frequency"],
+    "task=engine_parity": ["engine=sglang", "engine.base_url=http://somewhere:30000"],
+    "engine=sglang": ["engine.python=python"],
+    "engine=sglang_hopper": ["engine.python=python"],
+    "engine=sglang_blackwell": ["engine.python=python"],
 }
 
 
@@ -181,6 +186,30 @@ REFUSED = {
     "unknown option": (["pruning=eaft_reaps"], ["pruning", "eaft_reaps", "eaft_reap", "frequency"]),
     "unknown experiment": (["experiment=20b_kep24"], ["experiment", "20b_kep24", "20b_keep24"]),
     "unknown sweep": (["+sweeps=seedz"], ["sweeps", "seedz", "seeds"]),
+    "sglang, no server": (["engine=sglang"], ["engine.base_url", "engine.python"]),
+    "sglang, two servers": (
+        ["engine=sglang", "engine.python=p", "engine.base_url=http://a:1"],
+        ["engine.base_url", "engine.python", "exactly one"],
+    ),
+    "transformers, a server": (["engine.python=p"], ["engine.python", "engine=sglang"]),
+    "one server, two checkpoints": (
+        ["engine=sglang", "engine.base_url=http://a:1"],
+        ["engine.base_url", "task=pipeline", "task=compare"],
+    ),
+    "sglang masks": (
+        ["engine=sglang", "engine.python=p", "eval.candidates=[masked]"],
+        ["mask", "engine=transformers"],
+    ),
+    "sglang ablates": (["engine=sglang", "engine.python=p", "task=ablate"], ["mask", "ablate"]),
+    "sglang, top log-probs": (
+        ["engine=sglang", "engine.python=p", "eval.top_logprobs=true"],
+        ["eval.top_logprobs", "engine=transformers"],
+    ),
+    "usage without a server": (["task=usage"], ["task=usage", "engine=sglang"]),
+    "usage of norms": (
+        ["task=usage", "engine=sglang", "engine.python=p"],
+        ["pruning=frequency", "eaft_reap"],
+    ),
     "unknown task": (["task=pipelin"], ["task", "pipelin", "pipeline"]),
     "not a number": (["pruning.keep_n=many"], ["pruning.keep_n", "many", "integer"]),
     "a fraction": (["pruning.keep_n=4.5"], ["pruning.keep_n", "4.5", "integer"]),

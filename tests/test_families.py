@@ -66,7 +66,7 @@ def test_the_table_is_the_models_state_dict(bias: bool, tie: bool) -> None:
     state = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     if tie:
         del state["lm_head.weight"]  # saved once, as the embedding
-    table = family_of(config).tensor_table(config)
+    table = family_of(config).tensor_tables(config)[0]
     assert {name: spec.shape for name, spec in table.items()} == state
 
 
@@ -77,7 +77,7 @@ def test_the_table_is_what_a_checkpoint_holds(tmp_path: Path, dtype: str, quanti
     model = open_model(tiny.write_checkpoint(tmp_path / "m", dtype=dtype, **changes))
     family = family_of(model.config)
     check_tensors(family, model)
-    table = family.tensor_table(model.config)
+    table = family.tensor_tables(model.config)[0]
     assert {n: spec.shape for n, spec in table.items()} == {
         n: entry.shape for n, entry in model.tensors.items()
     }
@@ -86,7 +86,7 @@ def test_the_table_is_what_a_checkpoint_holds(tmp_path: Path, dtype: str, quanti
 def test_the_table_of_gpt_oss_20b_adds_up_to_its_published_size() -> None:
     """13,761,264,768 bytes: `total_size` in the index of openai/gpt-oss-20b."""
     family = family_of(GPT_OSS_20B)
-    table = family.tensor_table(GPT_OSS_20B)
+    table = family.tensor_tables(GPT_OSS_20B)[0]
     size = sum(
         int(np.prod(spec.shape, dtype=np.int64)) * (1 if spec.dtype == "U8" else 2)
         for spec in table.values()
@@ -98,7 +98,7 @@ def test_the_table_of_gpt_oss_20b_adds_up_to_its_published_size() -> None:
 
 def test_exactly_routers_and_experts_have_an_expert_axis() -> None:
     config = tiny.config(num_local_experts=7)  # 7 is the leading dimension of nothing else
-    for name, spec in family_of(config).tensor_table(config).items():
+    for name, spec in family_of(config).tensor_tables(config)[0].items():
         assert spec.per_expert == (".mlp." in name) == (spec.shape[0] == 7), name
 
 
@@ -114,7 +114,7 @@ def test_an_unknown_model_type_is_named() -> None:
 def test_a_config_value_that_is_no_count_is_named(key: str, bad: Any) -> None:
     config = {**tiny.config(), key: bad}
     with pytest.raises(UserError, match=key):
-        family_of(config).tensor_table(config)
+        family_of(config).tensor_tables(config)[0]
 
 
 def test_patching_changes_every_name_of_the_count() -> None:

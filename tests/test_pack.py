@@ -175,6 +175,28 @@ def test_first_positions_separators_and_delimiters_are_never_scored(
         assert blocks.scored_BS.any()
 
 
+def test_plain_text_is_scored_whole_and_needs_no_harmony(
+    tokenizer: TransformersTokenizer, tmp_path: Path
+) -> None:
+    """Every token of a row, harmony or not; a tokenizer without its tokens will do."""
+    from eaft_prune.engines.tokenizer import load_tokenizer
+
+    tiny.write_tokenizer(tmp_path, tiny.CHATML)
+    other = load_tokenizer(tmp_path)
+    words = {"a": [f"the sum {i} is nine" for i in range(40)]}
+    for rows, coder in ((words, other), (packs(20, 20), tokenizer)):
+        asked = request(seq_len=30, num_blocks=5)
+        with pytest.raises(UserError, match=r"packs\.format=plain"):
+            pack(settings_of(words), asked, words, coder)
+        blocks = pack(settings_of(rows, format="plain"), asked, rows, coder)
+        expected = blocks.row_BS >= 0
+        expected[:, 0] = False
+        assert blocks.scored_BS.tolist() == expected.tolist()
+        assert (blocks.ids_BS[blocks.row_BS < 0] == coder.eos).all()
+    with pytest.raises(UserError, match=r"no harmony tokens.*packs\.format=plain"):
+        pack(settings_of(packs(9)), request(), packs(9), other)
+
+
 def test_union_is_round_robin_and_ended_packs_drop_out(tokenizer: TransformersTokenizer) -> None:
     rows = packs(2, 5, 1)
     texts = all_rows(tokenizer, rows, request())

@@ -1,4 +1,4 @@
-"""Tiny random gpt-oss checkpoints on disk, and the text they read."""
+"""Tiny random checkpoints on disk, and the text they read."""
 
 from __future__ import annotations
 
@@ -105,6 +105,53 @@ def write_checkpoint(
     (path / "config.json").write_text(json.dumps(cfg, indent=2))
     write_weights(path, tensors(cfg, seed), shards, dtype)
     write_tokenizer(path)
+    return path
+
+
+MOE = {
+    "attention_dropout": 0.0,
+    "bos_token_id": None,
+    "eos_token_id": 2,
+    "head_dim": 16,
+    "hidden_size": 64,
+    "intermediate_size": 32,
+    "max_position_embeddings": 4096,
+    "num_attention_heads": 4,
+    "num_experts_per_tok": 2,
+    "num_hidden_layers": 2,
+    "num_key_value_heads": 2,
+    "num_local_experts": 8,
+    "vocab_size": 300,
+}
+CHATML = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
+
+
+def write_moe(path: Path, model_type: str, fused: bool, seed: int = 0, **changes: Any) -> Path:
+    """A qwen3_moe or mixtral checkpoint as transformers saves it; its tokenizer knows no harmony.
+
+    Not fused is the hub's layout, with one tensor an expert and projection; config.json then has
+    the hub's name for the number of experts too.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    if model_type == "qwen3_moe":
+        changes = {"moe_intermediate_size": 32, **changes}
+    settings = AutoConfig.for_model(model_type, **{**MOE, **changes})
+    model = AutoModelForCausalLM.from_config(settings, dtype=torch.float32)
+    rng = torch.Generator().manual_seed(seed)
+    scales = {"embed_tokens.weight": 1.0, "lm_head.weight": 0.4, "gate.weight": 0.5}
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            scale = next((s for end, s in scales.items() if name.endswith(end)), 0.15)
+            values = torch.randn(parameter.shape, generator=rng) * scale
+            parameter.copy_(1 + values if name.endswith("norm.weight") else values)
+    model.save_pretrained(path, save_original_format=not fused, max_shard_size="200KB")
+    if model_type == "qwen3_moe" and not fused:
+        values = json.loads((path / "config.json").read_text())
+        values["num_experts"] = values.pop("num_local_experts")
+        (path / "config.json").write_text(json.dumps(values, indent=2))
+    write_tokenizer(path, CHATML)
     return path
 
 

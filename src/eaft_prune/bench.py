@@ -95,6 +95,7 @@ class Bench:
     bars: Bars
     resident: Resident
     records: list[StageRecord] = field(default_factory=list)
+    out: Path = Path()  # where servers leave their logs
     packs: dict[str, tuple[Path, str]] = field(default_factory=dict)  # of those read: path, sha256
     _texts: dict[str, Sequence[str]] = field(default_factory=dict)
     _tokenizer: TransformersTokenizer | None = None
@@ -171,6 +172,7 @@ class Bench:
             "packs": {name: sha for name, (_, sha) in files.items()},
             "order": list(files),
             "text_column": packs.text_column,
+            "format": packs.format,
             "split": packs.split,
             "profile_fraction": packs.profile_fraction,
             "request": vars(request),
@@ -200,7 +202,21 @@ class Bench:
         )
 
     def engine(self, model: Model) -> Engine:
-        """The model, resident; under torchrun in every process."""
+        """Who evaluates the model: resident, under torchrun in every process, or a server."""
+        if self.experiment.engine.name == "transformers":
+            return self.profiler(model)
+        from eaft_prune.engines.serving import serve
+
+        settings, top = self.experiment.engine, self.experiment.eval.entropy_top_k
+        top_k = model.family.top_k(model.files.config)
+        log_file = self.out / f"server-{model.label}.log"
+        return self.resident.get(
+            (model.digest, settings, top),
+            lambda: serve(settings, model.files, top_k, top, log_file),
+        )
+
+    def profiler(self, model: Model) -> Engine:
+        """The model in transformers, which tells gates and norms, whoever evaluates."""
         from eaft_prune.engines.loading import load
 
         key = self._how(model)

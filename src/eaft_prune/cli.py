@@ -40,6 +40,7 @@ _OPEN_SETTINGS = (  # keys are the user's
     "replay.set",
     "search.space",
     "search.sampler.arguments",
+    "engine.env",
 )
 _OPEN_KEYS = tuple(f"{name}." for name in _OPEN_SETTINGS)
 _OPTIONAL_GROUPS = ("sweeps",)

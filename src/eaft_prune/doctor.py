@@ -17,7 +17,7 @@ from eaft_prune import sources
 from eaft_prune.checkpoint import MANIFEST, ModelFiles, open_model
 from eaft_prune.config import Experiment, resolve_path
 from eaft_prune.families import family_of
-from eaft_prune.families.base import check_tensors, slices_of
+from eaft_prune.families.base import check_tensors, renumbered, slices_of
 from eaft_prune.progress import Bars
 from eaft_prune.stages.export import bytes_needed, misfits
 from eaft_prune.store import Store, damage, lock_of
@@ -144,7 +144,8 @@ def check_disk(experiment: Experiment) -> Iterable[Finding]:
     n_experts, n_layers = family.n_experts(files.config), family.n_layers(files.config)
     keep_n = min(experiment.pruning.keep_n, n_experts)
     plan = KeepPlan((tuple(range(keep_n)),) * n_layers, n_experts)
-    need = bytes_needed(files, slices_of(family, files, plan))
+    kept = renumbered(family, files, plan)
+    need = bytes_needed(kept, slices_of(family, kept, plan))
     path = resolve_path(experiment.export.path or experiment.runtime.checkpoint_dir)
     free = shutil.disk_usage(_existing(path)).free
     what = f"{path} has {free / 1e9:.2f} GB free, keep_n = {keep_n} takes {need / 1e9:.2f} GB"

@@ -33,8 +33,8 @@ def harmony_tokens(
     missing = [token for token in REQUIRED if token not in special_ids]
     if missing:
         raise UserError(
-            f"{source}: the tokenizer has no harmony tokens {', '.join(missing)}; packs are "
-            "harmony text, so use a checkpoint whose tokenizer knows the format"
+            f"{source}: the tokenizer has no harmony tokens {', '.join(missing)}: use a checkpoint "
+            "whose tokenizer knows the format, or score whole rows with packs.format=plain"
         )
     return HarmonyTokens(
         start=special_ids["<|start|>"],

@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from eaft_prune import recipes, repair
+from eaft_prune import evaluator, recipes, repair
 from eaft_prune.bench import Bench, Model, with_top_k
 from eaft_prune.config import PLAN_SETTINGS, resolve_path
 from eaft_prune.evaluations import compare, save_evaluation
+from eaft_prune.families.padding import router_bias
 from eaft_prune.fingerprint import digest
-from eaft_prune.profiling import numerics, trace_of
+from eaft_prune.profiling import trace_of
 from eaft_prune.stages import evaluate, export
 from eaft_prune.stages import plan as planning
 from eaft_prune.stages import score as scoring
@@ -94,7 +95,7 @@ def measure(
         stored = _evaluated(bench, model, label, blocks, request, mask, replicate)
         scores[request.pack, request.seq_len] = stored.value
         token_digests[request.pack, request.seq_len] = blocks.digest
-    conditions = {**numerics(bench), "top_k": model.family.top_k(model.files.config)}
+    conditions = evaluator.conditions(bench, model)
     plan_digest = mask.digest if mask else None
     return Evaluation(label, model.digest, plan_digest, scores, token_digests, conditions)
 
@@ -150,7 +151,7 @@ def evaluation_key(
 ) -> tuple[int, dict[str, Any], dict[str, str]]:
     """Version, settings and inputs that make an evaluation's key."""
     kept = mask.digest if mask and not mask.keeps_all else ""
-    settings = {**numerics(bench), "replicate": replicate}
+    settings = {**evaluator.declared(bench), "replicate": replicate}
     if bench.experiment.eval.top_logprobs:
         settings["top_logprobs"] = True
     return evaluate.VERSION, settings, {"model": model, "blocks": blocks, "mask": kept}
@@ -280,8 +281,15 @@ def open_base(bench: Bench) -> Model:
     return base
 
 
+def check_padding(bench: Bench, base: Model) -> None:
+    """Raise UserError if layers are to be filled up that this model's routers cannot leave out."""
+    if bench.experiment.export.pad_ragged and bench.experiment.pruning.selection != "uniform":
+        router_bias(base.family)
+
+
 def check_keep_n(bench: Bench, base: Model) -> None:
-    """Raise UserError unless this model can keep pruning.keep_n experts."""
+    """Raise UserError unless this model can keep pruning.keep_n experts, padded if asked for."""
+    check_padding(bench, base)
     config = base.files.config
     planning.check_keep_n(
         bench.experiment.pruning, base.family.n_experts(config), base.family.top_k(config)

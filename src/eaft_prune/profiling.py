@@ -20,11 +20,11 @@ from eaft_prune.types import UNION, Blocks, KeepPlan, TokenScores, Trace
 
 
 def numerics(bench: Bench) -> dict[str, Any]:
-    """What the numbers depend on besides weights and tokens."""
+    """What transformers' numbers depend on besides weights and tokens."""
     # packed and dequantised experts are the same weights; transformers' kernels round otherwise
     suffix = "-kernels" if bench.experiment.engine.experts == "kernels" else ""
     return {
-        "engine": bench.experiment.engine.name + suffix,
+        "engine": "transformers" + suffix,
         "dtype": bench.dtype(),
         "entropy_top_k": bench.experiment.eval.entropy_top_k,
     }
@@ -116,7 +116,7 @@ def _traced(
     tokens = (end - first) * bench.experiment.profile.seq_len
 
     def compute() -> Trace:
-        engine = bench.engine(base)
+        engine = bench.profiler(base)
         with bench.bars.bar(name, tokens, "tok") as on_tokens:
             return profile.profile(engine, blocks.value[first:end], on_tokens)
 

@@ -23,7 +23,7 @@ from eaft_prune.types import ExpertScores, KeepPlan, UserError
 
 File = TypeVar("File", bound=Settings)
 
-_PACK_SETTINGS = {"text_column", "split", "profile_fraction"}
+_PACK_SETTINGS = {"text_column", "format", "split", "profile_fraction"}
 _SCORES_HEAD = "# Expert scores, higher = keep: task=plan scores=FILE cuts other plans from them.\n"
 _RECIPE_HEAD = "# How this checkpoint was made: recipe=FILE runs its settings again.\n"
 

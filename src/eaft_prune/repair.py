@@ -119,7 +119,6 @@ def _made_from(bench: Bench, base: Model, plan: KeepPlan) -> tuple[dict[str, Any
     settings = {
         "level": experiment.pruning.compensation,
         **experiment.compensation.model_dump(exclude={"pack", "num_blocks"}),
-        "engine": experiment.engine.name,
         "dtype": bench.dtype(),
     }
     blocks = bench.blocks(base, _request(bench)).digest

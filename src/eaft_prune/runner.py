@@ -67,7 +67,8 @@ def run(values: dict[str, Any], out: Path, overrides: Sequence[str], job: int | 
         with track(experiment, out, overrides, versions()) as tracked:
             facts.update(mlflow_run_id=tracked.run_id, tracking_uri=tracked.uri)
             store = Store(resolve_path(experiment.runtime.store_dir))
-            bench = Bench(experiment, store, tracked, Bars(experiment.runtime.progress), _RESIDENT)
+            bars = Bars(experiment.runtime.progress)
+            bench = Bench(experiment, store, tracked, bars, _RESIDENT, out=out)
             outcome = TASKS[experiment.task.name](bench, out)
             tracked.facts({**outcome.facts, "memory": peak_memory()})
             if bench.records and experiment.task.name not in _UNLOCKED:

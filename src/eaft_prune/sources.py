@@ -11,7 +11,8 @@ from eaft_prune.types import UserError
 
 _DEMO = "demo:"
 _HUB_DATASET = "hf://datasets/"
-NOT_FETCHED = ("original/", "metal/")  # other formats of the same weights
+# other formats of the same weights: what their names begin with
+NOT_FETCHED = ("original/", "metal/", "consolidated")
 
 
 def model_path(settings: ModelSettings, local_only: bool = False) -> Path:
@@ -28,7 +29,7 @@ def model_path(settings: ModelSettings, local_only: bool = False) -> Path:
             snapshot_download(
                 settings.hub_id or "",
                 revision=settings.revision,
-                ignore_patterns=[f"{folder}*" for folder in NOT_FETCHED],
+                ignore_patterns=[f"{start}*" for start in NOT_FETCHED],
                 local_files_only=local_only,
             )
         )

@@ -1,6 +1,7 @@
 """The validated settings: one frozen `Experiment`, checked once before anything loads."""
 
 from eaft_prune.config.base import Settings, nearest, resolve_path
+from eaft_prune.config.decode import DecodeSettings
 from eaft_prune.config.evaluation import CompareSettings, EvalSettings, GateSettings
 from eaft_prune.config.experiment import Experiment
 from eaft_prune.config.inputs import ModelSettings, PacksSettings, ProfileSettings
@@ -28,6 +29,7 @@ __all__ = [
     "AblateSettings",
     "CompareSettings",
     "CompensationSettings",
+    "DecodeSettings",
     "DoctorSettings",
     "EngineSettings",
     "EvalSettings",

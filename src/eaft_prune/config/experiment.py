@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import model_validator
 
 from eaft_prune.config.base import Settings, allowed
+from eaft_prune.config.decode import DecodeSettings
 from eaft_prune.config.evaluation import CompareSettings, EvalSettings, GateSettings
 from eaft_prune.config.inputs import ModelSettings, PacksSettings, ProfileSettings
 from eaft_prune.config.proof import ReplaySettings, VerifySettings
@@ -42,6 +43,9 @@ TaskName = Literal[
     "plan",
     "replay",
     "verify",
+    "engine_parity",
+    "decode_bench",
+    "usage",
     "ablate",
     "stability",
     "memo",
@@ -74,6 +78,7 @@ class Experiment(Settings):
     replay: ReplaySettings | None = None
     verify: VerifySettings | None = None
     search: SearchSettings | None = None
+    decode_bench: DecodeSettings | None = None
     ablate: AblateSettings | None = None
     stability: StabilitySettings | None = None
     memo: MemoSettings | None = None
@@ -162,7 +167,11 @@ class Experiment(Settings):
             raise ValueError("task=replay needs replay.lock=FILE, the run.lock.yaml of a run")
         if task == "verify" and self.verify is None:
             raise ValueError("task=verify needs verify.path=DIR, an exported checkpoint")
-        own = ("search", "ablate", "stability", "memo", "doctor", "gc")  # tasks with a section
+        if self.engine.name == "sglang":
+            self._check_served()
+        elif task in ("engine_parity", "usage"):
+            raise ValueError(f"task={task} asks an SGLang server: give engine=sglang")
+        own = ("search", "ablate", "stability", "memo", "doctor", "gc", "decode_bench")  # sections
         if task in own and getattr(self, task) is None:
             raise ValueError(f"task={task} needs the {task} settings: select it as task={task}")
         if task == "search" and self.packs.split == "none":
@@ -205,6 +214,32 @@ class Experiment(Settings):
                 f"{asked} needs the experts' activations, which engine.experts = 'kernels' does "
                 "not tell: use engine.experts=auto"
             )
+
+    def _check_served(self) -> None:
+        """What an SGLang server cannot do."""
+        if self.task.name in ("search", "ablate") or "masked" in self.eval.candidates:
+            raise ValueError(
+                "engine=sglang cannot mask experts (task=search, task=ablate, "
+                "eval.candidates=[masked]): use engine=transformers for that"
+            )
+        if self.eval.top_logprobs:
+            raise ValueError("eval.top_logprobs = true needs engine=transformers")
+        if self.engine.base_url is not None and self.task.name in ("pipeline", "noop"):
+            raise ValueError(
+                f"task={self.task.name} evaluates two checkpoints, engine.base_url serves one: "
+                "launch servers with engine.python, or use task=evaluate twice and task=compare"
+            )
+        if self.task.name == "usage":
+            if self.engine.python is None:
+                raise ValueError("task=usage launches a server that records: give engine.python")
+            counts = PruningSettings(
+                name="frequency", keep_n=1, saliency="one", weight="uniform", reduce="sum"
+            )
+            if self.pruning.scoring != counts.scoring:
+                raise ValueError(
+                    "task=usage counts selections: use pruning=frequency as it is, not "
+                    f"pruning={self.pruning.name}"
+                )
 
     @property
     def eval_packs(self) -> tuple[str, ...]:

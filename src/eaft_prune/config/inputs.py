@@ -26,12 +26,14 @@ class ModelSettings(Settings):
 
 
 class PacksSettings(Settings):
-    """Named parquet files of harmony rows, in UNION order, and how rows are split."""
+    """Named parquet files of rows, in UNION order, how rows are read and how they are split."""
 
     name: str
     files: dict[str, str]
     revision: str | None = None  # of hub files
     text_column: str = "text"
+    # harmony: assistant messages are scored; plain: whole rows, for tokenizers without harmony
+    format: Literal["harmony", "plain"] = "harmony"
     split: Literal["hash", "none"] = "hash"
     profile_fraction: Fraction = 0.5  # of rows, when split=hash
 

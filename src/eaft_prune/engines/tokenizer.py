@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,22 @@ from eaft_prune.types import UserError
 class TransformersTokenizer:
     """The checkpoint's tokenizer, adding nothing of its own."""
 
-    harmony: HarmonyTokens
     eos: int
     inner: Any
+    path: Path
+
+    @cached_property
+    def harmony(self) -> HarmonyTokens:
+        """Its delimiters; raises UserError where it lacks them."""
+        added = {str(token): ident for ident, token in self.inner.added_tokens_decoder.items()}
+        return harmony_tokens(added, self.inner.decode, str(self.path))
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         return list(self.inner(list(texts), add_special_tokens=False)["input_ids"])
 
 
 def load_tokenizer(path: Path) -> TransformersTokenizer:
-    """The checkpoint's tokenizer; raises UserError where it lacks harmony tokens or an EOS."""
+    """The checkpoint's tokenizer; raises UserError where there is none, or it lacks an EOS."""
     from transformers import AutoTokenizer
 
     try:
@@ -36,9 +43,4 @@ def load_tokenizer(path: Path) -> TransformersTokenizer:
         raise UserError(f"{path}: no usable tokenizer: {first}") from None
     if inner.eos_token_id is None:
         raise UserError(f"{path}: the tokenizer has no EOS token, so rows cannot be joined")
-    added = {str(token): ident for ident, token in inner.added_tokens_decoder.items()}
-    return TransformersTokenizer(
-        harmony=harmony_tokens(added, inner.decode, str(path)),
-        eos=int(inner.eos_token_id),
-        inner=inner,
-    )
+    return TransformersTokenizer(int(inner.eos_token_id), inner, path)

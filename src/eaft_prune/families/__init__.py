@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from eaft_prune.families import gpt_oss
+from eaft_prune.families import gpt_oss, mixtral, qwen3_moe
 from eaft_prune.families.base import Family
 from eaft_prune.types import UserError
 
-FAMILIES: Mapping[str, Family] = {gpt_oss.FAMILY.model_type: gpt_oss.FAMILY}
+FAMILIES: Mapping[str, Family] = {
+    family.model_type: family for family in (gpt_oss.FAMILY, mixtral.FAMILY, qwen3_moe.FAMILY)
+}
 
 
 def family_of(config: Mapping[str, Any]) -> Family:

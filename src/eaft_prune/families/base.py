@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from eaft_prune.checkpoint import ModelFiles, Slices
@@ -18,11 +18,15 @@ Config = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """What a tensor must look like; per_expert: axis 0 is the expert axis."""
+    """What a tensor must look like, and which experts it holds."""
 
     dtype: str | None  # None: any float
     shape: tuple[int, ...]
-    per_expert: bool
+    per_expert: bool  # axis 0 is the expert axis
+    expert: int | None = None  # it holds this one alone, and has `.experts.<id>.` in its name
+
+
+Table = Mapping[str, TensorSpec]
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,7 @@ class Family:
     n_layers: Callable[[Config], int]
     n_experts: Callable[[Config], int]
     top_k: Callable[[Config], int]
-    tensor_table: Callable[[Config], dict[str, TensorSpec]]
+    tensor_tables: Callable[[Config], list[Table]]  # one a layout in which checkpoints come
     patch_config: Callable[[Config, int], dict[str, Any]]  # config, keep_n
     load_arguments: Callable[[Config], dict[str, Any]]  # of from_pretrained
     experts: Callable[[torch.nn.Module], list[torch.nn.Module]]  # per layer
@@ -43,9 +47,15 @@ class Family:
     down_proj: Callable[[int], str] | None = None
 
 
+def table_of(family: Family, model: ModelFiles) -> Table:
+    """The family's table in the layout that has most names in common with the checkpoint."""
+    tables = family.tensor_tables(model.config)
+    return max(tables, key=lambda table: len(table.keys() & model.tensors.keys()))
+
+
 def check_tensors(family: Family, model: ModelFiles) -> None:
     """Raise UserError unless the checkpoint holds exactly the family's tensors in their shapes."""
-    table = family.tensor_table(model.config)
+    table = table_of(family, model)
     missing = sorted(set(table) - set(model.tensors))
     if missing:
         raise UserError(f"{model.path}: tensors are missing: {_some(missing)}")
@@ -76,24 +86,52 @@ def check_plan(plan: KeepPlan, n_layers: int, n_experts: int) -> None:
         )
 
 
-def slices_of(family: Family, model: ModelFiles, plan: KeepPlan) -> Slices:
-    """For every tensor the expert ids to keep, or None to copy all of it."""
+def renumbered(family: Family, model: ModelFiles, plan: KeepPlan) -> ModelFiles:
+    """The checkpoint less the tensors of dropped experts, those of kept ones under their new ids.
+
+    Only of layouts in which an expert has tensors of its own; the others are cut by `slices_of`.
+    """
     check_plan(plan, family.n_layers(model.config), family.n_experts(model.config))
+    table = table_of(family, model)
+    new_ids = [{old: new for new, old in enumerate(ids)} for ids in plan.kept]
+    tensors = {}
+    for name, entry in model.tensors.items():
+        old = table[name].expert
+        if old is None:
+            tensors[name] = entry
+        elif old in (ids := new_ids[_layer_of(name)]):
+            renamed = name.replace(f".experts.{old}.", f".experts.{ids[old]}.")
+            tensors[renamed] = replace(entry, name=renamed)
+    return replace(model, tensors=tensors)
+
+
+def slices_of(family: Family, model: ModelFiles, plan: KeepPlan) -> Slices:
+    """For every tensor of a renumbered checkpoint the expert ids to keep, or None to copy it."""
+    check_plan(plan, family.n_layers(model.config), family.n_experts(model.config))
+    table = table_of(family, model)
     return {
-        name: plan.kept[_layer_of(name)] if spec.per_expert else None
-        for name, spec in family.tensor_table(model.config).items()
+        name: plan.kept[_layer_of(name)] if table[name].per_expert else None
+        for name in model.tensors
     }
 
 
-def compensated_tensors(family: Family, config: Config, level: str) -> frozenset[str]:
+def owners_of(family: Family, model: ModelFiles, plan: KeepPlan) -> dict[str, tuple[int, int]]:
+    """New and old id of the one expert that a tensor of a renumbered checkpoint holds."""
+    specs = table_of(family, model).items()
+    return {
+        name: (spec.expert, plan.kept[_layer_of(name)][spec.expert])
+        for name, spec in specs
+        if spec.expert is not None and name in model.tensors
+    }
+
+
+def compensated_tensors(family: Family, model: ModelFiles, level: str) -> frozenset[str]:
     """Names of the tensors that a level of compensation may change: bias, or all of down_proj."""
     if family.down_proj is None or level == "none":
         return frozenset()
-    stems = tuple(family.down_proj(layer) for layer in range(family.n_layers(config)))
+    stems = tuple(family.down_proj(layer) for layer in range(family.n_layers(model.config)))
     ending = "_bias" if level == "bias" else ""
-    return frozenset(
-        n for n in family.tensor_table(config) if n.startswith(stems) and n.endswith(ending)
-    )
+    return frozenset(n for n in model.tensors if n.startswith(stems) and n.endswith(ending))
 
 
 def positive(config: Config, key: str) -> int:

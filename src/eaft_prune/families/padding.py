@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,21 +23,27 @@ def padded(plan: KeepPlan) -> KeepPlan:
     return KeepPlan(tuple(layers), plan.n_experts)
 
 
+def router_bias(family: Family) -> Callable[[int], str]:
+    """Name of a layer's router bias; raises UserError for a family whose routers have none."""
+    if family.router_bias is None:
+        raise UserError(
+            f"export.pad_ragged = true: routers of {family.model_type} have no bias to switch "
+            "experts off with; use pruning.selection=uniform, or eval.candidates=[masked]"
+        )
+    return family.router_bias
+
+
 def muted(family: Family, source: ModelFiles, plan: KeepPlan, scratch: Path) -> ModelFiles:
     """`source` with router biases of -inf for the experts outside the plan.
 
     The changed biases are written to the file `scratch`, and their entries point there. Raises
     UserError for a family whose router has no bias.
     """
-    if family.router_bias is None:
-        raise UserError(
-            f"export.pad_ragged = true: routers of {family.model_type} have no bias to switch "
-            "experts off with; use pruning.selection=uniform"
-        )
+    name_of = router_bias(family)
     tensors = dict(source.tensors)
     with scratch.open("xb") as file:
         for layer, kept in enumerate(plan.kept):
-            entry = tensors[family.router_bias(layer)]
+            entry = tensors[name_of(layer)]
             infinity = _MINUS_INFINITY[entry.dtype]
             bias = b"".join(tensor_bytes(source, entry.name))
             size = len(infinity)

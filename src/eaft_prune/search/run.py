@@ -11,7 +11,7 @@ import optuna
 
 from eaft_prune.bench import Bench
 from eaft_prune.config import resolve_path
-from eaft_prune.pipeline import judge, measure, requests, write
+from eaft_prune.pipeline import check_padding, judge, measure, requests, write
 from eaft_prune.search.problem import Problem, open_problem
 from eaft_prune.search.record import write_trials
 from eaft_prune.search.space import check_space, distributions, settings_of
@@ -31,6 +31,7 @@ def run(bench: Bench, out: Path) -> Outcome:
     assert settings is not None, "config requires search settings for task=search"
     base = bench.base()
     check_space(pruning, distributions(settings, pruning), base)
+    check_padding(bench, base)
     make_sampler(settings, 0)
     make_pruner(settings)
     for request in requests(bench):  # what the winner is gated on: rows may be too few

@@ -30,7 +30,7 @@ from eaft_prune.checkpoint import (
     write_text,
 )
 from eaft_prune.durable import sync
-from eaft_prune.families.base import Family, slices_of
+from eaft_prune.families.base import Family, renumbered, slices_of
 from eaft_prune.families.padding import muted, padded
 from eaft_prune.types import KeepPlan, UserError
 
@@ -77,13 +77,14 @@ def export(
         counts = sorted({len(ids) for ids in plan.kept})
         raise UserError(
             f"the plan keeps {counts} experts in different layers; a {family.model_type} "
-            "checkpoint holds one number for all layers: evaluate it with eval.candidates=[masked],"
-            " or fill the layers up with export.pad_ragged=true"
+            "checkpoint holds one number for all layers: evaluate it with eval.candidates=[masked]"
+            + (", or fill the layers up with export.pad_ragged=true" if family.router_bias else "")
         )
     if target.resolve() == source.path.resolve():
         raise UserError(f"export.path = {target} is the base checkpoint itself")
     started = time.perf_counter()
     assert layout == plan or not changed, "changed tensors hold the plan's experts alone"
+    source = renumbered(family, source, layout)
     slices = {**slices_of(family, source, layout), **dict.fromkeys(changed)}
     source = replace(source, tensors={**source.tensors, **changed})
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from eaft_prune.checkpoint import ModelFiles, write_sliced
-from eaft_prune.families.base import Family, slices_of
+from eaft_prune.families.base import Family, renumbered, slices_of
 from eaft_prune.types import KeepPlan, UserError
 
 
@@ -35,9 +35,11 @@ def io_probe(
     if not 0 <= layer < layers:
         raise UserError(f"probe.layer = {layer}: the model has layers 0..{layers - 1}")
     plan = KeepPlan((tuple(range(keep_n)),) * layers, n_experts)
-    slices = slices_of(family, source, plan)
-    mine = [name for name in source.tensors if f".layers.{layer}." in name]
-    part = replace(source, tensors={name: source.tensors[name] for name in mine})
+    kept_files = renumbered(family, source, plan)
+    slices = slices_of(family, kept_files, plan)
+    here = f".layers.{layer}."
+    mine = [name for name in kept_files.tensors if here in name]
+    part = replace(kept_files, tensors={name: kept_files.tensors[name] for name in mine})
     folder.mkdir(parents=True, exist_ok=True)
     target = Path(tempfile.mkdtemp(prefix=".probe-", dir=folder))
     before = _peak_rss()
@@ -51,16 +53,16 @@ def io_probe(
         shutil.rmtree(target)
 
     def kept_bytes(name: str) -> int:
-        entry, kept = source.tensors[name], slices[name]
+        entry, kept = kept_files.tensors[name], slices[name]
         return entry.nbytes if kept is None else entry.nbytes // entry.shape[0] * len(kept)
 
-    whole = sum(kept_bytes(name) for name in source.tensors)
+    whole = sum(kept_bytes(name) for name in slices)
     return {
         "layer": layer,
-        "layer_bytes": sum(source.tensors[name].nbytes for name in mine),
+        "layer_bytes": sum(e.nbytes for name, e in source.tensors.items() if here in name),
         "bytes_read": written.tensor_bytes,
         "bytes_written": written.tensor_bytes,
-        "shards_touched": len({source.tensors[name].file for name in mine}),
+        "shards_touched": len({entry.file for entry in part.tensors.values()}),
         "seconds": round(seconds, 4),
         "gb_per_s": round(written.tensor_bytes / 1e9 / seconds, 3),
         "peak_rss_bytes": _peak_rss(),

@@ -1,4 +1,4 @@
-"""Rows of harmony text -> blocks of exactly S tokens with their scored positions."""
+"""Rows of text -> blocks of exactly S tokens with their scored positions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Part = Literal["profile", "eval"]
 
 
 class Tokenizer(Protocol):
-    """Text to ids, without added tokens."""
+    """Text to ids, without added tokens; harmony raises UserError where it has none."""
 
     @property
     def harmony(self) -> HarmonyTokens: ...
@@ -56,7 +56,7 @@ def pack(
     Rows come in file order, or in an order drawn by `seed`; UNION takes one row of each pack in
     turn, packs that end early dropping out. With split=hash a row belongs to the profiling part
     iff the hash of its text says so, so equal texts never fall on both sides. Raises UserError when
-    there are too few rows, or a pack holds no assistant message.
+    there are too few rows, or a pack of harmony text holds no assistant message.
     """
     names = list(rows) if request.pack == UNION else [request.pack]
     chosen = {name: _part(settings, request, name, rows[name]) for name in names}
@@ -74,7 +74,7 @@ def pack(
             if have >= need:
                 break
             row = np.array([*row_ids, tokenizer.eos], np.int32)
-            mask = np.append(assistant_mask(tokenizer.harmony, row[:-1]), False)
+            mask = np.append(_scored(settings, tokenizer, row[:-1]), False)
             ids.append(row)
             scored.append(mask)
             owner.append(np.append(np.full(len(row_ids), len(row_packs), np.int32), -1))
@@ -107,6 +107,15 @@ def pack(
     )
 
 
+def _scored(
+    settings: PacksSettings, tokenizer: Tokenizer, ids: NDArray[np.int32]
+) -> NDArray[np.bool_]:
+    """Which tokens of a row are scored: those an assistant wrote, or in plain text all."""
+    if settings.format == "plain":
+        return np.ones(len(ids), bool)
+    return assistant_mask(tokenizer.harmony, ids)
+
+
 def in_profile_part(text: str, fraction: float) -> bool:
     """Whether a row's hash puts it into the profiling part."""
     head = hashlib.sha256(text.encode()).digest()[:8]
@@ -116,10 +125,11 @@ def in_profile_part(text: str, fraction: float) -> bool:
 def _part(
     settings: PacksSettings, request: BlockRequest, name: str, texts: Sequence[str]
 ) -> list[str]:
-    if not any(ASSISTANT_START in text for text in texts):
+    if settings.format == "harmony" and not any(ASSISTANT_START in text for text in texts):
         raise UserError(
             f"pack {name} ({settings.files[name]}): no row has an assistant span "
-            f"({ASSISTANT_START}...), so no token of it can be scored"
+            f"({ASSISTANT_START}...), so no token of it can be scored; rows that are plain text "
+            "need packs.format=plain"
         )
     part = list(texts)
     if settings.split == "hash":

@@ -8,7 +8,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,13 @@ from eaft_prune.checkpoint import (
     read_json,
     tensor_bytes,
 )
-from eaft_prune.families.base import Family, compensated_tensors, slices_of
+from eaft_prune.families.base import (
+    Family,
+    compensated_tensors,
+    owners_of,
+    renumbered,
+    slices_of,
+)
 from eaft_prune.families.padding import muted, padded
 from eaft_prune.types import KeepPlan, UserError
 
@@ -134,11 +140,12 @@ def check_base(
     plan = padded(manifest.plan) if manifest.padded else manifest.plan
     if plan.uniform_keep_n is None:
         raise UserError(f"{path}: its plan keeps other numbers of experts in other layers")
-    slices = slices_of(family, base, plan)
+    base = renumbered(family, base, plan)
+    slices, owners = slices_of(family, base, plan), owners_of(family, base, plan)
     found = []
     if manifest.plan.digest != manifest.plan_digest:
         found.append(Finding(MANIFEST, "the plan's digest is not that of its experts"))
-    free = compensated_tensors(family, base.config, manifest.compensation)
+    free = compensated_tensors(family, base, manifest.compensation)
     for name in sorted(set(manifest.changed_tensors) - free):
         what = f"{name} is listed as changed, which compensation={manifest.compensation} is not to"
         found.append(Finding(MANIFEST, what, name))
@@ -166,7 +173,16 @@ def check_base(
             ),
             both,
         )
-        return [*found, *chain.from_iterable(compared)]
+        return [*found, *(_owned(item, owners) for item in chain.from_iterable(compared))]
+
+
+def _owned(finding: Finding, owners: Mapping[str, tuple[int, int]]) -> Finding:
+    """The finding with the expert that its tensor holds, if it holds one."""
+    if finding.tensor is None or finding.tensor not in owners:
+        return finding
+    new, old = owners[finding.tensor]
+    what = f"{finding.what} (the base's expert {old})"
+    return replace(finding, what=what, expert=new, base_expert=old)
 
 
 def smoke_load(family: Family, path: Path) -> list[Finding]:

@@ -11,11 +11,14 @@ from eaft_prune.progress import Bars
 from eaft_prune.search import run_search
 from eaft_prune.tasks import basic
 from eaft_prune.tasks.ablate import run_ablate
+from eaft_prune.tasks.decode_bench import run_decode_bench
+from eaft_prune.tasks.engine_parity import run_engine_parity
 from eaft_prune.tasks.memo import run_memo
 from eaft_prune.tasks.plan import run_plan
 from eaft_prune.tasks.replay import run_replay
 from eaft_prune.tasks.stability import run_stability
 from eaft_prune.tasks.upkeep import Upkeep, run_doctor, run_gc
+from eaft_prune.tasks.usage import run_usage
 from eaft_prune.tasks.verify import run_verify
 from eaft_prune.types import Outcome
 
@@ -34,6 +37,9 @@ TASKS: Mapping[str, Callable[[Bench, Path], Outcome]] = {
     "plan": run_plan,
     "replay": lambda bench, out: run_replay(bench, out, TASKS),
     "verify": run_verify,
+    "engine_parity": run_engine_parity,
+    "decode_bench": run_decode_bench,
+    "usage": run_usage,
     "ablate": run_ablate,
     "stability": run_stability,
     "memo": run_memo,

@@ -1,0 +1,296 @@
+"""SGLang on one GPU: parity, recorded routing and decoding speed, every step timed.
+
+    bash benchmarks/sglang_gpu.sh run DATA    # says how sglang gets there
+
+Several servers share the GPU; only one is asked at a time. A step that fails is reported and the
+others go on; results are written after each. DATA: Blocks as the store saves them in blocks/, and
+plan.json ({"kept", "n_experts"}) of the demo model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eaft_prune.checkpoint import open_model
+from eaft_prune.config import EngineSettings, RuntimeSettings
+from eaft_prune.engines.decoding import HttpDecoder, Prompts
+from eaft_prune.engines.loading import load_files
+from eaft_prune.engines.serving import serve
+from eaft_prune.engines.sglang import SglangEngine
+from eaft_prune.engines.sglang_server import Server, launch
+from eaft_prune.engines.sglang_usage import recording, selections
+from eaft_prune.families import family_of
+from eaft_prune.stages.decode_bench import Point, ladder, max_stable_batch, summary
+from eaft_prune.stages.engine_parity import parity
+from eaft_prune.stages.export import export
+from eaft_prune.store import load
+from eaft_prune.types import Blocks, KeepPlan
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+DEMO = REPOSITORY / "src" / "eaft_prune" / "demo" / "checkpoint"
+ARGS = (
+    "--attention-backend", "triton", "--sampling-backend", "pytorch", "--grammar-backend", "none",
+    "--disable-radix-cache", "--skip-server-warmup", "--context-length", "4096",
+    # of several servers on one GPU: room for these tokens, whatever the others leave
+    "--mem-fraction-static", "0.9",
+)  # fmt: skip
+DECODING = ("--skip-tokenizer-init", "--max-total-tokens", "160000", "--cuda-graph-max-bs", "64")
+DECODING += ("--stream-interval", "16")
+SCORING = ("--max-total-tokens", "32768", "--disable-cuda-graph")
+PROMPT, NEW, BATCHES, REPEATS = 256, 256, (1, 8, 64), 2
+LONG, LONG_BATCHES = 2048, (1, 64)
+SERVED = {"base": 32, "keep24": 24, "keep20": 20, "keep16": 16}
+
+
+class Steps:
+    """Runs steps against a deadline and keeps what they found."""
+
+    def __init__(self, out: Path, seconds: float) -> None:
+        out.mkdir(parents=True, exist_ok=True)
+        self.out, self.started, self.seconds = out, time.monotonic(), seconds
+        self.found: dict[str, Any] = {"seconds": {}}
+
+    @property
+    def left(self) -> float:
+        return self.seconds - (time.monotonic() - self.started)
+
+    @contextmanager
+    def step(self, name: str, needs: float = 0.0) -> Iterator[dict[str, Any]]:
+        """Facts of a step; what goes wrong in it is printed and written, and does not go on."""
+        begin, facts = time.monotonic(), dict[str, Any]()
+        print(f"--- {name} ({self.left:.0f} s left)")
+        try:
+            if self.left < needs:
+                raise TimeoutError(f"needs {needs:.0f} s")
+            yield facts
+        except Exception as error:
+            traceback.print_exc(limit=4, file=sys.stdout)
+            facts["error"] = f"{type(error).__name__}: {error}"[:4000]
+        seconds = time.monotonic() - begin
+        print(f"    {name}: {seconds:.1f} s")
+        self.found["seconds"][name] = round(seconds, 1)
+        self.found[name] = facts
+        (self.out / "sglang_gpu.json").write_text(json.dumps(self.found, indent=1) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--python", required=True)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--work", type=Path, default=Path("/tmp/sglang_gpu"))
+    parser.add_argument("--seconds", type=float, default=300.0)
+    parser.add_argument("--layers", type=int, default=24, help="fewer: to try this script")
+    options = parser.parse_args()
+    steps = Steps(options.out, options.seconds)
+    options.work.mkdir(parents=True, exist_ok=True)
+    settings = EngineSettings(
+        name="sglang", python=options.python, args=ARGS, ready_s=options.seconds, timeout_s=120,
+        retries=0,
+    )  # fmt: skip
+    pool = ThreadPoolExecutor(12)
+    try:
+        run(steps, options, settings, pool)
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        logs = sorted(options.work.glob("*.log"))
+        text = "".join(
+            f"=== {log.name}\n{log.read_text(errors='replace')[-20000:]}\n" for log in logs
+        )
+        (options.out / "servers.log").write_text(text)
+
+
+def run(
+    steps: Steps, options: argparse.Namespace, settings: EngineSettings, pool: ThreadPoolExecutor
+) -> None:
+    work: Path = options.work
+    models = {"base": DEMO}
+    with steps.step("prune the demo model"):
+        models["keep24"] = pruned(options.data / "plan.json", work / "demo-keep24")
+    scoring = settings.model_copy(update={"args": (*ARGS, *SCORING)})
+    records = work / "records"
+    triton = scoring.model_copy(update={"args": (*scoring.args, "--moe-runner-backend", "triton")})
+    demo = {
+        name: pool.submit(scored_by, [scoring, triton], path, work / f"demo-{name}.log")
+        for name, path in models.items()
+    }
+    usage = pool.submit(scored_by, [recording(triton, records)], DEMO, work / "demo-usage.log")
+    decoding = settings.model_copy(update={"args": (*ARGS, *DECODING)})
+    servers = {
+        name: pool.submit(decoded_by, decoding, experts, options.layers, work, name)
+        for name, experts in SERVED.items()
+    }
+    blocks = load(options.data / "blocks", Blocks)
+    with steps.step("transformers, demo model"):
+        ours = {name: local(path, blocks) for name, path in models.items()}
+    for name, server in demo.items():
+        with steps.step(f"parity, demo {name}") as facts:
+            engine = server.result(timeout=max(steps.left, 1))
+            facts["server"] = dict(engine.server.args)
+            started = time.monotonic()
+            theirs = engine.score(blocks, lambda done: None)
+            facts["tokens_per_s"] = blocks.ids_BS.size / (time.monotonic() - started)
+            facts["parity"] = parity(ours[name], theirs, 0.15)
+            print(json.dumps(facts["parity"], indent=1))
+    with steps.step("usage, demo base") as facts:
+        compare_usage(facts, usage.result(timeout=max(steps.left, 1)), blocks, records)
+    for future in (*demo.values(), usage):
+        if future.done() and future.exception() is None:
+            stop(future.result().server)
+    decode(steps, servers)
+
+
+def pruned(plan_file: Path, target: Path) -> Path:
+    """The demo model cut by a plan."""
+    plan = json.loads(plan_file.read_text())
+    files = open_model(DEMO)
+    keep = KeepPlan(tuple(map(tuple, plan["kept"])), plan["n_experts"])
+    how = {"base": {"label": "demo", "digest": "shipped"}, "criterion": "plan.json"}
+    family = family_of(files.config)
+    export(family, files, keep, target, "benchmark", 5_000_000_000, how, lambda done: None)
+    return target
+
+
+def scored_by(tries: list[EngineSettings], model: Path, log: Path) -> SglangEngine:
+    """A server of a demo model by the first settings that it starts with."""
+    files = open_model(model)
+    top_k = family_of(files.config).top_k(files.config)
+    for number, settings in enumerate(tries):
+        try:
+            return serve(settings, files, top_k, 20, log.with_suffix(f".{number}.log"))
+        except Exception as error:
+            print(f"{log.stem}, settings {number}: {str(error)[:2500]}")
+            last = error
+    raise last
+
+
+def decoded_by(
+    settings: EngineSettings, experts: int, layers: int, work: Path, name: str
+) -> Server:
+    """A server of random weights in the shape of gpt-oss-20b with this many experts a layer."""
+    started, target = time.monotonic(), work / f"20b-{name}"
+    command = [sys.executable, str(REPOSITORY / "benchmarks" / "random_checkpoint.py")]
+    command += ["--out", str(target), "--experts", str(experts), "--layers", str(layers)]
+    subprocess.run(command, check=True, timeout=settings.ready_s)
+    written = time.monotonic() - started
+    server = launch(settings, target, work / f"20b-{name}.log")
+    print(f"20b {name}: written in {written:.0f} s, up after {time.monotonic() - started:.0f} s")
+    return server
+
+
+def local(model: Path, blocks: Blocks) -> Any:
+    """log p and H by transformers, in bfloat16 on this GPU."""
+    runtime = RuntimeSettings(device="auto", dtype="bfloat16", store_dir="", checkpoint_dir="")
+    return load_files(open_model(model), runtime, 20, "auto", False).score(blocks, lambda n: None)
+
+
+def compare_usage(
+    facts: dict[str, Any], engine: SglangEngine, blocks: Blocks, records: Path
+) -> None:
+    """The server's counts beside those of our own trace, which knows all but the last position."""
+    files = open_model(DEMO)
+    family = family_of(files.config)
+    shape = family.n_layers(files.config), family.n_experts(files.config)
+    theirs = selections(engine, blocks, *shape, records, lambda done: None)
+    everywhere = np.ones_like(blocks.scored_BS)
+    everywhere[:, 0] = False
+    runtime = RuntimeSettings(device="auto", dtype="bfloat16", store_dir="", checkpoint_dir="")
+    trace = load_files(files, runtime, 20, "auto", False).trace(
+        replace(blocks, scored_BS=everywhere), lambda done: None
+    )
+    ours = np.stack([
+        np.bincount(trace.experts_TLK[:, layer].ravel(), minlength=shape[1])
+        for layer in range(shape[0])
+    ])  # fmt: skip
+    apart = np.abs(theirs / theirs.sum(1, keepdims=True) - ours / ours.sum(1, keepdims=True))
+    facts["selections_a_layer"] = theirs.sum(axis=1).tolist()
+    facts["total_variation"] = (apart.sum(axis=1) / 2).tolist()
+    print(json.dumps(facts, indent=1))
+
+
+def decode(steps: Steps, servers: dict[str, Future[Server]]) -> None:
+    """Base and candidates in turn, the order turning every round."""
+    up: dict[str, HttpDecoder] = {}
+    for name, future in servers.items():
+        with steps.step(f"20b {name} is up") as facts:
+            server = future.result(timeout=max(steps.left - 40, 1))
+            facts |= {"memory_gb": server.memory_gb, "capacity": server.capacity}
+            facts["args"] = dict(server.args)
+            up[name] = HttpDecoder(server.client, "sglang", {}, server.capacity)
+            list(ladder(up[name], name, BATCHES, 48, 0, prompts(99)))  # warm-up
+    points: list[Point] = []
+    for repeat in range(REPEATS):
+        order = list(up) if repeat % 2 == 0 else list(up)[::-1]
+        for name in order:
+            with steps.step(f"decode {name}, round {repeat}", needs=8) as facts:
+                collect(facts, points, up[name], name, BATCHES, NEW, repeat)
+    report(steps, "decode", points, REPEATS)
+    long: list[Point] = []
+    for name in [name for name in ("base", "keep16") if name in up]:
+        with steps.step(f"decode {name}, {LONG} new", needs=45) as facts:
+            collect(facts, long, up[name], name, LONG_BATCHES, LONG, 0)
+    report(steps, "decode long", long, 1)
+    for future in servers.values():
+        if future.done() and future.exception() is None:
+            stop(future.result())
+
+
+def collect(
+    facts: dict[str, Any], points: list[Point], decoder: HttpDecoder, side: str,
+    batches: tuple[int, ...], new_tokens: int, repeat: int,
+) -> None:  # fmt: skip
+    for item in ladder(decoder, side, batches, new_tokens, repeat, prompts(repeat)):
+        if isinstance(item, Point):
+            points.append(item)
+        else:
+            facts["ended"] = item
+            print(f"    {item}")
+
+
+def prompts(seed: int) -> Callable[[int], Prompts]:
+    def make(batch: int) -> Prompts:
+        rng = np.random.default_rng([seed, batch])
+        found: list[list[int]] = rng.integers(0, 200_000, (batch, PROMPT)).tolist()
+        return found
+
+    return make
+
+
+def report(steps: Steps, name: str, points: list[Point], repeats: int) -> None:
+    with steps.step(f"{name}, medians") as facts:
+        rows = summary(points)
+        facts |= {"rows": [asdict(row) for row in rows], "points": [asdict(p) for p in points]}
+        facts["max_stable_batch"] = max_stable_batch(rows, repeats)
+        for row in rows:
+            print(
+                f"    {row.side:<8} new {row.new_tokens:<5} batch {row.batch:<3} "
+                f"{row.total_tokens_s:>9.1f} tok/s  {row.stream_tokens_s:>7.1f} a stream  "
+                f"first token {row.ttft_s * 1000:.0f} ms  x base {row.ratio or 0:.3f}"
+            )
+
+
+def stop(server: Server) -> None:
+    assert server.process is not None, "it was launched"
+    server.process.stop()
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    finally:
+        sys.stdout.flush()
+        os._exit(0)  # threads may still wait for servers, which end with this process

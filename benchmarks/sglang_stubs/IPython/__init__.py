@@ -1,0 +1,1 @@
+"""Stub: sglang.utils imports HTML and display for notebooks."""

@@ -1,0 +1,1 @@
+"""Stub: audio input is not served here."""

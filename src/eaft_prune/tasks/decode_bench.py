@@ -1,0 +1,217 @@
+"""task=decode_bench: decoding speed of base and candidate, round by round in turn."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eaft_prune.bench import Bench, Model
+from eaft_prune.config import DecodeSettings, resolve_path
+from eaft_prune.engines.decoding import Decoder, HttpDecoder, Prompts
+from eaft_prune.engines.sglang_server import Server, client, connect, launch
+from eaft_prune.report.decode import decode_page, decode_table
+from eaft_prune.result import write_atomically
+from eaft_prune.stages.decode_bench import Point, Row, ladder, max_stable_batch, summary
+from eaft_prune.types import Outcome, UserError
+
+FILE = "decode_bench.json"
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class _Side:
+    """What is timed: a checkpoint to serve, or the URL of a server."""
+
+    name: str
+    model: Model | None
+    url: str | None
+    args: tuple[str, ...] = ()  # of a launched server, after engine.args
+
+
+def run_decode_bench(bench: Bench, out: Path) -> Outcome:
+    """Every round opens each side once and climbs the batch sizes; the order turns every round.
+
+    One side holds the machine at a time, unless both are URLs: drift hits both alike.
+    """
+    settings = bench.experiment.decode_bench
+    assert settings is not None, "config requires decode_bench.* for this task"
+    base = bench.base()
+    vocab = int(base.files.config["vocab_size"])
+    sides = _sides(bench, settings, base)
+    points: list[Point] = []
+    ended: dict[str, str] = {}
+    facts: dict[str, dict[str, Any]] = {}
+    total = settings.repeats * len(sides) * len(settings.new_tokens)
+    with bench.bars.bar("decode", total, "ladder") as on_ladder:
+        for repeat in range(settings.repeats):
+            for side in sides if repeat % 2 == 0 else sides[::-1]:
+                with _opened(bench, side, out) as decoder:
+                    _warm_up(decoder, settings, vocab)
+                    for new_tokens in settings.new_tokens:
+                        found, why = _climb(decoder, side, settings, vocab, new_tokens, repeat)
+                        points += found
+                        if why:
+                            ended[f"{side.name}/{new_tokens}"] = why
+                        on_ladder(1)
+                    facts[side.name] = dict(decoder.facts)
+    return _outcome(bench, out, sides, points, ended, facts)
+
+
+def _climb(
+    decoder: Decoder, side: _Side, settings: DecodeSettings, vocab: int, new: int, repeat: int
+) -> tuple[list[Point], str | None]:
+    found: list[Point] = []
+    why: str | None = None
+    texts = lambda batch: _prompts(settings, vocab, batch, [repeat, new, batch])  # noqa: E731
+    for item in ladder(decoder, side.name, settings.batch_sizes, new, repeat, texts):
+        if isinstance(item, Point):
+            found.append(item)
+        else:
+            why = item
+    if not found:
+        raise UserError(f"decode_bench: {side.name} decoded nothing: {why}")
+    return found, why
+
+
+def _prompts(settings: DecodeSettings, vocab: int, batch: int, key: list[int]) -> Prompts:
+    """Random ids, others every time: no cache of prefixes helps."""
+    rng = np.random.default_rng([settings.seed, *key])
+    ids: list[list[int]] = rng.integers(0, vocab, (batch, settings.prompt_tokens)).tolist()
+    return ids
+
+
+def _warm_up(decoder: Decoder, settings: DecodeSettings, vocab: int) -> None:
+    """Every batch size once, briefly: kernels are chosen and compiled by shape."""
+    steps = ladder(
+        decoder,
+        "warm-up",
+        settings.batch_sizes,
+        settings.warmup_tokens,
+        0,
+        lambda batch: _prompts(settings, vocab, batch, [2**31, batch]),
+    )
+    for _ in steps:
+        pass  # what fails here fails again where it is recorded
+
+
+def _sides(bench: Bench, settings: DecodeSettings, base: Model) -> list[_Side]:
+    engine = bench.experiment.engine
+    sides = [_side(bench, "base", settings.base or engine.base_url, base, ())]
+    if settings.candidate is not None or settings.candidate_args:
+        args = settings.candidate_args
+        sides.append(_side(bench, "candidate", settings.candidate, base, args))
+    launched = engine.name == "sglang" and engine.python is not None
+    for side in sides:
+        if side.url is None and engine.base_url is not None:
+            raise UserError(
+                f"decode_bench.{side.name} is a checkpoint, engine.base_url cannot serve it: give "
+                "the URL of its server, or engine.python"
+            )
+        if side.args and (side.url is not None or not launched):
+            raise UserError(
+                "decode_bench.candidate_args are of a launched server: give engine.python"
+            )
+    return sides
+
+
+def _side(bench: Bench, name: str, where: str | None, base: Model, args: tuple[str, ...]) -> _Side:
+    if where is None:
+        return _Side(name, base, None, args)
+    if where.startswith(("http://", "https://")):
+        return _Side(name, None, where, args)
+    return _Side(name, bench.open(resolve_path(where), name), None, args)
+
+
+@contextmanager
+def _opened(bench: Bench, side: _Side, out: Path) -> Iterator[Decoder]:
+    settings, engine = bench.experiment.decode_bench, bench.experiment.engine
+    assert settings is not None, "checked by the task"
+    if side.url is not None and settings.api == "openai":
+        yield HttpDecoder(client(engine, side.url), "openai", {"engine": "openai"})
+    elif side.url is not None:
+        yield _served(connect(engine, side.url))
+    elif engine.name == "sglang":
+        assert side.model is not None, "a side is a URL or a model"
+        how = engine.model_copy(update={"args": (*engine.args, *side.args)})
+        server = launch(how, side.model.files.path, out / f"server-{side.name}.log")
+        try:
+            yield _served(server)
+        finally:
+            assert server.process is not None, "it was launched"
+            server.process.stop()
+    else:
+        from eaft_prune.engines.decoding_local import LocalDecoder  # torch
+
+        assert side.model is not None, "a side is a URL or a model"
+        yield LocalDecoder(side.model.files, side.model.family, bench.experiment.runtime)
+
+
+def _served(server: Server) -> HttpDecoder:
+    facts = {
+        "engine": "sglang",
+        "version": server.version,
+        "capacity_tokens": server.capacity,
+        "memory_gb": server.memory_gb,
+        "args": dict(server.args),
+    }
+    return HttpDecoder(server.client, "sglang", facts, server.capacity)
+
+
+def _outcome(
+    bench: Bench,
+    out: Path,
+    sides: list[_Side],
+    points: list[Point],
+    ended: dict[str, str],
+    facts: dict[str, dict[str, Any]],
+) -> Outcome:
+    settings = bench.experiment.decode_bench
+    assert settings is not None, "checked by the task"
+    rows = summary(points)
+    stable = max_stable_batch(rows, settings.repeats)
+    identity = {
+        side.name: {
+            "url": side.url,
+            "digest": side.model.digest if side.model else None,
+            **facts[side.name],
+        }
+        for side in sides
+    }
+    table = [asdict(row) for row in rows]
+    value = {
+        "format": _FORMAT,
+        "settings": settings.model_dump(mode="json"),
+        "sides": identity,
+        "rows": table,
+        "max_stable_batch": stable,
+        "ended": ended,
+        "points": [asdict(item) for item in points],
+    }
+    write_atomically(out / FILE, json.dumps(value, indent=1) + "\n")
+    write_atomically(out / "decode_bench.html", decode_page(table))
+    for name in (FILE, "decode_bench.html"):
+        bench.observer.artifact(out / name)
+    lines = [decode_table(table)]
+    lines += [f"{where}: stopped, {why}" for where, why in ended.items()]
+    lines += [f"{'results':<11} {out / FILE}", f"{'plot':<11} {out / 'decode_bench.html'}"]
+    told = {"decode": _by_name(rows), "max_stable_batch": stable, "ended": ended}
+    return Outcome(facts=told, text="\n".join(lines))
+
+
+def _by_name(rows: list[Row]) -> dict[str, Any]:
+    """side -> length -> batch -> medians: the names of metrics."""
+    named: dict[str, Any] = {}
+    for row in rows:
+        values = asdict(row)
+        for key in ("side", "new_tokens", "batch", "repeats"):
+            del values[key]
+        values = {key: value for key, value in values.items() if value is not None}
+        where = named.setdefault(row.side, {}).setdefault(str(row.new_tokens), {})
+        where[f"batch{row.batch}"] = values
+    return named

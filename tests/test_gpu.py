@@ -11,11 +11,12 @@ import tiny
 import torch
 
 from eaft_prune.checkpoint import open_model
-from eaft_prune.config import RuntimeSettings
+from eaft_prune.config import CompensationSettings, RuntimeSettings
 from eaft_prune.engines.loading import load_engine
 from eaft_prune.engines.packed_model import build, reader
 from eaft_prune.engines.transformers import TransformersEngine
 from eaft_prune.families import family_of
+from eaft_prune.stages.compensate import Storage, compensate
 from eaft_prune.types import Blocks, KeepPlan
 
 pytestmark = [
@@ -137,3 +138,26 @@ def test_masked_experts_are_never_chosen(checkpoint: Path) -> None:
         trace = model.trace(blocks(), lambda done: None)
     for layer, kept in enumerate(plan.kept):
         assert set(np.unique(trace.experts_TLK[:, layer])) <= set(kept)
+
+
+def test_compensation_leaves_the_residuals_it_leaves_on_the_cpu(checkpoint: Path) -> None:
+    rng = np.random.default_rng(1)
+    cut = blocks(count=40)
+    cut = replace(cut, row_BS=rng.integers(0, 9, cut.row_BS.shape).astype(np.int32))
+    plan = KeepPlan(((0, 2, 3, 7), (1, 2, 4, 5)), 8)
+    files = open_model(checkpoint)
+    on_cpu = RUNTIME.model_copy(update={"device": "cpu", "dtype": "float32"})
+    found = []
+    for runtime in (RUNTIME, on_cpu):
+        own = load_engine(files, family_of(files.config), runtime, entropy_top_k=20)
+        for exact in (16384, 1):
+            settings = CompensationSettings(ridge=0.3, exact_unknowns=exact)
+            storage = Storage("MXFP4", "F32")
+            found.append(
+                compensate(own, plan, cut, "down_proj", settings, storage, lambda tokens: None)
+            )
+    wanted = found[-2]
+    for done in found:
+        assert done.tensors == wanted.tensors
+        np.testing.assert_allclose(done.stored, wanted.stored, rtol=0.05)
+        np.testing.assert_allclose(done.held_out, wanted.held_out, rtol=0.05)

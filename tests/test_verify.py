@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from runs import Done, World, edit_shard
 
-from eaft_prune.checkpoint import file_hashes, model_digest, open_model
+from eaft_prune.checkpoint import file_hashes, model_digest, open_model, tensor_bytes
 from eaft_prune.families import family_of
 from eaft_prune.stages.export import export
 from eaft_prune.stages.verify import (
@@ -160,7 +160,7 @@ def test_a_manifest_that_was_forged_with_the_weights_does_not_help(
     assert (found_tensor.expert, found_tensor.base_expert) == (2, 4)
 
 
-def test_a_tensor_that_the_manifest_calls_changed_may_differ_in_bytes_only(
+def test_a_tensor_that_the_manifest_calls_changed_has_its_bytes(
     checkpoint: Path, copy: Path
 ) -> None:
     name = "model.layers.0.mlp.experts.down_proj_bias"
@@ -171,9 +171,23 @@ def test_a_tensor_that_the_manifest_calls_changed_may_differ_in_bytes_only(
     edit_shard(copy, name, change)
     forge(copy)
     assert len(findings(checkpoint, copy)) == 4  # every kept expert
+    data = b"".join(tensor_bytes(open_model(copy), name))
     path = copy / "manifest.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "changed_tensors": [name]}))
+
+    def declare(sha: str, level: str = "bias", tensor: str = name) -> None:
+        values = {"compensation": {"level": level}, "changed_tensors": {tensor: sha}}
+        path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+    declare(hashlib.sha256(data).hexdigest())
     assert findings(checkpoint, copy) == []
+    declare("0" * 64)
+    (found,) = findings(checkpoint, copy)
+    assert found.tensor == name
+    assert found.what.endswith("not 000000000000")
+    for level, tensor in (("none", name), ("bias", name.replace("_bias", "_blocks"))):
+        declare(hashlib.sha256(data).hexdigest(), level, tensor)
+        assert any("is not to" in item.what for item in findings(checkpoint, copy))
+    declare(hashlib.sha256(data).hexdigest(), "down_proj")
 
     def shorten(weights: dict[str, np.ndarray[Any, Any]]) -> None:
         weights[name] = weights[name][:3].copy()

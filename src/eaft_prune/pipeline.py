@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from eaft_prune import evaluator, recipes
+from eaft_prune import evaluator, recipes, repair
 from eaft_prune.bench import Bench, Model, with_top_k
 from eaft_prune.config import PLAN_SETTINGS, resolve_path
 from eaft_prune.evaluations import compare, save_evaluation
@@ -199,16 +199,18 @@ def _export_target(bench: Bench, base: Model, plan: KeepPlan) -> tuple[Path, str
     settings, runtime = bench.experiment.export, bench.experiment.runtime
     name = f"{bench.experiment.model.name}-keep{plan.size}-{plan.digest[:12]}"
     target = resolve_path(settings.path or str(Path(runtime.checkpoint_dir) / name))
-    key = digest(
-        {
-            "stage": "export",
-            "version": export.VERSION,
-            "model": base.digest,
-            "plan": plan.digest,
-            "max_shard_bytes": settings.max_shard_bytes,
-        }
-    )
-    return target, key
+    made: dict[str, Any] = {
+        "stage": "export",
+        "version": export.VERSION,
+        "model": base.digest,
+        "plan": plan.digest,
+        "max_shard_bytes": settings.max_shard_bytes,
+    }
+    if level := repair.level(bench, plan):
+        made["compensation"] = repair.key(bench, base, plan)
+        if settings.path is None:
+            target = target.with_name(f"{name}-{level}-{made['compensation'][:8]}")
+    return target, digest(made)
 
 
 def export_plan(
@@ -220,6 +222,8 @@ def export_plan(
 ) -> Model:
     """A plan written as a checkpoint; `how` goes into its manifest, recipe and scores beside it."""
     target, key = _export_target(bench, base, plan)
+    repaired = repair.compensated(bench, base, plan)
+    how = {**how, **repaired.facts}
     beside = recipes.files_beside(bench, base, plan, how, scores, profile_request(bench))
     total = base.files.weight_bytes * max(len(ids) for ids in plan.kept) // plan.n_experts
     with bench.bars.bar("export", total, "B") as on_bytes:
@@ -230,10 +234,11 @@ def export_plan(
             target,
             key,
             bench.experiment.export.max_shard_bytes,
-            {"base": recipes.origin(bench, base), **how},
+            {"base": recipes.origin(bench, base), **how, **repaired.changed_tensors},
             on_bytes,
             beside,
             bench.experiment.export.pad_ragged,
+            repaired.entries,
         )
     bench.record(
         StageRecord(

@@ -113,6 +113,7 @@ def files_beside(
     elif scores is not None:
         rows = dict(bench.blocks(base, profiled).record.facts)
     measures = pruning.measured or pruning.selection == "marginal_loss"
+    compensation = experiment.compensation.model_dump()
     recipe = RecipeFile(
         eaft_prune=__version__,
         base=dict(origin(bench, base)),
@@ -128,6 +129,7 @@ def files_beside(
             "profile": experiment.profile.model_dump(),
             "pruning": pruning.model_dump(),
             **({"marginal": experiment.marginal.model_dump()} if measures else {}),
+            **({"compensation": compensation} if pruning.compensation != "none" else {}),
         },
     )
     texts = {RECIPE: to_yaml(recipe)}

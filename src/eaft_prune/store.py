@@ -29,9 +29,9 @@ log = logging.getLogger(__name__)
 RECORD = "record.json"
 DRAFT = ".draft"
 _DIGEST = "record"  # of the record's other entries
-_ARRAYS = "arrays.safetensors"
+ARRAYS = "arrays.safetensors"
 _VALUES = "values.json"
-FILES = (_ARRAYS, _VALUES, RECORD)
+FILES = (ARRAYS, _VALUES, RECORD)
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def save(directory: Path, value: Any) -> None:
     _flatten(value, "", arrays, values)
     if arrays:
         contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-        save_file(contiguous, directory / _ARRAYS)
+        save_file(contiguous, directory / ARRAYS)
     (directory / _VALUES).write_text(canonical_json(values))
 
 
@@ -148,7 +148,7 @@ def load(directory: Path, kind: type[T]) -> T:
     """Read back what `save` wrote of a `kind`."""
     from safetensors.numpy import load_file
 
-    path = directory / _ARRAYS
+    path = directory / ARRAYS
     arrays = load_file(path) if path.exists() else {}
     return typing.cast(T, _build(kind, "", arrays, json.loads((directory / _VALUES).read_text())))
 

@@ -10,6 +10,7 @@ from eaft_prune.config.parse import parse_experiment, setting_names
 from eaft_prune.config.proof import ReplaySettings, VerifySettings
 from eaft_prune.config.pruning import (
     PLAN_SETTINGS,
+    CompensationSettings,
     ExportSettings,
     ProbeSettings,
     PruningSettings,
@@ -28,6 +29,7 @@ __all__ = [
     "PLAN_SETTINGS",
     "AblateSettings",
     "CompareSettings",
+    "CompensationSettings",
     "DecodeSettings",
     "DoctorSettings",
     "EngineSettings",

@@ -12,7 +12,12 @@ from eaft_prune.config.evaluation import CompareSettings, EvalSettings, GateSett
 from eaft_prune.config.inputs import ModelSettings, PacksSettings, ProfileSettings
 from eaft_prune.config.marginal import MarginalSettings
 from eaft_prune.config.proof import ReplaySettings, VerifySettings
-from eaft_prune.config.pruning import ExportSettings, ProbeSettings, PruningSettings
+from eaft_prune.config.pruning import (
+    CompensationSettings,
+    ExportSettings,
+    ProbeSettings,
+    PruningSettings,
+)
 from eaft_prune.config.resampling import AblateSettings, StabilitySettings
 from eaft_prune.config.runtime import (
     EngineSettings,
@@ -62,6 +67,7 @@ class Experiment(Settings):
     packs: PacksSettings
     profile: ProfileSettings
     pruning: PruningSettings
+    compensation: CompensationSettings = CompensationSettings()
     export: ExportSettings
     eval: EvalSettings
     gate: GateSettings
@@ -105,6 +111,8 @@ class Experiment(Settings):
             raise ValueError(
                 f"eval.top_k = {self.eval.top_k} has no effect with task={task}: use task=pipeline"
             )
+        if self.pruning.compensation != "none":
+            self._check_compensation()
         if self.eval.top_logprobs and task in ("search", "ablate"):
             raise ValueError(f"eval.top_logprobs = true has no effect with task={task}: drop it")
         self._check_measured()
@@ -175,6 +183,40 @@ class Experiment(Settings):
                 "seen to confirm its winner on: use packs.split=hash"
             )
         return self
+
+    def _check_compensation(self) -> None:
+        level, task = self.pruning.compensation, self.task.name
+        asked = f"pruning.compensation = {level!r}"
+        if task in ("search", "ablate"):
+            raise ValueError(
+                f"{asked} changes weights, and task={task} scores plans masked in the base model, "
+                "whose weights are as they were: use task=pipeline"
+            )
+        if task in ("noop", "noise_floor"):
+            raise ValueError(
+                f"{asked} has no effect with task={task}, which drops nothing: drop it"
+            )
+        if task == "pipeline" and "masked" in self.eval.candidates:
+            raise ValueError(
+                f"{asked} changes weights, and a masked candidate has the base's: use "
+                "eval.candidates=[pruned]"
+            )
+        known = [*self.packs.files, UNION]
+        if self.compensation.pack not in known:
+            raise ValueError(
+                f"compensation.pack names {self.compensation.pack!r}; "
+                f"{allowed(self.compensation.pack, known)}"
+            )
+        if self.pruning.selection != "uniform":
+            raise ValueError(
+                f"{asked} needs as many experts in every layer: use pruning.selection=uniform, not "
+                f"{self.pruning.selection!r}"
+            )
+        if self.engine.experts == "kernels":
+            raise ValueError(
+                f"{asked} needs the experts' activations, which engine.experts = 'kernels' does "
+                "not tell: use engine.experts=auto"
+            )
 
     def _check_served(self) -> None:
         """What an SGLang server cannot do."""

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from eaft_prune.config.base import Fraction, Limit, NonNegative, Positive, Settings
+from eaft_prune.types import UNION
 
 Saliency = Literal["one", "gate", "norm", "norm2", "gate_norm", "random", "leave_one_out", "greedy"]
 Regions = Literal["strict", "policy", "soft"]
@@ -25,6 +26,7 @@ PLAN_SETTINGS = (
     "core_count_top_m",
     "pack_floor_top_m",
 )
+_AFTER = ("compensation",)  # what is done to the experts that a plan keeps
 
 
 class PruningSettings(Settings):
@@ -53,6 +55,7 @@ class PruningSettings(Settings):
     core_count_top_m: NonNegative = 0
     pack_floor_top_m: NonNegative = 0
     seed: NonNegative = 0  # of saliency=random
+    compensation: Literal["none", "bias", "down_proj"] = "none"
 
     @model_validator(mode="after")
     def _has_effect(self) -> PruningSettings:
@@ -92,7 +95,19 @@ class PruningSettings(Settings):
     @property
     def scoring(self) -> dict[str, Any]:
         """The settings that scores depend on; the others say how a plan is cut from them."""
-        return self.model_dump(exclude={"name", *PLAN_SETTINGS})
+        return self.model_dump(exclude={"name", *PLAN_SETTINGS, *_AFTER})
+
+
+class CompensationSettings(Settings):
+    """How pruning.compensation solves for its changes, and on which blocks of profiling rows."""
+
+    pack: str = UNION  # whose profiling rows
+    num_blocks: Positive = 64  # of profile.seq_len tokens
+    seed: NonNegative = 0  # which rows, and which of them are held out
+    token_weights: Literal["robust", "uniform"] = "robust"
+    ridge: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"  # auto: on held-out rows
+    rounding: Literal["feedback", "nearest"] = "feedback"  # to MXFP4
+    exact_unknowns: Positive = 16384  # a layer; above, block Gauss-Seidel expert by expert
 
 
 class ProbeSettings(Settings):

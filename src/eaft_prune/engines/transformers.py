@@ -69,7 +69,7 @@ class TransformersEngine:
     @torch.inference_mode()
     def score(self, blocks: Blocks, on_tokens: OnTokens) -> TokenScores:
         scored = []
-        for ids, predictors, targets in self._batches(blocks):
+        for ids, predictors, targets in self.batches(blocks):
             parts = self._scores(ids, predictors, targets)[: 4 if self.keep_top else 2]
             scored.append(tuple(part.cpu() for part in parts))
             on_tokens(ids.numel())
@@ -84,7 +84,7 @@ class TransformersEngine:
             )
         routing, scored = _Routing(), []
         with _recording(self.family.experts(self.model), routing):
-            for ids, predictors, targets in self._batches(blocks):
+            for ids, predictors, targets in self.batches(blocks):
                 routing.predictors[:] = [predictors]
                 logp, entropy, *_ = self._scores(ids, predictors, targets)
                 scored.append((logp.cpu(), entropy.cpu()))
@@ -105,7 +105,7 @@ class TransformersEngine:
             n_experts=self.n_experts,
         )
 
-    def _batches(self, blocks: Blocks) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    def batches(self, blocks: Blocks) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
         """Per batch: ids [b, S], flat predictor positions of its scored tokens, their ids."""
         size = max(1, self.batch_tokens // blocks.seq_len)
         for first in range(0, len(blocks), size):

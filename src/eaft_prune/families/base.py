@@ -43,6 +43,8 @@ class Family:
     experts: Callable[[torch.nn.Module], list[torch.nn.Module]]  # per layer
     masked: Callable[[torch.nn.Module, KeepPlan], AbstractContextManager[None]]
     router_bias: Callable[[int], str] | None = None  # of a layer; None: routers have no bias
+    # of a layer, the stem of its tensors' names; None: cannot be compensated
+    down_proj: Callable[[int], str] | None = None
 
 
 def table_of(family: Family, model: ModelFiles) -> Table:
@@ -121,6 +123,15 @@ def owners_of(family: Family, model: ModelFiles, plan: KeepPlan) -> dict[str, tu
         for name, spec in specs
         if spec.expert is not None and name in model.tensors
     }
+
+
+def compensated_tensors(family: Family, model: ModelFiles, level: str) -> frozenset[str]:
+    """Names of the tensors that a level of compensation may change: bias, or all of down_proj."""
+    if family.down_proj is None or level == "none":
+        return frozenset()
+    stems = tuple(family.down_proj(layer) for layer in range(family.n_layers(model.config)))
+    ending = "_bias" if level == "bias" else ""
+    return frozenset(n for n in model.tensors if n.startswith(stems) and n.endswith(ending))
 
 
 def positive(config: Config, key: str) -> int:

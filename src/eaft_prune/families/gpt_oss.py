@@ -128,4 +128,5 @@ FAMILY = Family(
     experts=_experts,
     masked=_masked,
     router_bias=lambda layer: f"model.layers.{layer}.mlp.router.bias",
+    down_proj=lambda layer: f"model.layers.{layer}.mlp.experts.down_proj",
 )

@@ -65,7 +65,7 @@ def expert_map(selection: Selection) -> ExpertMap:
     for layer, ids in enumerate(selection.plan.kept):
         kept[layer, list(ids)] = True
     return ExpertMap(
-        criterion=selection.criterion,
+        criterion=method(selection),
         score_LE=score,
         rank_LE=np.argsort(order, axis=1, kind="stable"),
         scaled_LE=(score - low) / np.where(spread > 0, spread, 1.0),
@@ -74,6 +74,12 @@ def expert_map(selection: Selection) -> ExpertMap:
         kept_LE=kept,
         tied_LE=tie_zone(score, kept.sum(axis=1)),
     )
+
+
+def method(selection: Selection) -> str:
+    """The criterion, and what was done to the experts it kept."""
+    level = selection.settings.get("compensation", "none")
+    return selection.criterion + ("" if level == "none" else f" with compensation={level}")
 
 
 def tie_zone(score_LE: NDArray[np.float64], keep_n_L: NDArray[np.int64]) -> NDArray[np.bool_]:

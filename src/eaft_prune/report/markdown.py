@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from eaft_prune.report.experts import expert_map, selections_of
+from eaft_prune.report.experts import expert_map, method, selections_of
 from eaft_prune.report.summary import (
     CORRECTED_MEANING,
     JS2D_MEANING,
@@ -142,7 +142,7 @@ def _experts(title: str, selection: Selection) -> list[str]:
     return [
         f"## {title}",
         "",
-        f"Criterion {inline(selection.criterion)} keeps {kept} {n_experts} experts in each of "
+        f"Criterion {inline(method(selection))} keeps {kept} {n_experts} experts in each of "
         f"{n_layers} layers. The tie zone holds the experts, kept or dropped, whose score lies "
         "within 2% of the layer's spread of the cut.",
         "",

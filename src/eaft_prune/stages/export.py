@@ -7,7 +7,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -20,6 +20,7 @@ from eaft_prune.checkpoint import (
     MAPPING,
     ModelFiles,
     Slices,
+    TensorEntry,
     copy_file,
     model_digest,
     open_model,
@@ -35,6 +36,7 @@ from eaft_prune.types import KeepPlan, UserError
 
 VERSION = 2
 _NOTHING: Mapping[str, str] = MappingProxyType({})
+_UNCHANGED: Mapping[str, TensorEntry] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -59,14 +61,16 @@ def export(
     on_bytes: Callable[[int], None],
     extra_files: Mapping[str, str] = _NOTHING,
     pad_ragged: bool = False,
+    changed: Mapping[str, TensorEntry] = _UNCHANGED,
 ) -> Exported:
     """Write `source` with only the plan's experts to `target`; expert bytes are copied, not redone.
 
     `extra_files` (name -> text) say how it was made: the manifest lists their hashes, the digest
     leaves them out. With pad_ragged the layers of a ragged plan are filled up to the largest with
-    dropped experts whose router bias is -inf. A finished export with the same key is used again.
-    Raises UserError where `target` holds anything else, the plan is ragged otherwise, or the disk
-    is full; the source is only read.
+    dropped experts whose router bias is -inf. `changed` says where the bytes of tensors lie that
+    are not the source's: those of the kept experts, whole. A finished export with the same key is
+    used again. Raises UserError where `target` holds anything else, the plan is ragged otherwise,
+    or the disk is full; the source is only read.
     """
     layout = padded(plan) if pad_ragged else plan
     if layout.uniform_keep_n is None:
@@ -79,8 +83,10 @@ def export(
     if target.resolve() == source.path.resolve():
         raise UserError(f"export.path = {target} is the base checkpoint itself")
     started = time.perf_counter()
+    assert layout == plan or not changed, "changed tensors hold the plan's experts alone"
     source = renumbered(family, source, layout)
-    slices = slices_of(family, source, layout)
+    slices = {**slices_of(family, source, layout), **dict.fromkeys(changed)}
+    source = replace(source, tensors={**source.tensors, **changed})
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = target.with_name(f".{target.name}.draft")
     scratch = target.with_name(f".{target.name}.router")
@@ -96,6 +102,7 @@ def export(
             digest, written = _write(
                 family,
                 tensors,
+                slices,
                 plan,
                 layout,
                 draft,
@@ -195,6 +202,7 @@ def _check_space(source: ModelFiles, slices: Slices, target: Path) -> None:
 def _write(
     family: Family,
     source: ModelFiles,
+    slices: Slices,
     plan: KeepPlan,
     layout: KeepPlan,
     draft: Path,
@@ -204,9 +212,7 @@ def _write(
     on_bytes: Callable[[int], None],
     extra_files: Mapping[str, str],
 ) -> tuple[str, int]:
-    written = write_sliced(
-        source, slices_of(family, source, layout), draft, max_shard_bytes, on_bytes
-    )
+    written = write_sliced(source, slices, draft, max_shard_bytes, on_bytes)
     hashes = dict(written.files)
     config = family.patch_config(source.config, len(layout.kept[0]))
     hashes["config.json"] = write_text(draft / "config.json", _json(config))
@@ -251,8 +257,12 @@ def _json(value: Any) -> str:
 
 
 def _card(plan: KeepPlan, layout: KeepPlan, provenance: Mapping[str, Any]) -> str:
-    base = provenance["base"]
-    padding = ""
+    base, changed, padding = provenance["base"], "", ""
+    if "changed_tensors" in provenance:
+        changed = (
+            f", but for the down projections that `{MANIFEST}` lists as `changed_tensors`: a least "
+            "squares moved them to make up for the dropped experts"
+        )
     if layout != plan:
         padding = (
             f"\nLayers are filled up to {layout.size} experts with dropped ones whose router bias "
@@ -261,7 +271,7 @@ def _card(plan: KeepPlan, layout: KeepPlan, provenance: Mapping[str, Any]) -> st
     return f"""# {base["label"]}, {plan.size} of {plan.n_experts} experts a layer
 
 Made by eaft_prune {__version__} from a checkpoint with digest `{base["digest"]}`. The kept experts'
-bytes are those of the base; router rows were sliced with them; nothing was trained and
+bytes are those of the base{changed}; router rows were sliced with them; nothing was trained and
 `num_experts_per_tok` is unchanged. `{MAPPING}` maps new expert ids to the base's,
 `{MANIFEST}` lists the plan, the settings that made it and the sha256 of every file;
 `python -m eaft_prune task=verify verify.path=DIR verify.base=DIR` checks all of that.

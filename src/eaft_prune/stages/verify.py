@@ -25,7 +25,13 @@ from eaft_prune.checkpoint import (
     read_json,
     tensor_bytes,
 )
-from eaft_prune.families.base import Family, owners_of, renumbered, slices_of
+from eaft_prune.families.base import (
+    Family,
+    compensated_tensors,
+    owners_of,
+    renumbered,
+    slices_of,
+)
 from eaft_prune.families.padding import muted, padded
 from eaft_prune.types import KeepPlan, UserError
 
@@ -59,8 +65,9 @@ class Manifest:
     records: Mapping[str, Mapping[str, Any]]  # of how it was made; not part of the digest
     plan: KeepPlan
     plan_digest: str
+    compensation: str  # its level: none, bias or down_proj
+    changed_tensors: Mapping[str, str]  # sha256 of those whose bytes are meant not to be the base's
     padded: bool  # layers of a ragged plan were filled up with experts never routed to
-    changed_tensors: frozenset[str]  # whose bytes are not the base's, and the export says so
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -76,10 +83,11 @@ def read_manifest(path: Path) -> Manifest:
             records=values["records"],
             plan=KeepPlan(kept, values["plan"]["n_experts"]),
             plan_digest=values["plan"]["digest"],
+            compensation=str(values.get("compensation", {}).get("level", "none")),
+            changed_tensors=dict(values.get("changed_tensors", {})),
             padded=any(values["padding"]),
-            changed_tensors=frozenset(values.get("changed_tensors", ())),
         )
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{path / MANIFEST} is not the manifest of an export, or of an older version: {error}"
         ) from None
@@ -125,7 +133,8 @@ def check_base(
 ) -> list[Finding]:
     """Plan, mapping, config and companions follow from the base; kept bytes are the base's.
 
-    A tensor that the manifest names as changed must have its shape and type, not its bytes.
+    A tensor that the manifest names as changed must be one that the compensation it names may
+    change, and have the base's shape and type and the bytes whose sha256 the manifest gives.
     """
     path = manifest.path
     plan = padded(manifest.plan) if manifest.padded else manifest.plan
@@ -136,6 +145,10 @@ def check_base(
     found = []
     if manifest.plan.digest != manifest.plan_digest:
         found.append(Finding(MANIFEST, "the plan's digest is not that of its experts"))
+    free = compensated_tensors(family, base, manifest.compensation)
+    for name in sorted(set(manifest.changed_tensors) - free):
+        what = f"{name} is listed as changed, which compensation={manifest.compensation} is not to"
+        found.append(Finding(MANIFEST, what, name))
     found += _check_mapping(plan, path / MAPPING)
     found += _check_config(family.patch_config(base.config, plan.uniform_keep_n), path)
     for name in sorted(set(base.companions) | _companions(manifest)):
@@ -156,7 +169,7 @@ def check_base(
             base = muted(family, base, manifest.plan, Path(folder) / "router")
         compared = pool.map(
             lambda name: _check_tensor(
-                model, base, name, slices[name], name in manifest.changed_tensors, on_bytes
+                model, base, name, slices[name], manifest.changed_tensors.get(name), on_bytes
             ),
             both,
         )
@@ -245,7 +258,7 @@ def _check_tensor(
     base: ModelFiles,
     name: str,
     kept: Sequence[int] | None,
-    changed: bool,
+    changed: str | None,
     on_bytes: OnBytes,
 ) -> list[Finding]:
     ours, theirs = model.tensors[name], base.tensors[name]
@@ -253,8 +266,13 @@ def _check_tensor(
     if (ours.dtype, ours.shape) != (theirs.dtype, shape):
         what = f"{name} is {ours.dtype} {list(ours.shape)}, not {theirs.dtype} {list(shape)}"
         return [Finding(ours.file, what, name)]
-    if changed:
-        return []
+    if changed is not None:
+        sha = hashlib.sha256()
+        for chunk in tensor_bytes(model, name):
+            sha.update(chunk)
+            on_bytes(len(chunk))
+        what = f"{name} has sha256 {sha.hexdigest()[:12]}, not {changed[:12]}"
+        return [] if sha.hexdigest() == changed else [Finding(ours.file, what, name)]
     if kept is None:
         at = _first_difference(tensor_bytes(model, name), tensor_bytes(base, name), on_bytes)
         what = f"{name} differs from byte {at} on"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from eaft_prune import sources
 from eaft_prune.bench import Bench
@@ -43,6 +45,7 @@ def run_verify(bench: Bench, out: Path) -> Outcome:
     checked = {
         "files": len(manifest.files) + len(manifest.records),
         "tensors": len(base.tensors),
+        "compensation": manifest.compensation,
         "changed_tensors": len(manifest.changed_tensors),
         "loaded": settings.load,
     }
@@ -90,9 +93,10 @@ def _base_hashes(bench: Bench, manifest: Manifest, base: ModelFiles) -> dict[str
     return hashes
 
 
-def _sentence(checked: dict[str, int | bool], findings: int) -> str:
+def _sentence(checked: Mapping[str, Any], findings: int) -> str:
     what = f"{checked['files']} files and {checked['tensors']} tensors"
     if changed := checked["changed_tensors"]:
-        what += f" ({changed} changed on purpose: shape and type only)"
+        level = checked["compensation"]
+        what += f" ({changed} changed by compensation={level}: of them their hashes)"
     what += ", loaded and run" if checked["loaded"] else ", not loaded"
     return f"VERIFIED  {what}" if not findings else f"DIFFERS  {findings} findings in {what}"

@@ -92,6 +92,7 @@ class MlflowRun:
             tags["base_digest"] = parent.digest
             if base := self._models.get("base"):
                 tags["base_model_id"] = base
+            tags["compensation"] = made.get("compensation", {}).get("level", "none")
             if self._plan_digest:
                 params["plan.digest"] = self._plan_digest
         files = [checkpoint.path / name for name in _MODEL_FILES]
@@ -99,7 +100,8 @@ class MlflowRun:
             self.run_id, checkpoint.label, tags, params, [file for file in files if file.is_file()]
         )
         self._models[role] = model_id
-        self._log({}, {f"checkpoint.{role}.{k}": tags[k] for k in ("digest", "path")})
+        told = ("digest", "path", "compensation")
+        self._log({}, {f"checkpoint.{role}.{k}": tags[k] for k in told if k in tags})
         if parent is None:
             self._server.model_input(self.run_id, model_id)
         else:

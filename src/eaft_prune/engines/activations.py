@@ -1,0 +1,183 @@
+"""The residual stream layer by layer, of the unpruned and of the pruned model side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from eaft_prune.engines import experts as moe
+from eaft_prune.engines.base import OnTokens
+from eaft_prune.engines.transformers import TransformersEngine
+from eaft_prune.least_squares import Features
+from eaft_prune.types import Blocks, KeepPlan, UserError
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What the experts of a layer were asked: hidden states [N, H], ids and gates [N, K]."""
+
+    hidden: torch.Tensor
+    ids: torch.Tensor
+    gates: torch.Tensor
+
+    def at(self, rows: torch.Tensor) -> _Asked:
+        return _Asked(self.hidden[rows], self.ids[rows], self.gates[rows])
+
+
+@dataclass(frozen=True)
+class Streams:
+    """Both models' streams before the next layer, batch by batch, and what comes after them."""
+
+    engine: TransformersEngine
+    plan: KeepPlan
+    predictors: list[torch.Tensor]  # of each batch: flat positions that predict a scored token
+    unpruned: list[torch.Tensor]  # of each batch [b, S, H]
+    pruned: list[torch.Tensor]
+    arguments: list[dict[str, Any]]  # of each layer's call, besides the stream
+    asked: list[_Asked] = field(default_factory=list)  # of the pruned layer done last
+
+
+@torch.inference_mode()
+def start(engine: TransformersEngine, plan: KeepPlan, blocks: Blocks) -> Streams:
+    """Both streams as they enter the first layer: the embeddings.
+
+    Raises UserError where layers lie on several devices: streams would have to follow them.
+    """
+    if len({next(layer.parameters()).device for layer in _layers(engine)}) > 1:
+        raise UserError(
+            "pruning.compensation runs on one device, and this model's layers are spread over "
+            "several: show it one GPU (layers that do not fit are streamed)"
+        )
+    embed, layers = engine.model.get_input_embeddings(), _layers(engine)
+    arguments: list[dict[str, Any]] = []
+
+    def note(module: Any, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+        arguments.append(named)
+
+    handles = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in layers]
+    try:
+        # without padding they depend on the length alone and broadcast over the batch
+        ids = torch.from_numpy(blocks.ids_BS[:1]).long().to(engine.device)
+        engine.model.base_model(input_ids=ids, use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    batches = list(engine.batches(blocks))
+    entered = [embed(ids) for ids, _, _ in batches]
+    predictors = [rows for _, rows, _ in batches]
+    return Streams(engine, plan, predictors, entered, list(entered), arguments)
+
+
+@torch.inference_mode()
+def step(streams: Streams, layer: int, on_tokens: OnTokens) -> torch.Tensor:
+    """Both streams through one layer; returns unpruned minus pruned at predictors, [T, H] float32.
+
+    The pruned stream is routed among the kept experts of the plan, whose weights are the base's.
+    """
+    engine = streams.engine
+    module, arguments = _layers(engine)[layer], streams.arguments[layer]
+    streams.asked.clear()
+
+    def forward(stream: list[torch.Tensor]) -> None:
+        for number, hidden in enumerate(stream):
+            stream[number] = module(hidden, **arguments)
+            on_tokens(hidden.shape[0] * hidden.shape[1])
+
+    forward(streams.unpruned)
+    with engine.masked(streams.plan), _listening(_experts(streams, layer), streams.asked.append):
+        forward(streams.pruned)
+    return torch.cat(
+        [
+            (kept.flatten(0, 1)[rows] - cut.flatten(0, 1)[rows]).float()
+            for kept, cut, rows in zip(
+                streams.unpruned, streams.pruned, streams.predictors, strict=True
+            )
+        ]
+    )
+
+
+@torch.inference_mode()
+def features(streams: Streams, layer: int, inner: bool) -> Features:
+    """Per kept expert j the rows g_j (h_j, 1) of predictors routed to it; without h_j: g_j alone.
+
+    h_j is the expert's activation between its two projections, g_j its gate; the layer is the one
+    of the last `step`. What is added to down_proj and its bias is linear in these.
+    """
+    experts = _experts(streams, layer)
+    parts = [asked.at(rows) for asked, rows in zip(streams.asked, streams.predictors, strict=True)]
+    asked = _Asked(*(torch.cat(part) for part in zip(*map(_parts, parts), strict=True)))
+    rows_of, values_of = [], []
+    for expert in streams.plan.kept[layer]:
+        rows, gates = _routed(asked, expert)
+        values = gates[:, None].float()
+        if inner:
+            h = _inner(experts, expert, asked.hidden[rows]).float()
+            values = torch.cat([h * values, values], dim=1)
+        rows_of.append(rows)
+        values_of.append(values)
+    return Features(len(asked.ids), tuple(rows_of), tuple(values_of))
+
+
+@torch.inference_mode()
+def correct(streams: Streams, layer: int, weight_KIH: torch.Tensor, bias_KH: torch.Tensor) -> None:
+    """Add to the pruned stream what these changes of down_proj and its bias change, everywhere."""
+    experts = _experts(streams, layer)
+    for number, asked in enumerate(streams.asked):
+        change = torch.zeros_like(asked.hidden, dtype=torch.float32)
+        for place, expert in enumerate(streams.plan.kept[layer]):
+            rows, gates = _routed(asked, expert)
+            h = _inner(experts, expert, asked.hidden[rows]).float()
+            change[rows] += gates[:, None].float() * (h @ weight_KIH[place] + bias_KH[place])
+        stream = streams.pruned[number]
+        streams.pruned[number] = (stream.float() + change.view(stream.shape)).to(stream.dtype)
+
+
+def down_projections(streams: Streams, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """down_proj [keep_n, I, H] and its bias [keep_n, H] of the kept experts, float32 copies."""
+    experts, kept = _experts(streams, layer), streams.plan.kept[layer]
+    weights = [moe.weight(experts, "down_proj", expert).float().clone() for expert in kept]
+    return torch.stack(weights), experts.down_proj_bias[list(kept)].detach().float()
+
+
+def _layers(engine: TransformersEngine) -> list[Any]:
+    return list(engine.model.base_model.layers)
+
+
+def _experts(streams: Streams, layer: int) -> Any:
+    return streams.engine.family.experts(streams.engine.model)[layer]
+
+
+def _parts(asked: _Asked) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return asked.hidden, asked.ids, asked.gates
+
+
+def _routed(asked: _Asked, expert: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Positions routed to an expert, ascending, and its gates there."""
+    rows, slots = (asked.ids == expert).nonzero(as_tuple=True)
+    return rows, asked.gates[rows, slots]
+
+
+def _inner(experts: Any, expert: int, hidden: torch.Tensor) -> torch.Tensor:
+    """Activations [n, I] between an expert's two projections."""
+    matrix = moe.weight(experts, "gate_up_proj", expert)
+    bias = experts.gate_up_proj_bias[expert]
+    inner: torch.Tensor = experts._apply_gate(torch.addmm(bias, hidden, matrix))
+    return inner
+
+
+@contextmanager
+def _listening(experts: Any, keep: Callable[[_Asked], None]) -> Iterator[None]:
+    """Inside, `keep` gets what the experts are asked, forward by forward."""
+
+    def note(module: Any, given: tuple[torch.Tensor, ...]) -> None:
+        keep(_Asked(*given))
+
+    handle = experts.register_forward_pre_hook(note)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -1,0 +1,85 @@
+"""Numbers -> MXFP4: to the nearest value, or with each error handed on to the columns after it."""
+
+from __future__ import annotations
+
+import torch
+
+from eaft_prune.least_squares import cholesky
+
+GROUP = 32  # values that share one scale
+_MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # of e2m1, by code
+_BIAS = 127  # of e8m0, and of float32
+_LARGEST = 126  # exponent whose power of two and its inverse are normal float32 numbers
+_CANDIDATES = (0, 1, -1)  # exponents above the one that puts the largest value in [4, 8)
+
+
+def quantize(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """[.., 32 G] -> blocks uint8 [.., G, 16] (low nibble first) and scales uint8 [.., G] (e8m0).
+
+    The scale of a group is that of three neighbouring powers of two whose squared error is least,
+    the OCP one (largest value in [4, 8) before clipping to 6) where they tie. Values that such
+    blocks can hold are held exactly, with the sign of a zero.
+    """
+    grouped = values.contiguous().unflatten(-1, (-1, GROUP))
+    exponents = _exponents(grouped)
+    codes = _codes(grouped.abs() * _power(-exponents[..., None]))
+    codes = (codes | (torch.signbit(grouped).to(torch.uint8) << 3)).unflatten(-1, (16, 2))
+    return codes[..., 0] | (codes[..., 1] << 4), (exponents + _BIAS).to(torch.uint8)
+
+
+def nearest(grouped: torch.Tensor, exponents: torch.Tensor) -> torch.Tensor:
+    """Values [.., n] rounded to e2m1 (ties to even) times 2^exponents [.., 1]."""
+    magnitudes = grouped.new_tensor(_MAGNITUDES)
+    codes = _codes(grouped.abs() * _power(-exponents))
+    return torch.copysign(magnitudes[codes.int()] * _power(exponents), grouped)
+
+
+def with_feedback(weights_UH: torch.Tensor, metric_UU: torch.Tensor, rounded: int) -> torch.Tensor:
+    """Weights whose first `rounded` rows MXFP4 can hold, near in tr((W - Q)' metric (W - Q)).
+
+    Row after row is rounded and its error made good by the rows after it as far as they can (GPTQ,
+    Frantar et al. 2022, arXiv:2210.17323); 32 rows share a scale per column, chosen when the first
+    of them is reached. Rows from `rounded` on stay as exact as they come.
+    """
+    spread = cholesky(torch.cholesky_inverse(cholesky(metric_UU))).mT
+    out = weights_UH.clone()
+    for first in range(0, rounded, GROUP):
+        group = slice(first, first + GROUP)
+        exponents = _exponents(out[group].T)
+        errors = torch.empty_like(out[group])
+        for row in range(first, first + GROUP):
+            value = nearest(out[row], exponents)
+            errors[row - first] = (out[row] - value) / spread[row, row]
+            out[row] = value
+            later = slice(row + 1, first + GROUP)
+            out[later] -= torch.outer(spread[row, later], errors[row - first])
+        out[first + GROUP :] -= spread[group, first + GROUP :].T @ errors
+    return out
+
+
+def _exponents(grouped: torch.Tensor) -> torch.Tensor:
+    """The power of two of each group of 32, [.., 32] -> int32 [..]."""
+    largest = grouped.abs().amax(-1)
+    # frexp: largest = m 2^e with m in [1/2, 1), so e - 3 puts it in [4, 8)
+    origin = torch.where(largest > 0, torch.frexp(largest).exponent - 3, 0)
+    best, least = torch.zeros_like(origin), torch.full_like(largest, torch.inf)
+    for offset in _CANDIDATES:
+        exponents = (origin + offset).clamp(-_LARGEST, _LARGEST)
+        error = (nearest(grouped, exponents[..., None]) - grouped).square().sum(-1)
+        best = torch.where(error < least, exponents, best)
+        least = torch.minimum(error, least)
+    return best.to(torch.int32)
+
+
+def _power(exponents: torch.Tensor) -> torch.Tensor:
+    """2^exponents, float32, by its bits: not every device's pow is exact."""
+    return ((exponents.to(torch.int32) + _BIAS) << 23).view(torch.float32)
+
+
+def _codes(magnitudes: torch.Tensor) -> torch.Tensor:
+    """Index into _MAGNITUDES of the nearest one; a tie goes to the even index."""
+    code = torch.zeros_like(magnitudes, dtype=torch.uint8)
+    for index in range(7):
+        middle = (_MAGNITUDES[index] + _MAGNITUDES[index + 1]) / 2
+        code += (magnitudes > middle) if index % 2 == 0 else (magnitudes >= middle)
+    return code

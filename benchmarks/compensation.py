@@ -24,13 +24,14 @@ import torch
 
 from eaft_prune import sources
 from eaft_prune.bench import Bench, Resident
-from eaft_prune.checkpoint import copy_file, open_model, write_text
+from eaft_prune.checkpoint import open_model
 from eaft_prune.cli import check
 from eaft_prune.engines.packed import dequantize
 from eaft_prune.evaluations import compare
 from eaft_prune.observer import Silent
 from eaft_prune.pipeline import measure, open_base, select, write
 from eaft_prune.progress import Bars
+from eaft_prune.slicing import copy_file, write_text
 from eaft_prune.store import Store
 
 _RESIDENT = Resident()

@@ -24,10 +24,10 @@ from eaft_prune.checkpoint import (
     open_model,
     read_header,
     tensor_bytes,
-    write_sliced,
 )
 from eaft_prune.families import family_of
 from eaft_prune.families.base import check_tensors
+from eaft_prune.slicing import write_sliced
 from eaft_prune.types import UserError
 
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")

@@ -7,7 +7,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from eaft_prune.checkpoint import ModelFiles, Slices
+from eaft_prune.checkpoint import ModelFiles
+from eaft_prune.slicing import Slices
 from eaft_prune.types import KeepPlan, UserError
 
 if TYPE_CHECKING:

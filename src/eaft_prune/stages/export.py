@@ -19,19 +19,16 @@ from eaft_prune.checkpoint import (
     MANIFEST,
     MAPPING,
     ModelFiles,
-    Slices,
     TensorEntry,
-    copy_file,
     model_digest,
     open_model,
     read_json,
     tensor_bytes,
-    write_sliced,
-    write_text,
 )
 from eaft_prune.durable import sync
 from eaft_prune.families.base import Family, renumbered, slices_of
 from eaft_prune.families.padding import muted, padded
+from eaft_prune.slicing import Slices, copy_file, write_sliced, write_text
 from eaft_prune.types import KeepPlan, UserError
 
 VERSION = 2

@@ -11,8 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from eaft_prune.checkpoint import ModelFiles, write_sliced
+from eaft_prune.checkpoint import ModelFiles
 from eaft_prune.families.base import Family, renumbered, slices_of
+from eaft_prune.slicing import write_sliced
 from eaft_prune.types import KeepPlan, UserError
 
 

@@ -49,7 +49,7 @@ ARGS = (
     "--mem-fraction-static", "0.9",
 )  # fmt: skip
 DECODING = ("--skip-tokenizer-init", "--max-total-tokens", "160000", "--cuda-graph-max-bs", "64")
-DECODING += ("--stream-interval", "16")
+DECODING += ("--stream-interval", "16", "--disable-prefill-cuda-graph")
 SCORING = ("--max-total-tokens", "32768", "--disable-cuda-graph")
 PROMPT, NEW, BATCHES, REPEATS = 256, 256, (1, 8, 64), 2
 LONG, LONG_BATCHES = 2048, (1, 64)
@@ -95,6 +95,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("/tmp/sglang_gpu"))
     parser.add_argument("--seconds", type=float, default=300.0)
     parser.add_argument("--layers", type=int, default=24, help="fewer: to try this script")
+    parser.add_argument("--only", choices=("decode",), help="leave out parity and usage")
     options = parser.parse_args()
     steps = Steps(options.out, options.seconds)
     options.work.mkdir(parents=True, exist_ok=True)
@@ -118,6 +119,21 @@ def run(
     steps: Steps, options: argparse.Namespace, settings: EngineSettings, pool: ThreadPoolExecutor
 ) -> None:
     work: Path = options.work
+    decoding = settings.model_copy(update={"args": (*ARGS, *DECODING)})
+    servers = {
+        name: pool.submit(decoded_by, decoding, experts, options.layers, work, name)
+        for name, experts in SERVED.items()
+    }
+    if options.only != "decode":
+        compare(steps, options, settings, pool)
+    decode(steps, servers)
+
+
+def compare(
+    steps: Steps, options: argparse.Namespace, settings: EngineSettings, pool: ThreadPoolExecutor
+) -> None:
+    """The demo model and its pruned copy against transformers and our trace."""
+    work: Path = options.work
     models = {"base": DEMO}
     with steps.step("prune the demo model"):
         models["keep24"] = pruned(options.data / "plan.json", work / "demo-keep24")
@@ -129,11 +145,6 @@ def run(
         for name, path in models.items()
     }
     usage = pool.submit(scored_by, [recording(triton, records)], DEMO, work / "demo-usage.log")
-    decoding = settings.model_copy(update={"args": (*ARGS, *DECODING)})
-    servers = {
-        name: pool.submit(decoded_by, decoding, experts, options.layers, work, name)
-        for name, experts in SERVED.items()
-    }
     blocks = load(options.data / "blocks", Blocks)
     with steps.step("transformers, demo model"):
         ours = {name: local(path, blocks) for name, path in models.items()}
@@ -151,7 +162,6 @@ def run(
     for future in (*demo.values(), usage):
         if future.done() and future.exception() is None:
             stop(future.result().server)
-    decode(steps, servers)
 
 
 def pruned(plan_file: Path, target: Path) -> Path:

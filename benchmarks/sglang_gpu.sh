@@ -2,7 +2,7 @@
 # SGLang on one GPU where nothing can be fetched: wheels are brought along, in parts.
 #
 #   sglang_gpu.sh install DIR     one part of the wheels into a directory of its own (repeat)
-#   sglang_gpu.sh run DATA        every step of sglang_gpu.py; DATA as its --data; at most
+#   sglang_gpu.sh run DATA [...]  every step of sglang_gpu.py; DATA as its --data; at most
 #                                 SECONDS_LIMIT seconds (285)
 #
 # What of sglang is not as published, all for want of size and of no effect on gpt-oss here: its
@@ -38,7 +38,7 @@ EOF
   limit=${SECONDS_LIMIT:-285}
   PYTHONUNBUFFERED=1 PYTHONPATH=src:$home.own timeout -s INT -k 10 "$limit" \
     python3 benchmarks/sglang_gpu.py --python "$home/python" --data "$2" --out "${OUT:-$home/out}" \
-    --seconds $((limit - 15))
+    --seconds $((limit - 15)) ${@:3}
   echo "run: code $?, $((SECONDS - started)) s"
   ;;
 *)

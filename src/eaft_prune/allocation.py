@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from eaft_prune.types import UserError
+from eaft_prune.types import LayerLosses, UserError
 
 
 def effective_number(mass_LE: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -57,6 +57,34 @@ def allocate(
     left = total // multiple - int(whole_L.sum())
     whole_L[order[:left]] += 1
     return [int(n) * multiple for n in whole_L]
+
+
+def cheapest(losses: LayerLosses, total: int) -> list[int]:
+    """The size of every layer, adding up to `total`, of which the summed loss is least; exact.
+
+    Dynamic programming over layers: least[t] = min over sizes n of c[l, n] + least of the layers
+    before with t - n. Of equal sums the last layers take the smaller sizes. Raises UserError where
+    no choice of sizes adds up to `total`.
+    """
+    n_layers = len(losses.loss_LN)
+    least = np.full(total + 1, np.inf)
+    least[0] = 0.0
+    choices = []
+    for loss_N in losses.loss_LN:
+        before = [np.full(total + 1, np.inf) for _ in losses.sizes]
+        for size, loss, row in zip(losses.sizes, loss_N, before, strict=True):
+            row[size:] = loss + least[: max(total + 1 - size, 0)]
+        choices.append(np.argmin(before, axis=0))
+        least = np.min(before, axis=0)
+    if not np.isfinite(least[total]):
+        raise UserError(
+            f"{total} experts over {n_layers} layers do not fit between pruning.min_keep_n = "
+            f"{losses.sizes[0]} and pruning.max_keep_n = {losses.sizes[-1]} a layer"
+        )
+    sizes: list[int] = []
+    for choice in reversed(choices):
+        sizes.append(losses.sizes[int(choice[total - sum(sizes)])])
+    return sizes[::-1]
 
 
 def _quotas(

@@ -13,6 +13,7 @@ from eaft_prune.config import PLAN_SETTINGS, resolve_path
 from eaft_prune.evaluations import compare, save_evaluation
 from eaft_prune.families.padding import router_bias
 from eaft_prune.fingerprint import digest
+from eaft_prune.measuring import calibration_request, layer_losses, marginal_scores
 from eaft_prune.profiling import trace_of
 from eaft_prune.stages import evaluate, export
 from eaft_prune.stages import plan as planning
@@ -26,6 +27,7 @@ from eaft_prune.types import (
     Evaluation,
     ExpertScores,
     KeepPlan,
+    LayerLosses,
     Outcome,
     Selection,
     StageRecord,
@@ -35,26 +37,33 @@ from eaft_prune.types import (
 
 
 def select(bench: Bench, base: Model) -> Selection:
-    """profile -> score -> plan; or a scores file -> plan."""
+    """profile -> score -> plan; a measured loss, or a scores file, instead of profile and score."""
     settings = bench.experiment.pruning
     given = bench.experiment.scores
     scores = recipes.stored_scores(bench, base, given) if given else _scores(bench, base)
     cut = settings.model_dump(include=set(PLAN_SETTINGS))
+    inputs: dict[str, str] = {"scores": scores.digest}
+    losses: Stored[LayerLosses] | None = None
+    if settings.selection == "marginal_loss":
+        losses = layer_losses(bench, base, scores)
+        inputs["losses"] = losses.digest
     plan = bench.stage(
         "plan",
         planning.VERSION,
         cut,
-        {"scores": scores.digest},
+        inputs,
         KeepPlan,
-        lambda: planning.plan(settings, scores.value),
+        lambda: planning.plan(settings, scores.value, None if losses is None else losses.value),
     )
     bench.observer.plan(plan.value)
     return Selection(settings.name, scores.value, plan.value, settings.model_dump(mode="json"))
 
 
 def _scores(bench: Bench, base: Model) -> Stored[ExpertScores]:
-    trace = trace_of(bench, base)
     settings = bench.experiment.pruning
+    if settings.measured:
+        return marginal_scores(bench, base)
+    trace = trace_of(bench, base)
     return bench.stage(
         "score",
         scoring.VERSION,
@@ -67,7 +76,9 @@ def _scores(bench: Bench, base: Model) -> Stored[ExpertScores]:
 
 
 def profile_request(bench: Bench) -> BlockRequest:
-    """The blocks the base model is profiled on."""
+    """The blocks that scores come from: those profiled, or those that losses are measured on."""
+    if bench.experiment.pruning.measured:
+        return calibration_request(bench)
     settings = bench.experiment.profile
     return BlockRequest(UNION, "profile", settings.seq_len, settings.num_blocks, settings.seed)
 

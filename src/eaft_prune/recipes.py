@@ -112,6 +112,7 @@ def files_beside(
         source = file_digest(resolve_path(experiment.scores))
     elif scores is not None:
         rows = dict(bench.blocks(base, profiled).record.facts)
+    measures = pruning.measured or pruning.selection == "marginal_loss"
     compensation = experiment.compensation.model_dump()
     recipe = RecipeFile(
         eaft_prune=__version__,
@@ -127,6 +128,7 @@ def files_beside(
             "packs": experiment.packs.model_dump(include=_PACK_SETTINGS),
             "profile": experiment.profile.model_dump(),
             "pruning": pruning.model_dump(),
+            **({"marginal": experiment.marginal.model_dump()} if measures else {}),
             **({"compensation": compensation} if pruning.compensation != "none" else {}),
         },
     )

@@ -136,6 +136,14 @@ class ExpertScores:
 
 
 @dataclass(frozen=True)
+class LayerLosses:
+    """What it costs to cut one layer alone to each of N sizes, all other layers whole."""
+
+    sizes: tuple[int, ...]  # experts kept, ascending
+    loss_LN: NDArray[np.float64]  # dNLL in nats a token
+
+
+@dataclass(frozen=True)
 class KeepPlan:
     """The expert ids each layer keeps, sorted ascending."""
 

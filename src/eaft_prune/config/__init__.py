@@ -5,6 +5,7 @@ from eaft_prune.config.decode import DecodeSettings
 from eaft_prune.config.evaluation import CompareSettings, EvalSettings, GateSettings
 from eaft_prune.config.experiment import Experiment
 from eaft_prune.config.inputs import ModelSettings, PacksSettings, ProfileSettings
+from eaft_prune.config.marginal import MarginalSettings
 from eaft_prune.config.parse import parse_experiment, setting_names
 from eaft_prune.config.proof import ReplaySettings, VerifySettings
 from eaft_prune.config.pruning import (
@@ -37,6 +38,7 @@ __all__ = [
     "ExportSettings",
     "GateSettings",
     "GcSettings",
+    "MarginalSettings",
     "MemoSettings",
     "ModelSettings",
     "PacksSettings",

@@ -10,6 +10,7 @@ from eaft_prune.config.base import Settings, allowed
 from eaft_prune.config.decode import DecodeSettings
 from eaft_prune.config.evaluation import CompareSettings, EvalSettings, GateSettings
 from eaft_prune.config.inputs import ModelSettings, PacksSettings, ProfileSettings
+from eaft_prune.config.marginal import MarginalSettings
 from eaft_prune.config.proof import ReplaySettings, VerifySettings
 from eaft_prune.config.pruning import (
     CompensationSettings,
@@ -86,6 +87,7 @@ class Experiment(Settings):
     gc: GcSettings | None = None
     sweep: SweepSettings = SweepSettings()
     probe: ProbeSettings = ProbeSettings()
+    marginal: MarginalSettings = MarginalSettings()
 
     @model_validator(mode="after")
     def _consistent(self) -> Experiment:
@@ -113,6 +115,7 @@ class Experiment(Settings):
             self._check_compensation()
         if self.eval.top_logprobs and task in ("search", "ablate"):
             raise ValueError(f"eval.top_logprobs = true has no effect with task={task}: drop it")
+        self._check_measured()
         known = [*self.packs.files, UNION]
         for pack in self.eval_packs:
             if pack not in known:
@@ -240,6 +243,31 @@ class Experiment(Settings):
                     "task=usage counts selections: use pruning=frequency as it is, not "
                     f"pruning={self.pruning.name}"
                 )
+
+    def _check_measured(self) -> None:
+        """Raise ValueError where losses measured by masking cannot be had, or stopped."""
+        pruning, task = self.pruning, self.task.name
+        if pruning.measured or pruning.selection == "marginal_loss":
+            key = "saliency" if pruning.measured else "selection"
+            what = f"pruning.{key} = {getattr(pruning, key)!r} measures the model"
+            if task in ("search", "ablate", "stability"):
+                raise ValueError(f"{what}, task={task} only its trace: use task=pipeline")
+            if self.profile.stop == "converged":
+                raise ValueError(f"{what}, profile.stop = 'converged' only its trace: set never")
+        if self.marginal.stop_confidence is None or task == "plan":
+            return
+        core = (pruning.core_pos_top_m, pruning.core_count_top_m, pruning.pack_floor_top_m)
+        if pruning.saliency != "leave_one_out" or pruning.selection != "uniform" or any(core):
+            raise ValueError(
+                f"marginal.stop_confidence = {self.marginal.stop_confidence} asks which experts a "
+                "cut keeps by their scores alone: it needs pruning.saliency = 'leave_one_out', "
+                "pruning.selection = 'uniform', and no core"
+            )
+        if self.marginal.seed is None:
+            raise ValueError(
+                f"marginal.stop_confidence = {self.marginal.stop_confidence} needs marginal.seed, "
+                "so that the first blocks are like all others; null: file order"
+            )
 
     @property
     def eval_packs(self) -> tuple[str, ...]:

@@ -9,10 +9,10 @@ from pydantic import Field, model_validator
 from eaft_prune.config.base import Fraction, Limit, NonNegative, Positive, Settings
 from eaft_prune.types import UNION
 
-Saliency = Literal["one", "gate", "norm", "norm2", "gate_norm", "random"]
+Saliency = Literal["one", "gate", "norm", "norm2", "gate_norm", "random", "leave_one_out", "greedy"]
 Regions = Literal["strict", "policy", "soft"]
 Sampling = Literal["global", "per_file", "per_file_weighted"]
-SelectionRule = Literal["uniform", "effective_number", "coverage"]
+SelectionRule = Literal["uniform", "effective_number", "coverage", "marginal_loss"]
 
 # what only the plan depends on: not part of a score's key
 PLAN_SETTINGS = (
@@ -33,7 +33,7 @@ class PruningSettings(Settings):
     """How experts are scored and how many stay (DESIGN section 2: Score, Regions, Keep plan)."""
 
     name: str
-    keep_n: Positive  # a layer; on average with effective_number, at most with coverage
+    keep_n: Positive  # a layer; on average if layers differ, at most with coverage
     saliency: Saliency
     weight: Literal["uniform", "eaft"]
     reduce: Literal["sum", "mean"]
@@ -64,17 +64,33 @@ class PruningSettings(Settings):
                 f"pruning.pack_weights = {self.pack_weights} has no effect with pruning.sampling = "
                 "'per_file': use per_file_weighted or global"
             )
+        if self.measured and (self.weight != "uniform" or self.sampling != "global"):
+            raise ValueError(
+                f"pruning.weight = {self.weight!r} and pruning.sampling = {self.sampling!r}: a "
+                f"measured loss ({self.saliency}) has no weights; use uniform and global"
+            )
+        if self.measured and self.pack_weights:
+            raise ValueError(
+                f"pruning.pack_weights = {self.pack_weights} has no effect on a measured loss "
+                f"({self.saliency}): drop it"
+            )
         if self.selection == "uniform" and self.min_keep_n is not None:
             raise ValueError(
                 f"pruning.min_keep_n = {self.min_keep_n} has no effect with pruning.selection = "
-                "'uniform': use effective_number or coverage"
+                "'uniform': use effective_number, marginal_loss or coverage"
             )
-        if self.selection != "effective_number" and self.max_keep_n is not None:
+        fixed_total = ("effective_number", "marginal_loss")
+        if self.selection not in fixed_total and self.max_keep_n is not None:
             raise ValueError(
                 f"pruning.max_keep_n = {self.max_keep_n} has no effect with pruning.selection = "
-                f"{self.selection!r}: use effective_number, or keep_n"
+                f"{self.selection!r}: use effective_number or marginal_loss, or keep_n"
             )
         return self
+
+    @property
+    def measured(self) -> bool:
+        """Whether scores are losses measured by masking, not sums over a routing trace."""
+        return self.saliency in ("leave_one_out", "greedy")
 
     @property
     def scoring(self) -> dict[str, Any]:

@@ -7,14 +7,16 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from eaft_prune.allocation import allocate, effective_number, fewest
+from eaft_prune.allocation import allocate, cheapest, effective_number, fewest
 from eaft_prune.config import PruningSettings
-from eaft_prune.types import ExpertScores, KeepPlan, UserError
+from eaft_prune.types import ExpertScores, KeepPlan, LayerLosses, UserError
 
 VERSION = 2
 
 
-def plan(settings: PruningSettings, scores: ExpertScores) -> KeepPlan:
+def plan(
+    settings: PruningSettings, scores: ExpertScores, losses: LayerLosses | None = None
+) -> KeepPlan:
     """Core experts first, then the highest scores, until the layer's number; ties to the lower id.
 
     The core is the top `core_pos_top_m` by positive mass, the top `core_count_top_m` by count and
@@ -22,7 +24,8 @@ def plan(settings: PruningSettings, scores: ExpertScores) -> KeepPlan:
     any). How many a layer keeps is `selection`:
 
     uniform: keep_n. effective_number: keep_n on average, the total shared out in proportion to
-    1 / sum of squared mass shares (inverse Simpson) between min_keep_n and max_keep_n. coverage:
+    1 / sum of squared mass shares (inverse Simpson) between min_keep_n and max_keep_n.
+    marginal_loss: the same total at the least sum of `losses`, which it needs. coverage:
     the union over packs of the fewest experts that hold `coverage` of the pack's positive mass, in
     the layer's order of scores, at least min_keep_n and at most keep_n. All in multiples of
     keep_multiple. Raises UserError where the core or the total does not fit.
@@ -32,7 +35,8 @@ def plan(settings: PruningSettings, scores: ExpertScores) -> KeepPlan:
     covers: list[set[int]] = [set() for _ in cores]
     if settings.selection == "coverage":
         covers = [_cover(settings.coverage, scores.pack_mass_PLE[:, i]) for i in range(n_layers)]
-    sizes = _sizes(settings, scores, [len(a | b) for a, b in zip(cores, covers, strict=True)])
+    wanted = [len(a | b) for a, b in zip(cores, covers, strict=True)]
+    sizes = _sizes(settings, scores, wanted, losses)
     kept = []
     for layer, (core, cover, size) in enumerate(zip(cores, covers, sizes, strict=True)):
         if len(core) > size:
@@ -72,12 +76,23 @@ def check_keep_n(settings: PruningSettings, n_experts: int, top_k: int) -> None:
         )
 
 
+def sizes_to_measure(settings: PruningSettings, n_experts: int) -> list[int]:
+    """The numbers of experts that selection=marginal_loss may leave in a layer."""
+    low, high = _bounds(settings, n_experts)
+    return list(range(low, high + 1, settings.keep_multiple))
+
+
 def descending(values_E: NDArray[np.float64] | NDArray[np.int64]) -> list[int]:
     """Ids from the largest value down; ties to the lower id."""
     return [int(i) for i in np.argsort(-values_E, kind="stable")]
 
 
-def _sizes(settings: PruningSettings, scores: ExpertScores, wanted: Sequence[int]) -> Sequence[int]:
+def _sizes(
+    settings: PruningSettings,
+    scores: ExpertScores,
+    wanted: Sequence[int],
+    losses: LayerLosses | None,
+) -> Sequence[int]:
     n_layers, n_experts = scores.score_LE.shape
     multiple = settings.keep_multiple
     low, high = _bounds(settings, n_experts)
@@ -85,6 +100,13 @@ def _sizes(settings: PruningSettings, scores: ExpertScores, wanted: Sequence[int
         case "effective_number":
             demand_L = effective_number(scores.positive_mass_LE)
             return allocate(demand_L, settings.keep_n * n_layers, low, high, multiple)
+        case "marginal_loss":
+            if losses is None:
+                raise UserError(
+                    "pruning.selection = 'marginal_loss' measures the model, which this task does "
+                    "not do: use it with task=pipeline, prune or profile"
+                )
+            return cheapest(losses, settings.keep_n * n_layers)
         case "coverage":
             rounded = [-(-n // multiple) * multiple for n in wanted]
             return [min(max(n, low), settings.keep_n) for n in rounded]

@@ -45,8 +45,14 @@ def score(settings: PruningSettings, trace: Trace) -> ExpertScores:
 def masses(settings: PruningSettings, trace: Trace, by: Literal["pack", "row"] = "pack") -> Masses:
     """One pass over the trace; of the settings only those of `mass_key` matter.
 
-    Raises ValueError for a trace of no tokens. Groups without tokens have masses of zero.
+    Raises ValueError for a trace of no tokens, UserError for a criterion that is not of traces.
+    Groups without tokens have masses of zero.
     """
+    if settings.measured:
+        raise UserError(
+            f"pruning.saliency = {settings.saliency!r} is measured by masking experts, not taken "
+            "from a routing trace: use it with task=pipeline, prune or profile"
+        )
     if len(trace) == 0:
         raise ValueError("the routing trace holds no tokens: nothing to score")
     group_T, pack_G = _groups(trace, by)

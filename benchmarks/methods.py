@@ -1,0 +1,187 @@
+"""What every way to choose experts loses on the demo model, and what choosing cost.
+
+    python benchmarks/methods.py [--seeds 0 1 2] [--keep 28 24 20 16] [--blocks 16]
+        [--seq-len 1024] [--store DIR] [--write docs/methods.md] [SETTING=VALUE ...]
+
+One process, one resident model. For every seed (profile.seed, marginal.seed, eval.seed and
+pruning.seed) each method chooses a plan for every keep_n; plans are evaluated masked on UNION
+blocks of the evaluation rows, each once. Cells are 100 (PPL / PPL_base - 1): the mean over seeds
+and the reach of its 95% interval (Student's t over seeds). Cost is what all plans of a seed took to
+choose: tokens through the model, and seconds. Everything goes through the store: a second run reads
+it. --write puts the tables between the markers of a file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import statistics
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from eaft_prune.bench import Bench, Model, Resident
+from eaft_prune.cli import check
+from eaft_prune.config import Experiment
+from eaft_prune.intervals import student
+from eaft_prune.observer import Silent
+from eaft_prune.pipeline import measure, select
+from eaft_prune.progress import Bars
+from eaft_prune.stages.pack import BlockRequest
+from eaft_prune.store import Store
+from eaft_prune.types import UNION, KeepPlan
+
+BEGIN, END = "<!-- methods: begin -->", "<!-- methods: end -->"
+REFERENCE = "EAFT-REAP"
+RAGGED = ("pruning.selection=marginal_loss", "pruning.min_keep_n=8")
+
+METHODS = {
+    "random": ("pruning=random", "pruning.core_pos_top_m=0"),
+    "frequency": ("pruning=frequency",),
+    "gate mass": ("pruning=gate_mass",),
+    "EAN": ("pruning=ean",),
+    "MAN": ("pruning=man", "pruning.core_pos_top_m=0"),
+    "REAP mean": ("pruning=reap",),
+    "REAP sum": ("pruning=reap_sum",),
+    "EAFT-REAP": ("pruning=eaft_reap",),
+    "EAFT-REAP policy": ("pruning=eaft_reap_policy",),
+    "EAFT-REAP soft": ("pruning=eaft_reap_soft",),
+    "leave-one-out": ("pruning=leave_one_out",),
+    "greedy": ("pruning=greedy",),
+    "EAFT-REAP, sizes by marginal loss": ("pruning=eaft_reap", *RAGGED),
+    "greedy, sizes by marginal loss": ("pruning=greedy", *RAGGED),
+}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What choosing took: by stage key, so that what plans share counts once."""
+
+    tokens: dict[str, int]
+    seconds: dict[str, float]
+
+    def __str__(self) -> str:
+        return f"{sum(self.tokens.values()):,} | {sum(self.seconds.values()):.0f}"
+
+
+def losses(bench: Bench, base: Model, keep: Sequence[int], nll: float) -> tuple[list[float], Cost]:
+    """Relative change of PPL in % at every keep_n, and the cost of all plans."""
+    found, cost = [], Cost({}, {})
+    for keep_n in keep:
+        pruning = bench.experiment.pruning.model_copy(update={"keep_n": keep_n})
+        asked = replace(bench, experiment=bench.experiment.model_copy(update={"pruning": pruning}))
+        first = len(bench.records)
+        plan = select(asked, base).plan
+        for record in bench.records[first:]:
+            if not record.stage.startswith("pack/"):
+                cost.tokens[record.key] = record.facts.get("tokens", 0)
+                cost.seconds[record.key] = record.seconds
+        found.append(100 * math.expm1(evaluated(asked, base, plan) - nll))
+    return found, cost
+
+
+def evaluated(bench: Bench, base: Model, plan: KeepPlan | None) -> float:
+    """NLL on the evaluation blocks."""
+    settings = bench.experiment.eval
+    seq_len = settings.seq_lens[0]
+    count = settings.blocks_of(UNION, seq_len)
+    request = BlockRequest(UNION, "eval", seq_len, count, settings.seed)
+    found = measure(bench, base, "masked", base, mask=plan, asked=[request])
+    return -float(found.scores[UNION, seq_len].logp_T.mean(dtype="float64"))
+
+
+def interval(values: Sequence[float]) -> str:
+    """Mean and reach of the two-sided 95% interval."""
+    if len(values) == 1:
+        return f"{values[0]:+.2f}"
+    reach = student(0.975, len(values)) * statistics.stdev(values) / math.sqrt(len(values))
+    return f"{statistics.mean(values):+.2f} ± {reach:.2f}"
+
+
+def table(
+    keep: Sequence[int], rows: dict[str, list[list[float]]], costs: dict[str, Cost] | None
+) -> str:
+    """Markdown; rows[method][seed][keep_n]."""
+    head = ["method", *(f"keep {n}" for n in keep), *(["tokens", "seconds"] if costs else [])]
+    lines = [" | ".join(head), " | ".join(["---"] + ["---:"] * (len(head) - 1))]
+    for name, by_seed in rows.items():
+        cells = [interval(column) for column in zip(*by_seed, strict=True)]
+        lines.append(" | ".join([name, *cells, *([str(costs[name])] if costs else [])]))
+    return "\n".join(f"| {line} |" for line in lines)
+
+
+def written(path: Path, text: str) -> None:
+    """Put `text` between the markers of a file."""
+    before, _, rest = path.read_text().partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not end:
+        raise SystemExit(f"{path} lacks the markers {BEGIN} and {END}")
+    path.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
+
+
+def experiment(asked: argparse.Namespace, seed: int, overrides: Sequence[str]) -> Experiment:
+    """The settings of one method; greedy goes down to the smallest keep_n once for all."""
+    return check(
+        [
+            f"profile.seed={seed}", f"marginal.seed={seed}", f"eval.seed={seed}",
+            f"pruning.seed={seed}", f"marginal.rounds={32 - min(asked.keep)}",
+            f"eval.seq_lens=[{asked.seq_len}]", f"gate.seq_lens=[{asked.seq_len}]",
+            f"eval.num_blocks={asked.blocks}", "eval.candidates=[masked]", *overrides,
+            *asked.settings,
+        ]
+    ).experiments[0]  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("settings", nargs="*")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--keep", type=int, nargs="+", default=[28, 24, 20, 16])
+    parser.add_argument("--blocks", type=int, default=16)
+    parser.add_argument("--seq-len", type=int, default=1024)
+    parser.add_argument("--store", type=Path)
+    parser.add_argument("--write", type=Path)
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        store, resident = Store(asked.store or Path(temporary)), Resident()
+        rows: dict[str, list[list[float]]] = {name: [] for name in METHODS}
+        costs: dict[str, Cost] = {}
+        for seed in asked.seeds:
+            made = {name: experiment(asked, seed, how) for name, how in METHODS.items()}
+            first = made[REFERENCE]
+            if first.runtime.threads:
+                torch.set_num_threads(first.runtime.threads)
+            bench = Bench(first, store, Silent(), Bars(first.runtime.progress), resident)
+            base = bench.base()
+            nll = evaluated(bench, base, None)
+            print(f"seed {seed}: base PPL {math.exp(nll):.4f}", flush=True)
+            for name, settings in made.items():
+                found, cost = losses(replace(bench, experiment=settings), base, asked.keep, nll)
+                rows[name].append(found)
+                costs.setdefault(name, cost)  # of the first seed
+                print(f"{name:<40}", *(f"{x:+8.2f}" for x in found), f"  {cost}", flush=True)
+    apart = {
+        name: [
+            [a - b for a, b in zip(mine, theirs, strict=True)]
+            for mine, theirs in zip(by_seed, rows[REFERENCE], strict=True)
+        ]
+        for name, by_seed in rows.items()
+        if name != REFERENCE
+    }
+    text = "\n\n".join(
+        [
+            table(asked.keep, rows, costs),
+            f"Differences to {REFERENCE} in points, paired by seed:",
+            table(asked.keep, apart, None),
+        ]
+    )
+    print(text)
+    if asked.write:
+        written(asked.write, text)
+
+
+if __name__ == "__main__":
+    main()

@@ -116,7 +116,7 @@ def check(arguments: Sequence[str]) -> Invocation:
             whole = _compose([str(line) for line in fixed])
             multirun = multirun or str(whole.hydra.mode).endswith("MULTIRUN")
             if not multirun:
-                points = [overrides]
+                points, composed = [overrides], [whole]
             else:
                 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
@@ -125,7 +125,8 @@ def check(arguments: Sequence[str]) -> Invocation:
                 for override in swept:
                     _check_override(override)
                 points = BasicSweeper.split_arguments(swept, max_batch_size=None)[0]
-            experiments = [_validate(_compose(point)) for point in points]
+                composed = [_compose(point) for point in points]
+            experiments = [_validate(one) for one in composed]
     except MissingMandatoryValue as error:
         raise UserError(_missing(error)) from None
     except OverrideParseException as error:

@@ -116,7 +116,8 @@ def check(arguments: Sequence[str]) -> Invocation:
             whole = _compose([str(line) for line in fixed])
             multirun = multirun or str(whole.hydra.mode).endswith("MULTIRUN")
             if not multirun:
-                points, composed = [overrides], [whole]
+                points = [overrides]
+                composed = [whole if len(fixed) == len(parsed) else _compose(overrides)]
             else:
                 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 

@@ -27,10 +27,10 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/cpu_throughput.py $(ARGS)
 
 # constraints.txt pins torch to a version, not a build: pip takes the CPU build where its index
-# offers one (README, "Install").
+# offers one (README, "Install"). --no-compile: Python compiles what it imports; all of it takes a minute.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt -e ".[dev]"
 	touch $(STAMP)
 
 clean:

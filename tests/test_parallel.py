@@ -52,6 +52,29 @@ def test_two_processes_find_what_one_does(world: World, tmp_path: Path) -> None:
     assert not any(stage["cached"] for stage in together.result["stages"])
 
 
+def test_no_thread_outlives_the_group(tmp_path: Path) -> None:
+    """One that does is ended by force with Python itself, which now and then aborts."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        """
+from pathlib import Path
+from eaft_prune.engines import parallel, world
+
+parallel.join()
+import transformers.modeling_utils
+
+parallel.serve(None) if world.is_helper() else parallel.stop()
+names = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+assert not [name for name in names if "gloo" in name], names
+"""
+    )
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [sys.executable, *torchrun, program], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_helpers_end_when_the_command_line_is_refused(tmp_path: Path) -> None:
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     done = subprocess.run(

@@ -20,6 +20,10 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+# its default arguments keep the group there is when it is first imported (transformers does), and
+# the group's threads, still there when Python ends, sometimes abort it
+import torch.distributed.nn.functional
+
 from eaft_prune.engines.base import OnTokens
 from eaft_prune.engines.transformers import TransformersEngine
 from eaft_prune.types import Blocks, KeepPlan, TokenScores, Trace, UserError

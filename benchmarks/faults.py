@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "src")]
 
 import faults  # noqa: E402
+from forks import Fork  # noqa: E402
 from runs import World  # noqa: E402
 
 Case = Callable[[World, random.Random], str]
@@ -80,7 +81,7 @@ class Cases:
     ) -> None:
         self.whole, self.findings, self.windows, self.seconds = whole, findings, windows, seconds
 
-    def recovers(self, place: World) -> faults.Run:
+    def recovers(self, place: World) -> Fork:
         """Nothing looks finished that is not; the next run ends as if nothing had happened."""
         assert faults.wrong(place) == []
         run = faults.finish(place)
@@ -88,7 +89,7 @@ class Cases:
         assert faults.leftovers(place) == []
         return run
 
-    def same(self, run: faults.Run) -> None:
+    def same(self, run: Fork) -> None:
         assert faults.findings(run.result) == self.findings, "other findings than undisturbed"
 
     def killed_in(self, phase: str) -> Case:
@@ -133,7 +134,7 @@ class Cases:
         (export,) = place.checkpoints.glob("[!.]*")
         path = rng.choice(sorted(p for p in export.iterdir() if not p.name.startswith("note-")))
         faults.spoil(path, rng.choice(faults.DAMAGES), rng)
-        run = faults.start(place)
+        run = place.start()
         code = run.wait()
         if code == 0:
             self.same(run)
@@ -160,7 +161,7 @@ class Cases:
             uri = f"sqlite:///{disk}/mlruns/mlflow.db" if everything else place.uri
             home = place.elsewhere(disk, uri=uri)
             outputs = [] if everything else [f"hydra.run.dir={place.home}/out"]
-            run = faults.start(home, *outputs)
+            run = home.start(*outputs)
             code = run.wait()
             assert faults.wrong(home) == []
             assert faults.leftovers(home) == []
@@ -198,10 +199,10 @@ class Cases:
         self.recovers(place)
         return "the other equal, next run equal"
 
-    def _two(self, place: World, rng: random.Random) -> tuple[faults.Run, faults.Run]:
-        first = faults.start(place)
+    def _two(self, place: World, rng: random.Random) -> tuple[Fork, Fork]:
+        first = place.start()
         faults.pause(rng.choice((0.0, rng.uniform(0, self.seconds))))
-        return first, faults.start(place)
+        return first, place.start()
 
 
 if __name__ == "__main__":

@@ -1,27 +1,19 @@
-"""What goes wrong in the world, done to real runs: kill -9, full disks, damaged files, races.
-
-A run is a fork of this process, which has imported everything already: hundreds are affordable.
-"""
+"""What goes wrong in the world, done to real runs: kill -9, full disks, damaged files, races."""
 
 from __future__ import annotations
 
 import contextlib
-import importlib
-import json
-import os
 import random
 import shutil
-import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import tiny
-from runs import World, fresh_directory, rows, write_pack
+from forks import Fork
+from runs import World, rows, write_pack
 
 from eaft_prune.stages.export import misfits
 from eaft_prune.store import Store, damage
@@ -34,56 +26,6 @@ PHASES = {
     "evaluate/pruned": ("inspect/pruned", "evaluate/pruned/"),
 }
 DAMAGES = ("truncated", "bit flipped", "zeroed", "emptied", "removed", "lengthened")
-IMPORTS = (
-    "eaft_prune.cli",
-    "eaft_prune.engines.transformers",
-    "eaft_prune.tracking.server",
-    "mlflow.store.tracking.sqlalchemy_store",
-    "transformers.models.gpt_oss.modeling_gpt_oss",
-    "datasets",
-    "plotly.graph_objects",
-)
-
-
-@dataclass
-class Run:
-    """A run in a forked process, and the lines it printed with their times."""
-
-    pid: int
-    cwd: Path
-    output: Any  # its stdout and stderr
-    started: float
-    lines: list[tuple[float, str]] = field(default_factory=list)
-
-    def until(self, prefix: str) -> bool:
-        """Read up to a line that begins so; False if the run ended before."""
-        for line in self.output:
-            self.lines.append((time.monotonic() - self.started, line))
-            if line.startswith(prefix):
-                return True
-        return False
-
-    def kill(self) -> bool:
-        """kill -9; False if it had ended."""
-        os.kill(self.pid, signal.SIGKILL)
-        return self.wait() == -signal.SIGKILL
-
-    def wait(self) -> int:
-        """Exit code, negative for a signal."""
-        self.until("\0")
-        self.output.close()
-        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-
-    @property
-    def text(self) -> str:
-        return "".join(line for _, line in self.lines)
-
-    @property
-    def result(self) -> dict[str, Any]:
-        (path,) = self.cwd.rglob("result.json")
-        found = json.loads(path.read_text())
-        assert isinstance(found, dict)
-        return found
 
 
 def small_world(home: Path) -> World:
@@ -99,36 +41,9 @@ def small_world(home: Path) -> World:
     return World(home, model, packs, f"sqlite:///{home}/mlruns/mlflow.db")
 
 
-def start(world: World, *overrides: str) -> Run:
-    """`python -m eaft_prune ...` in a fork of this process."""
-    for name in IMPORTS:
-        importlib.import_module(name)
-    cwd = fresh_directory(world.home)
-    reader, writer = os.pipe()
-    sys.stdout.flush()
-    started = time.monotonic()
-    pid = os.fork()
-    if pid:
-        os.close(writer)
-        return Run(pid, cwd, os.fdopen(reader, errors="replace"), started)
-    code = 1
-    try:
-        os.dup2(writer, 1)
-        os.dup2(writer, 2)
-        sys.stdout = os.fdopen(1, "w", buffering=1)
-        sys.stderr = os.fdopen(2, "w", buffering=1)
-        os.chdir(cwd)
-        from eaft_prune.cli import main
-
-        code = main([*world.arguments, *overrides])
-        sys.stdout.flush()
-    finally:
-        os._exit(code)
-
-
-def finish(world: World, *overrides: str) -> Run:
+def finish(world: World, *overrides: str) -> Fork:
     """A run that must end well."""
-    run = start(world, *overrides)
+    run = world.start(*overrides)
     code = run.wait()
     assert code == 0, f"exit code {code}:\n{run.text}"
     return run
@@ -156,7 +71,7 @@ def leftovers(world: World) -> list[Path]:
     return [path for place in places for path in place.rglob("*.draft")]
 
 
-def windows(run: Run) -> dict[str, float]:
+def windows(run: Fork) -> dict[str, float]:
     """Seconds that each phase of a finished run took."""
 
     def when(prefix: str) -> float:
@@ -168,7 +83,7 @@ def windows(run: Run) -> dict[str, float]:
 def kill_within(world: World, phase: str, seconds: float) -> bool:
     """Kill a run so long after a phase began; False if the phase was over by then."""
     begin, end = PHASES[phase]
-    run = start(world)
+    run = world.start()
     assert run.until(begin), run.text
     time.sleep(seconds)
     return run.kill() and not any(line.startswith(end) for _, line in run.lines)
@@ -176,7 +91,7 @@ def kill_within(world: World, phase: str, seconds: float) -> bool:
 
 def kill_after(world: World, seconds: float) -> bool:
     """Kill a run so long after its start; False if it had ended."""
-    run = start(world)
+    run = world.start()
     time.sleep(seconds)
     return run.kill()
 

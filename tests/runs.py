@@ -7,7 +7,6 @@ import io
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import tiny
+from forks import Fork, fork
 from safetensors.numpy import load_file, save_file
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -117,17 +117,11 @@ class World:
         """`python -m eaft_prune ...` in this process, in a new working directory."""
         return main([*self.arguments, *overrides], fresh_directory(self.home))
 
-    def start(self, *overrides: str) -> subprocess.Popen[str]:
-        """The same as a process, its output in one pipe."""
-        return subprocess.Popen(
-            [sys.executable, "-u", "-m", "eaft_prune", *self.arguments, *overrides],
-            cwd=fresh_directory(self.home),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            # a shell that runs the tests in its background hands SIGINT down as ignored
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler) and None,
-        )
+    def start(self, *overrides: str) -> Fork:
+        """The same in a process of its own."""
+        from eaft_prune.cli import main as command
+
+        return fork(lambda: command([*self.arguments, *overrides]), fresh_directory(self.home))
 
     def elsewhere(self, home: Path, **changes: Any) -> World:
         """The same inputs with an empty store."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -156,23 +155,6 @@ def test_other_rows_are_other_keys_down_the_line(world: World, undisturbed: dict
     assert cached(result)["inspect/base"]
 
 
-def wait_for(process: subprocess.Popen[str], start: str) -> None:
-    """Read the process's output up to a line that begins with `start`."""
-    assert process.stdout is not None
-    seen = []
-    for line in process.stdout:
-        seen.append(line)
-        if line.startswith(start):
-            return
-    raise AssertionError(f"no line {start!r} in:\n{''.join(seen)}")
-
-
-def finish(process: subprocess.Popen[str]) -> str:
-    """The rest of the output of a process that is ending."""
-    out, _ = process.communicate(timeout=120)
-    return out
-
-
 @pytest.mark.slow
 def test_kill_9_at_any_moment_and_run_again(world: World, tmp_path: Path) -> None:
     """Killed after hashing, within the export and within the evaluation; then run to the end."""
@@ -181,24 +163,21 @@ def test_kill_9_at_any_moment_and_run_again(world: World, tmp_path: Path) -> Non
     for number in range(200):  # each is copied and synced: the export takes long enough to hit
         (place.model / f"note-{number:03d}.txt").write_text("a companion file\n")
 
-    process = place.start()
-    wait_for(process, "inspect/base")
-    process.kill()
-    finish(process)
+    run = place.start()
+    run.reach("inspect/base")
+    assert run.kill()
 
-    process = place.start()
-    wait_for(process, "score")
-    while process.poll() is None and not list(place.checkpoints.glob(".*.draft")):
+    run = place.start()
+    run.reach("score")
+    while run.alive and not list(place.checkpoints.glob(".*.draft")):
         pass
-    process.kill()
-    finish(process)
+    assert run.kill()
     assert list(place.checkpoints.glob(".*.draft")), "the kill came too late to test the export"
     assert not [p for p in place.checkpoints.glob("*") if not p.name.startswith(".")]
 
-    process = place.start()
-    wait_for(process, "inspect/pruned")
-    process.kill()
-    finish(process)
+    run = place.start()
+    run.reach("inspect/pruned")
+    assert run.kill()
     assert not list(place.checkpoints.glob(".*.draft"))
     killed = set(statuses(place))
     assert len(killed) == 3
@@ -226,18 +205,17 @@ def test_a_signal_is_recorded_as_killed(
     world: World, tmp_path: Path, number: signal.Signals, code: int, reason: str
 ) -> None:
     """SIGTERM ends a single run, SIGINT a multirun at its first job: both say so everywhere."""
-    place = world.elsewhere(tmp_path)
+    place = world.elsewhere(tmp_path, uri=f"sqlite:///{tmp_path}/mlruns/mlflow.db")
     several = number == signal.SIGINT
     process = place.start(*(["-m", "eval.seed=1,2"] if several else []))
-    wait_for(process, "inspect/base")
-    process.send_signal(number)
-    out = finish(process)
-    assert process.returncode == code, out
+    process.reach("inspect/base")
+    process.send(number)
+    assert process.wait() == code, process.text
     (path,) = tmp_path.rglob("result.json")  # of a multirun, the job that ran: no other started
     result = json.loads(path.read_text())
     assert (result["status"], result["exit_code"]) == ("KILLED", code)
     assert reason in result["error"]
-    client = MlflowClient(tracking_uri=world.uri)
+    client = MlflowClient(tracking_uri=place.uri)
     run = client.get_run(result["mlflow_run_id"])
     assert run.info.status == "KILLED"
     assert run.data.tags["killed.reason"] == reason
@@ -245,4 +223,4 @@ def test_a_signal_is_recorded_as_killed(
         parent = client.get_run(run.data.tags["mlflow.parentRunId"])
         assert parent.info.status == "KILLED"
     assert not [p for p in tmp_path.rglob("*.draft")]
-    assert "Traceback" not in out
+    assert "Traceback" not in process.text

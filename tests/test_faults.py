@@ -9,11 +9,12 @@ from typing import Any
 
 import faults
 import pytest
+from forks import Fork
 from runs import World
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[World, faults.Run]:
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[World, Fork]:
     """An undisturbed run, and the world it ran in."""
     home = tmp_path_factory.mktemp("faults")
     world = faults.small_world(home).elsewhere(home / "whole")
@@ -21,17 +22,17 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[World, faults.Run]:
 
 
 @pytest.fixture
-def place(whole: tuple[World, faults.Run], tmp_path: Path) -> World:
+def place(whole: tuple[World, Fork], tmp_path: Path) -> World:
     """The same inputs, an empty store."""
     return whole[0].elsewhere(tmp_path)
 
 
 @pytest.fixture
-def findings(whole: tuple[World, faults.Run]) -> dict[str, Any]:
+def findings(whole: tuple[World, Fork]) -> dict[str, Any]:
     return faults.findings(whole[1].result)
 
 
-def ends_the_same(place: World, findings: dict[str, Any]) -> faults.Run:
+def ends_the_same(place: World, findings: dict[str, Any]) -> Fork:
     assert faults.wrong(place) == []
     run = faults.finish(place)
     assert faults.findings(run.result) == findings
@@ -40,7 +41,7 @@ def ends_the_same(place: World, findings: dict[str, Any]) -> faults.Run:
 
 
 def test_kill_9_within_a_stage(
-    whole: tuple[World, faults.Run], place: World, findings: dict[str, Any]
+    whole: tuple[World, Fork], place: World, findings: dict[str, Any]
 ) -> None:
     faults.kill_within(place, "profile", 0.6 * faults.windows(whole[1])["profile"])
     ends_the_same(place, findings)
@@ -49,9 +50,9 @@ def test_kill_9_within_a_stage(
 def test_a_killed_first_start_leaves_no_half_database(place: World) -> None:
     """MLflow never completes a schema that was interrupted; ours appears whole."""
     fresh = World(place.home, place.model, place.packs, f"sqlite:///{place.home}/new/mlflow.db")
-    run = faults.start(fresh, "task=memo")
+    run = fresh.start("task=memo")
     draft = place.home / "new" / ".mlflow.db.draft"
-    while not draft.exists():
+    while run.alive and not draft.exists():
         pass
     assert run.kill()
     assert not (place.home / "new" / "mlflow.db").exists()
@@ -60,7 +61,7 @@ def test_a_killed_first_start_leaves_no_half_database(place: World) -> None:
 
 
 def test_damaged_store_files_are_seen_and_made_again(
-    whole: tuple[World, faults.Run], place: World, findings: dict[str, Any]
+    whole: tuple[World, Fork], place: World, findings: dict[str, Any]
 ) -> None:
     """One file of every stage output, each damaged in another way."""
     rng = random.Random(0)
@@ -76,7 +77,7 @@ def test_damaged_store_files_are_seen_and_made_again(
 
 
 def test_two_runs_at_once_share_the_work(place: World, findings: dict[str, Any]) -> None:
-    two = [faults.start(place), faults.start(place)]
+    two = [place.start(), place.start()]
     assert [run.wait() for run in two] == [0, 0]
     assert all(faults.findings(run.result) == findings for run in two)
     made = [s["key"] for run in two for s in run.result["stages"] if not s["cached"]]

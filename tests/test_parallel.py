@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from runs import Done, World, fresh_directory
+from runs import Done, World, fresh_directory, process
 
 from eaft_prune.engines.parallel import deal
 
@@ -54,25 +54,20 @@ def test_two_processes_find_what_one_does(world: World, tmp_path: Path) -> None:
 
 def test_no_thread_outlives_the_group(tmp_path: Path) -> None:
     """One that does is ended by force with Python itself, which now and then aborts."""
-    program = tmp_path / "program.py"
-    program.write_text(
-        """
+    code = """
 from pathlib import Path
-from eaft_prune.engines import parallel, world
+from eaft_prune.engines import parallel
 
 parallel.join()
 import transformers.modeling_utils
 
-parallel.serve(None) if world.is_helper() else parallel.stop()
+parallel.stop()
 names = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
 assert not [name for name in names if "gloo" in name], names
 """
-    )
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run(
-        [sys.executable, *torchrun, program], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    alone = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    done = process([], tmp_path, code=code, **alone)
+    assert done.code == 0, done.err
 
 
 def test_helpers_end_when_the_command_line_is_refused(tmp_path: Path) -> None:

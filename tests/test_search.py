@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import signal
-import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -534,20 +532,6 @@ def test_two_workers_share_one_study(
     assert [c.info.run_name for c in points(own, done)] == [f"trial {t.number}" for t in mine]
 
 
-def killed(process: subprocess.Popen[str], line: str, number: int) -> str:
-    """Send a signal once a line that starts so was printed; returns all output."""
-    assert process.stdout is not None
-    seen = []
-    for text in process.stdout:
-        seen.append(text)
-        if text.startswith(line):
-            os.kill(process.pid, number)
-            break
-    seen.append(process.stdout.read())
-    process.wait(timeout=60)
-    return "".join(seen)
-
-
 def complete(found: Sequence[optuna.trial.FrozenTrial]) -> list[optuna.trial.FrozenTrial]:
     return [t for t in found if t.state.name == "COMPLETE"]
 
@@ -555,13 +539,15 @@ def complete(found: Sequence[optuna.trial.FrozenTrial]) -> list[optuna.trial.Fro
 @pytest.mark.slow
 def test_a_search_that_is_stopped_goes_on(own: World, whole: Done, tmp_path: Path) -> None:
     """Ctrl-C and kill -9 lose at most the running trial; the end is that of a search unharmed."""
-    world = own.elsewhere(tmp_path / "world")
+    uri = f"sqlite:///{tmp_path}/mlruns/mlflow.db"
+    world = own.elsewhere(tmp_path / "world", uri=uri)
     world.home.mkdir()
     settings = (*RANDOM, "search.stop_confidence=null")
     command = (*SMALL, *settings, f"search.storage=sqlite:///{tmp_path}/optuna.db")
     process = world.start(*command)
-    out = killed(process, "trial 1", signal.SIGINT)
-    assert process.returncode == 130, out
+    process.reach("trial 1")
+    process.send(signal.SIGINT)
+    assert process.wait() == 130, process.text
     left = trials(tmp_path)
     assert len(complete(left)) >= 2
     assert all(t.state.is_finished() for t in left)
@@ -571,8 +557,8 @@ def test_a_search_that_is_stopped_goes_on(own: World, whole: Done, tmp_path: Pat
     run = MlflowClient(tracking_uri=world.uri).get_run(value["mlflow_run_id"])
     assert run.info.status == "KILLED"
     process = world.start(*command)
-    out = killed(process, f"trial {len(left)} ", signal.SIGKILL)
-    assert process.returncode == -9, out
+    process.reach(f"trial {len(left)} ")
+    assert process.kill()
     assert len(complete(trials(tmp_path))) > len(complete(left))
     assert len(trials(tmp_path)) < 8
     done = search(world, tmp_path, *settings)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import importlib.util
 import json
-import os
 import signal
 from pathlib import Path
 from typing import Any
@@ -221,29 +220,22 @@ def test_a_tracking_server_that_does_not_answer_is_one_line(own: World) -> None:
 
 @pytest.mark.slow
 def test_ctrl_c_kills_truthfully_and_the_sweep_goes_on(own: World, tmp_path: Path) -> None:
-    world = own.elsewhere(tmp_path / "world")
+    uri = f"sqlite:///{tmp_path}/mlruns/mlflow.db"
+    world = own.elsewhere(tmp_path / "world", uri=uri)
     world.home.mkdir()
     three = (*MASKED, "pruning.seed=0,1,2")
     process = world.start(*three)
-    assert process.stdout is not None
-    seen = []
-    for line in process.stdout:
-        seen.append(line)
-        if line.startswith(("FAIL", "PASS", "INCONCLUSIVE")):
-            os.kill(process.pid, signal.SIGINT)  # the first point is done
-            break
-    seen.append(process.stdout.read())
-    process.wait(timeout=60)
-    out = "".join(seen)
-    assert process.returncode == 130, out
-    (cwd,) = world.home.glob("cwd*")
-    left = Done(process.returncode, out, "", cwd)
+    process.reach("FAIL", "PASS", "INCONCLUSIVE")
+    process.send(signal.SIGINT)  # the first point is done
+    code = process.wait()
+    assert code == 130, process.text
+    left = Done(code, process.text, "", process.cwd)
     rows = summary(left)
     assert len(rows) == 3
     statuses = [row["status"] for row in rows]
     assert statuses[-1] == "NO RESULT"
     assert set(statuses) <= {"FINISHED", "KILLED", "NO RESULT"}
-    assert "not run: the multirun was stopped" in out
+    assert "not run: the multirun was stopped" in left.out
     client = MlflowClient(tracking_uri=world.uri)
     ids = [r["mlflow_run_id"] for r in left.results if r["mlflow_run_id"]]
     runs = [client.get_run(run_id) for run_id in ids]

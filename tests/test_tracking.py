@@ -11,7 +11,6 @@ import signal
 import socket
 import subprocess
 import sys
-import textwrap
 import threading
 import uuid
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from typing import Any
 import psutil
 import pytest
 import yaml
+from forks import Fork, fork
 from hypothesis import given
 from hypothesis import strategies as st
 from mlflow import MlflowClient
@@ -346,43 +346,32 @@ def test_a_run_that_ends_by_sys_exit_is_failed(uri: str, tmp_path: Path, code: i
     assert only_run(uri).info.status == "FAILED"
 
 
-def child(uri: str, body: str, directory: Path) -> subprocess.Popen[str]:
+def child(uri: str, body: Callable[[tracking.MlflowRun], object], directory: Path) -> Fork:
     """A process in `directory` that tracks a run and does `body` in it."""
-    code = f"""
-        import sys, time
-        from pathlib import Path
-        from eaft_prune import tracking
-        from eaft_prune.config import Experiment
-        experiment = Experiment.model_validate_json(sys.argv[1])
-        with tracking.track(experiment, Path("."), [], {{}}) as run:
-            {body}
-    """
-    return subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(code), settings(uri).model_dump_json()],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=directory,
-        # src may be on the path only relative to where the tests started
-        env={**os.environ, "PYTHONPATH": str(Path(tracking.__file__).resolve().parents[2])},
-    )
+
+    def work() -> int:
+        with tracking.track(settings(uri), Path("."), [], {}) as run:
+            body(run)
+        return 0
+
+    return fork(work, directory)
 
 
-WAIT = "print(run.run_id, flush=True); time.sleep(600)"
+def wait(run: tracking.MlflowRun) -> None:
+    print(run.run_id)
+    signal.pause()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signals_are_killed(uri: str, tmp_path: Path, number: signal.Signals) -> None:
-    with child(uri, WAIT, tmp_path) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline().strip()
-        process.send_signal(number)
-        _, errors = process.communicate(timeout=60)
-    assert process.returncode != 0
+    process = child(uri, wait, tmp_path)
+    process.reach("")
+    process.send(number)
+    assert process.wait() != 0
     found = only_run(uri)
     assert found.info.status == "KILLED"
     assert found.data.tags["killed.reason"] == number.name
-    assert ("Terminated" if number == signal.SIGTERM else "KeyboardInterrupt") in errors
+    assert ("Terminated" if number == signal.SIGTERM else "KeyboardInterrupt") in process.text
 
 
 def test_sigterm_handler_is_restored_and_finally_blocks_run(uri: str, tmp_path: Path) -> None:
@@ -422,10 +411,10 @@ def test_threads_track_without_signals(uri: str, tmp_path: Path) -> None:
 
 
 def test_stale_runs_are_closed_and_others_left_alone(uri: str, tmp_path: Path) -> None:
-    with child(uri, WAIT, tmp_path) as process:
-        assert process.stdout is not None
-        stale = process.stdout.readline().strip()
-        process.kill()
+    process = child(uri, wait, tmp_path)
+    process.reach("")
+    stale = process.text.strip()
+    assert process.kill()
     client = MlflowClient(tracking_uri=uri)
     assert client.get_run(stale).info.status == "RUNNING"
     dead = {key: client.get_run(stale).data.tags[key] for key in provenance.process_tags()}
@@ -467,11 +456,9 @@ def test_a_zombie_is_dead() -> None:
 @pytest.mark.slow
 def test_six_processes_start_on_a_fresh_database(tmp_path: Path) -> None:
     uri = "sqlite:///new/dir/mlflow.db"
-    processes = [child(uri, "run.facts({'x': 1})", tmp_path) for _ in range(6)]
+    processes = [child(uri, lambda run: run.facts({"x": 1}), tmp_path) for _ in range(6)]
     for process in processes:
-        _, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors
-        assert errors == ""  # no migration log, no git hint, no resource warning
+        assert process.wait() == 0, process.text
     client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/new/dir/mlflow.db")
     found = client.get_experiment_by_name("tests")
     assert found is not None

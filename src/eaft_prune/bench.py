@@ -79,8 +79,9 @@ class Resident:
 
     def get(self, key: tuple[Any, ...], load: Callable[[], Engine]) -> Engine:
         if self.engine is None or self.key != key:
-            self.engine = None
-            gc.collect()
+            if self.engine is not None:
+                self.engine = None
+                gc.collect()
             self.engine, self.key = load(), key
         return self.engine
 

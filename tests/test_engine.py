@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import shutil
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +21,7 @@ from eaft_prune.checkpoint import open_model
 from eaft_prune.config import PruningSettings, RuntimeSettings
 from eaft_prune.families import family_of
 from eaft_prune.stages.score import score as score_experts
-from eaft_prune.types import Blocks, TokenScores, Trace, UserError
+from eaft_prune.types import Blocks, KeepPlan, TokenScores, Trace, UserError
 
 if TYPE_CHECKING:
     from eaft_prune.engines.transformers import TransformersEngine
@@ -407,6 +409,24 @@ def test_bfloat16_runs_and_is_close(
     trace = narrow.trace(blocks, nothing)
     assert trace.gates_TLK.dtype == trace.norms_TLK.dtype == np.float32
     np.testing.assert_allclose(trace.gates_TLK.sum(axis=2), 1, atol=0.02)
+
+
+@pytest.mark.parametrize("memory_gb", [None, 1e-4])
+def test_an_engine_that_is_let_go_of_is_freed(
+    checkpoint: Path, load: Load, make_blocks: Make, memory_gb: float | None
+) -> None:
+    """By its reference count: the next model is loaded at once, and two may not fit."""
+    engine = load(checkpoint, memory_gb=memory_gb)
+    blocks = make_blocks(2, 32)
+    with engine.masked(KeepPlan(((0, 1, 2, 3),) * 2, engine.n_experts)):
+        engine.trace(blocks, lambda _: None)
+    gone = [weakref.ref(tensor) for tensor in engine.model.parameters()]
+    gc.disable()
+    try:
+        del engine
+        assert not any(tensor() is not None for tensor in gone)
+    finally:
+        gc.enable()
 
 
 def test_conditions_say_what_the_numbers_depend_on(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -72,16 +71,14 @@ def with_top_k(model: Model, top_k: int) -> Model:
 
 @dataclass
 class Resident:
-    """The one model in memory; asking for another lets go of it first."""
+    """The one model in memory; asking for another lets go of it first, which frees it."""
 
     key: tuple[Any, ...] | None = None
     engine: Engine | None = None
 
     def get(self, key: tuple[Any, ...], load: Callable[[], Engine]) -> Engine:
         if self.engine is None or self.key != key:
-            if self.engine is not None:
-                self.engine = None
-                gc.collect()
+            self.engine = None
             self.engine, self.key = load(), key
         return self.engine
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import sys
 from pathlib import Path
 
@@ -42,7 +41,6 @@ def check_serves(server: Server, path: Path) -> None:
 
 def _free_memory() -> None:
     """Give back what torch keeps of models that are no more: the server is another process."""
-    gc.collect()
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         torch.cuda.empty_cache()

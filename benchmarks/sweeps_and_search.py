@@ -4,7 +4,7 @@
         [--search-blocks 4] [--trials 200] [--cold 2] [--parts grid search scoring kill] [--full]
 
 Prints: the 25-point weight grid as one multirun, against separate `python -m eaft_prune` runs, each
-with its own store (only --cold of them are run, their mean times 25 is what all would take); then a
+with its own store (--cold of them are run, all with 25); then a
 search, the seconds of its trials whose plan was known, of their scoring alone (on a trace of the
 demo's own size), and a search that is killed in the middle. --full keeps the demo's own sizes
 instead of the small ones.
@@ -87,7 +87,8 @@ def grid(home: Path, settings: list[str], cold: int) -> None:
         same = alone["gate"] == results[job]["gate"] and alone["plan"] == results[job]["plan"]
         print(f"  point {job} alone, empty store {spent:8.1f} s, same plan and verdict: {same}")
     every = statistics.mean(times) * len(points)
-    print(f"  25 separate runs would take {every:8.1f} s (mean of {cold} x 25, not run)")
+    how = "took" if cold == len(points) else f"would take, by the mean of {cold},"
+    print(f"  {len(points)} separate runs {how} {every:8.1f} s")
     print(f"  one multirun is {every / seconds:.1f} times as fast")
 
 

@@ -4,11 +4,12 @@
         [--seq-len 1024] [--store DIR] [--write docs/methods.md] [SETTING=VALUE ...]
 
 One process, one resident model. For every seed (profile.seed, marginal.seed, eval.seed and
-pruning.seed) each method chooses a plan for every keep_n; plans are evaluated masked on UNION
-blocks of the evaluation rows, each once. Cells are 100 (PPL / PPL_base - 1): the mean over seeds
-and the reach of its 95% interval (Student's t over seeds). Cost is what all plans of a seed took to
-choose: tokens through the model, and seconds. Everything goes through the store: a second run reads
-it. --write puts the tables between the markers of a file.
+pruning.seed, compensation.seed) each method chooses a plan for every keep_n; plans are evaluated
+masked, compensated ones as written checkpoints, on UNION blocks of the evaluation rows, each once.
+Cells are 100 (PPL / PPL_base - 1): the mean over seeds and the reach of its 95% interval (Student's
+t over seeds). Cost is what all plans of a seed took to choose and to compensate: tokens through the
+model, and seconds. Everything goes through the store: a second run reads it. --write puts the
+tables between the markers of a file.
 """
 
 from __future__ import annotations
@@ -28,15 +29,15 @@ from eaft_prune.cli import check
 from eaft_prune.config import Experiment
 from eaft_prune.intervals import student
 from eaft_prune.observer import Silent
-from eaft_prune.pipeline import measure, select
+from eaft_prune.pipeline import measure, select, write
 from eaft_prune.progress import Bars
 from eaft_prune.stages.pack import BlockRequest
 from eaft_prune.store import Store
-from eaft_prune.types import UNION, KeepPlan
+from eaft_prune.types import UNION, KeepPlan, StageRecord
 
 BEGIN, END = "<!-- methods: begin -->", "<!-- methods: end -->"
 REFERENCE = "EAFT-REAP"
-RAGGED = ("pruning.selection=marginal_loss", "pruning.min_keep_n=8")
+RAGGED = ("pruning.selection=marginal_loss", "pruning.min_keep_n=8", "eval.candidates=[masked]")
 
 METHODS = {
     "random": ("pruning=random", "pruning.core_pos_top_m=0"),
@@ -53,12 +54,13 @@ METHODS = {
     "greedy": ("pruning=greedy",),
     "EAFT-REAP, sizes by marginal loss": ("pruning=eaft_reap", *RAGGED),
     "greedy, sizes by marginal loss": ("pruning=greedy", *RAGGED),
+    "EAFT-REAP, compensated": ("pruning=eaft_reap", "pruning.compensation=down_proj"),
 }
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What choosing took: by stage key, so that what plans share counts once."""
+    """What choosing and compensating took: by stage key, so that what plans share counts once."""
 
     tokens: dict[str, int]
     seconds: dict[str, float]
@@ -74,22 +76,34 @@ def losses(bench: Bench, base: Model, keep: Sequence[int], nll: float) -> tuple[
         pruning = bench.experiment.pruning.model_copy(update={"keep_n": keep_n})
         asked = replace(bench, experiment=bench.experiment.model_copy(update={"pruning": pruning}))
         first = len(bench.records)
-        plan = select(asked, base).plan
+        selection = select(asked, base)
+        model, mask = base, selection.plan
+        if pruning.compensation != "none":
+            model, mask = write(asked, base, selection), None
         for record in bench.records[first:]:
-            if not record.stage.startswith("pack/"):
-                cost.tokens[record.key] = record.facts.get("tokens", 0)
+            unread = record.stage == "profile" and pruning.saliency == "random"
+            if not unread and not record.stage.startswith(("pack/", "export", "inspect/")):
+                cost.tokens[record.key] = tokens_of(record, asked)
                 cost.seconds[record.key] = record.seconds
-        found.append(100 * math.expm1(evaluated(asked, base, plan) - nll))
+        found.append(100 * math.expm1(evaluated(asked, base, model, mask) - nll))
     return found, cost
 
 
-def evaluated(bench: Bench, base: Model, plan: KeepPlan | None) -> float:
+def tokens_of(record: StageRecord, bench: Bench) -> int:
+    """Through the model; both streams of a compensation."""
+    if record.stage == "compensate":
+        experiment = bench.experiment
+        return 2 * experiment.compensation.num_blocks * experiment.profile.seq_len
+    return int(record.facts.get("tokens", 0))
+
+
+def evaluated(bench: Bench, base: Model, model: Model, plan: KeepPlan | None) -> float:
     """NLL on the evaluation blocks."""
     settings = bench.experiment.eval
     seq_len = settings.seq_lens[0]
     count = settings.blocks_of(UNION, seq_len)
     request = BlockRequest(UNION, "eval", seq_len, count, settings.seed)
-    found = measure(bench, base, "masked", base, mask=plan, asked=[request])
+    found = measure(bench, model, "candidate", base, mask=plan, asked=[request])
     return -float(found.scores[UNION, seq_len].logp_T.mean(dtype="float64"))
 
 
@@ -122,14 +136,17 @@ def written(path: Path, text: str) -> None:
     path.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
 
 
-def experiment(asked: argparse.Namespace, seed: int, overrides: Sequence[str]) -> Experiment:
+def experiment(
+    asked: argparse.Namespace, checkpoints: Path, seed: int, overrides: Sequence[str]
+) -> Experiment:
     """The settings of one method; greedy goes down to the smallest keep_n once for all."""
     return check(
         [
             f"profile.seed={seed}", f"marginal.seed={seed}", f"eval.seed={seed}",
-            f"pruning.seed={seed}", f"marginal.rounds={32 - min(asked.keep)}",
+            f"pruning.seed={seed}", f"compensation.seed={seed}",
+            f"marginal.rounds={32 - min(asked.keep)}",
             f"eval.seq_lens=[{asked.seq_len}]", f"gate.seq_lens=[{asked.seq_len}]",
-            f"eval.num_blocks={asked.blocks}", "eval.candidates=[masked]", *overrides,
+            f"eval.num_blocks={asked.blocks}", f"runtime.checkpoint_dir={checkpoints}", *overrides,
             *asked.settings,
         ]
     ).experiments[0]  # fmt: skip
@@ -146,17 +163,21 @@ def main() -> None:
     parser.add_argument("--write", type=Path)
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        store, resident = Store(asked.store or Path(temporary)), Resident()
+        home = asked.store or Path(temporary)
+        store, resident = Store(home), Resident()
         rows: dict[str, list[list[float]]] = {name: [] for name in METHODS}
         costs: dict[str, Cost] = {}
         for seed in asked.seeds:
-            made = {name: experiment(asked, seed, how) for name, how in METHODS.items()}
+            made = {
+                name: experiment(asked, home / "checkpoints", seed, how)
+                for name, how in METHODS.items()
+            }
             first = made[REFERENCE]
             if first.runtime.threads:
                 torch.set_num_threads(first.runtime.threads)
             bench = Bench(first, store, Silent(), Bars(first.runtime.progress), resident)
             base = bench.base()
-            nll = evaluated(bench, base, None)
+            nll = evaluated(bench, base, base, None)
             print(f"seed {seed}: base PPL {math.exp(nll):.4f}", flush=True)
             for name, settings in made.items():
                 found, cost = losses(replace(bench, experiment=settings), base, asked.keep, nll)

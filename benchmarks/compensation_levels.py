@@ -1,0 +1,222 @@
+"""What routers and gate_up projections could add to compensation: a study, not a setting.
+
+    python benchmarks/compensation_levels.py --groups router [gate_up] [down] [SETTING=VALUE ...]
+        [--keep-n 20] [--blocks 32] [--iterations 30] [--ridge 0.03] [--home DIR]
+
+Layer by layer one Gauss-Newton step: the layer's output, linearised in the chosen parameters of its
+kept experts, is moved to the unpruned stream (robust token weights) by conjugate gradients on the
+damped normal equations; each parameter is scaled by its group's mean square, so that one ridge
+serves all. Tokens are routed anew before the residual on held-out rows decides how much of the step
+is taken: all, a half, a quarter, or none. Weights stay float32. Prints the residual of each layer
+and the change of PPL in % on UNION and every pack, as benchmarks/compensation.py does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.func import jvp, vjp
+
+from eaft_prune.bench import Bench, Resident
+from eaft_prune.cli import check
+from eaft_prune.engines import activations
+from eaft_prune.engines.transformers import TransformersEngine
+from eaft_prune.observer import Silent
+from eaft_prune.pipeline import open_base, select
+from eaft_prune.progress import Bars
+from eaft_prune.stages.compensate import _robust_weights, _split
+from eaft_prune.stages.pack import BlockRequest
+from eaft_prune.store import Store
+from eaft_prune.types import UNION, Blocks
+
+GROUPS = {
+    "router": ("router.weight", "router.bias"),
+    "gate_up": ("experts.gate_up_proj", "experts.gate_up_proj_bias"),
+    "down": ("experts.down_proj", "experts.down_proj_bias"),
+}
+STEPS = (1.0, 0.5, 0.25, 0.0)
+PROBES = 4  # of the mean squares
+Weights = dict[str, torch.Tensor]
+Tensors = tuple[torch.Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One layer at the predictors of scored tokens: what enters, what should leave, weights."""
+
+    mlp: Any
+    top_k: int
+    x_TH: torch.Tensor
+    goal_TH: torch.Tensor
+    roots_T1: torch.Tensor
+
+    def at(self, chosen_T: torch.Tensor) -> Problem:
+        parts = (self.x_TH[chosen_T], self.goal_TH[chosen_T], self.roots_T1[chosen_T])
+        return Problem(self.mlp, self.top_k, *parts)
+
+    def route(self, weights: Weights) -> torch.Tensor:
+        logits = self.x_TH @ weights["router.weight"].T + weights["router.bias"]
+        return logits.topk(self.top_k, 1).indices
+
+    def output(self, weights: Weights, ids_TK: torch.Tensor) -> torch.Tensor:
+        """sum over a token's experts of gate x output, [T, H]."""
+        logits = self.x_TH @ weights["router.weight"].T + weights["router.bias"]
+        gates_TK = torch.softmax(logits.gather(1, ids_TK), 1)
+        out = torch.zeros_like(self.x_TH)
+        for expert in range(len(weights["router.bias"])):
+            rows, slots = (ids_TK == expert).nonzero(as_tuple=True)
+            inner = self.x_TH[rows] @ weights["experts.gate_up_proj"][expert]
+            h = self.mlp.experts._apply_gate(inner + weights["experts.gate_up_proj_bias"][expert])
+            y = h @ weights["experts.down_proj"][expert] + weights["experts.down_proj_bias"][expert]
+            out = out.index_add(0, rows, gates_TK[rows, slots][:, None] * y)
+        return out
+
+    def rest(self, weights: Weights) -> float:
+        """The weighted squares left, tokens routed by these weights."""
+        left = self.goal_TH - self.output(weights, self.route(weights))
+        return float((left * self.roots_T1).double().square().sum())
+
+
+def step(
+    problem: Problem, weights: Weights, names: list[str], ridge: float, iterations: int
+) -> Weights:
+    """Gauss-Newton: the change of the named weights that the linearised layer asks for."""
+    ids = problem.route(weights)
+
+    def output(*values: torch.Tensor) -> torch.Tensor:
+        now = {**weights, **dict(zip(names, values, strict=True))}
+        return problem.output(now, ids) * problem.roots_T1
+
+    here = tuple(weights[name] for name in names)
+    found, pull = vjp(output, *here)
+    generator = torch.Generator().manual_seed(0)
+    squares = [0.0] * len(here)
+    for _ in range(PROBES):  # E (J'z)^2 = diag(J'J)
+        signs = torch.randint(0, 2, found.shape, generator=generator).float() * 2 - 1
+        squares = [s + float(v.square().mean()) for s, v in zip(squares, pull(signs), strict=True)]
+    scales = [(square / PROBES + 1e-30) ** -0.5 for square in squares]
+
+    def transposed(left: torch.Tensor) -> Tensors:
+        return tuple(v * s for v, s in zip(pull(left), scales, strict=True))
+
+    def squared(change: Tensors) -> Tensors:
+        scaled = tuple(c * s for c, s in zip(change, scales, strict=True))
+        both = zip(transposed(jvp(output, here, scaled)[1]), change, strict=True)
+        return tuple(v + ridge * c for v, c in both)
+
+    solution = solved(squared, transposed(problem.goal_TH * problem.roots_T1 - found), iterations)
+    return {n: c * s for n, c, s in zip(names, solution, scales, strict=True)}
+
+
+def solved(apply: Callable[[Tensors], Tensors], right: Tensors, iterations: int) -> Tensors:
+    """Conjugate gradients from zero."""
+
+    def dot(a: Tensors, b: Tensors) -> float:
+        return sum(float((u * v).sum()) for u, v in zip(a, b, strict=True))
+
+    def plus(a: Tensors, factor: float, b: Tensors) -> Tensors:
+        return tuple(u + factor * v for u, v in zip(a, b, strict=True))
+
+    x, left, way = tuple(map(torch.zeros_like, right)), right, right
+    size = dot(left, left)
+    for _ in range(iterations):
+        applied = apply(way)
+        length = size / dot(way, applied)
+        x, left = plus(x, length, way), plus(left, -length, applied)
+        before, size = size, dot(left, left)
+        way = plus(left, size / before, way)
+    return x
+
+
+def parameter(mlp: Any, name: str) -> torch.Tensor:
+    owner, attribute = name.split(".")
+    value: torch.Tensor = getattr(getattr(mlp, owner), attribute).data
+    return value
+
+
+def nll(engine: TransformersEngine, blocks: dict[str, Blocks]) -> dict[str, float]:
+    return {
+        pack: -float(engine.score(part, lambda _: None).logp_T.mean(dtype="float64"))
+        for pack, part in blocks.items()
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("settings", nargs="*")
+    parser.add_argument("--groups", nargs="+", choices=GROUPS, required=True)
+    parser.add_argument("--keep-n", type=int, default=20)
+    parser.add_argument("--blocks", type=int, default=32)
+    parser.add_argument("--eval-blocks", type=int, default=32)
+    parser.add_argument("--iterations", type=int, default=30)
+    parser.add_argument("--ridge", type=float, default=0.03)
+    parser.add_argument("--home", type=Path, default=Path(tempfile.gettempdir()) / "levels")
+    asked = parser.parse_args()
+    (experiment,) = check(
+        [
+            "pruning=eaft_reap", f"pruning.keep_n={asked.keep_n}", "runtime.progress=false",
+            f"runtime.store_dir={asked.home}", *asked.settings,
+        ]
+    ).experiments  # fmt: skip
+    bench = Bench(experiment, Store(asked.home), Silent(), Bars(False), Resident())
+    base = open_base(bench)
+    plan = select(bench, base).plan
+    engine = bench.local_engine(base)
+    request = BlockRequest(UNION, "profile", experiment.profile.seq_len, asked.blocks, 0)
+    calibration = bench.blocks(base, request).value
+    evaluation = {
+        pack: bench.blocks(
+            base, BlockRequest(pack, "eval", 1024, asked.eval_blocks, experiment.eval.seed)
+        ).value
+        for pack in (UNION, *bench.pack_files())
+    }
+    before = nll(engine, evaluation)
+
+    def lost() -> str:
+        with engine.masked(plan):
+            after = nll(engine, evaluation)
+        return "  ".join(f"{p} {100 * math.expm1(after[p] - before[p]):+.2f}%" for p in after)
+
+    print(f"none  {lost()}", flush=True)
+    names = [name for group in asked.groups for name in GROUPS[group]]
+    split = _split(calibration, 0, engine.device)
+    streams = activations.start(engine, plan, calibration)
+    for number, layer in enumerate(engine.model.base_model.layers):
+        entered = list(streams.pruned)
+        target_TH = activations.step(streams, number, lambda _: None)
+        kept = list(plan.kept[number])
+        parts = zip(streams.asked, streams.predictors, strict=True)
+        x_TH = torch.cat([part.hidden[rows] for part, rows in parts]).float()
+        everything = [name for group in GROUPS.values() for name in group]
+        weights = {name: parameter(layer.mlp, name)[kept].float().clone() for name in everything}
+        roots_T1 = _robust_weights(target_TH).sqrt()[:, None]
+        whole = Problem(layer.mlp, engine.top_k, x_TH, target_TH, roots_T1)
+        goal_TH = target_TH + whole.output(weights, whole.route(weights))
+        whole = replace(whole, goal_TH=goal_TH)
+        change = step(whole.at(~split.held_T), weights, names, asked.ridge, asked.iterations)
+        held = whole.at(split.held_T)
+        tried = [
+            {**weights, **{name: weights[name] + size * change[name] for name in names}}
+            for size in STEPS
+        ]
+        with torch.inference_mode():
+            rests = [held.rest(one) for one in tried]
+            best = min(range(len(STEPS)), key=rests.__getitem__)
+            for name in names:
+                parameter(layer.mlp, name)[kept] = tried[best][name].to(engine.model.dtype)
+            with engine.masked(plan):
+                for place, hidden in enumerate(entered):
+                    streams.pruned[place] = layer(hidden, **streams.arguments[number])
+        print(f"layer {number}  held out {rests[best] / rests[-1]:.3f}  step {STEPS[best]}")
+    print(f"{'+'.join(asked.groups)}  {lost()}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -467,6 +467,27 @@ def test_six_processes_start_on_a_fresh_database(tmp_path: Path) -> None:
     assert found.artifact_location == (tmp_path / "new/dir/artifacts").as_uri()
 
 
+def test_a_run_that_ends_while_it_is_looked_at_keeps_its_status(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Listed as RUNNING, it ends before its process is looked for, and its process with it."""
+    process = child(uri, wait, tmp_path)
+    process.reach("")
+    run_id = process.text.strip()
+    assert process.kill()
+    client = MlflowClient(tracking_uri=uri)
+    find = psutil.Process
+
+    def ended(pid: int) -> psutil.Process:
+        client.set_terminated(run_id, "FINISHED")
+        return find(pid)
+
+    server = tracking.prepare(settings(uri).tracking)
+    monkeypatch.setattr(psutil, "Process", ended)
+    assert tracking.close_stale_runs(server) == []
+    assert client.get_run(run_id).info.status == "FINISHED"
+
+
 def test_relative_paths_resolve_against_the_working_directory(
     uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

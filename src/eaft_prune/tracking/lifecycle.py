@@ -72,7 +72,8 @@ def close_stale_runs(server: Server) -> list[str]:
     """
     closed = []
     for run_id, tags in server.running(provenance.HOST, socket.gethostname()):
-        if provenance.is_dead(tags):
+        # its end may have been recorded since it was listed; now that it is dead, none will be
+        if provenance.is_dead(tags) and server.is_running(run_id):
             reason = f"{provenance.describe_process(tags)} is gone; noticed by a later start"
             server.log(run_id, tags={"killed.reason": reason})
             server.terminate(run_id, "KILLED")

@@ -119,6 +119,10 @@ class Server:
         with self._reaching():
             self._client.set_terminated(run_id, status)
 
+    def is_running(self, run_id: str) -> bool:
+        with self._reaching():
+            return bool(self._client.get_run(run_id).info.status == "RUNNING")
+
     def log(
         self,
         run_id: str,

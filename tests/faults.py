@@ -21,9 +21,9 @@ from eaft_prune.store import Store, damage
 # phase -> (the line that a run prints before it, the line that it prints at its end)
 PHASES = {
     "profile": ("pack/profile/", "profile "),
-    "evaluate/base": ("plan ", "evaluate/base/"),
-    "export": ("evaluate/base/", "export "),
-    "evaluate/pruned": ("inspect/pruned", "evaluate/pruned/"),
+    "export": ("plan ", "export "),
+    "evaluate/base": ("inspect/pruned", "evaluate/base/"),
+    "evaluate/pruned": ("evaluate/base/", "evaluate/pruned/"),
 }
 DAMAGES = ("truncated", "bit flipped", "zeroed", "emptied", "removed", "lengthened")
 

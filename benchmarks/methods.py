@@ -72,6 +72,7 @@ class Cost:
 def losses(bench: Bench, base: Model, keep: Sequence[int], nll: float) -> tuple[list[float], Cost]:
     """Relative change of PPL in % at every keep_n, and the cost of all plans."""
     found, cost = [], Cost({}, {})
+    request = evaluation_request(bench)
     for keep_n in keep:
         pruning = bench.experiment.pruning.model_copy(update={"keep_n": keep_n})
         asked = replace(bench, experiment=bench.experiment.model_copy(update={"pruning": pruning}))
@@ -85,7 +86,8 @@ def losses(bench: Bench, base: Model, keep: Sequence[int], nll: float) -> tuple[
             if not unread and not record.stage.startswith(("pack/", "export", "inspect/")):
                 cost.tokens[record.key] = tokens_of(record, asked)
                 cost.seconds[record.key] = record.seconds
-        found.append(100 * math.expm1(evaluated(asked, base, model, mask) - nll))
+        after = mean_nll(asked, base, model, mask, request)
+        found.append(100 * math.expm1(after - nll))
     return found, cost
 
 
@@ -97,14 +99,20 @@ def tokens_of(record: StageRecord, bench: Bench) -> int:
     return int(record.facts.get("tokens", 0))
 
 
-def evaluated(bench: Bench, base: Model, model: Model, plan: KeepPlan | None) -> float:
-    """NLL on the evaluation blocks."""
+def evaluation_request(bench: Bench) -> BlockRequest:
+    """UNION blocks of the evaluation rows."""
     settings = bench.experiment.eval
     seq_len = settings.seq_lens[0]
     count = settings.blocks_of(UNION, seq_len)
-    request = BlockRequest(UNION, "eval", seq_len, count, settings.seed)
+    return BlockRequest(UNION, "eval", seq_len, count, settings.seed)
+
+
+def mean_nll(
+    bench: Bench, base: Model, model: Model, plan: KeepPlan | None, request: BlockRequest
+) -> float:
+    """Mean -ln p over the blocks, of the model masked to the plan."""
     found = measure(bench, model, "candidate", base, mask=plan, asked=[request])
-    return -float(found.scores[UNION, seq_len].logp_T.mean(dtype="float64"))
+    return -float(found.scores[UNION, request.seq_len].logp_T.mean(dtype="float64"))
 
 
 def interval(values: Sequence[float]) -> str:
@@ -177,7 +185,7 @@ def main() -> None:
                 torch.set_num_threads(first.runtime.threads)
             bench = Bench(first, store, Silent(), Bars(first.runtime.progress), resident)
             base = bench.base()
-            nll = evaluated(bench, base, base, None)
+            nll = mean_nll(bench, base, base, None, evaluation_request(bench))
             print(f"seed {seed}: base PPL {math.exp(nll):.4f}", flush=True)
             for name, settings in made.items():
                 found, cost = losses(replace(bench, experiment=settings), base, asked.keep, nll)

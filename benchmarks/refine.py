@@ -17,19 +17,20 @@ import math
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from methods import METHODS, evaluated, experiment
+from methods import METHODS, evaluation_request, experiment, mean_nll
 
 from eaft_prune.bench import Bench, Resident
 from eaft_prune.measuring import calibration_request
 from eaft_prune.observer import Silent
-from eaft_prune.pipeline import measure, select
+from eaft_prune.pipeline import select
 from eaft_prune.progress import Bars
 from eaft_prune.store import Store
-from eaft_prune.types import UNION, ExpertScores, KeepPlan
+from eaft_prune.types import ExpertScores, KeepPlan
 
 Loss = Callable[[KeepPlan], float]
 NEAR, PARENTS = 6, 4
@@ -89,32 +90,28 @@ def main() -> None:
     print("| seed | search | calibration | evaluation | tokens |")
     print("| ---: | --- | ---: | ---: | ---: |")
     with tempfile.TemporaryDirectory() as temporary:
-        store, resident = Store(asked.store or Path(temporary)), Resident()
+        home = asked.store or Path(temporary)
+        store, resident = Store(home), Resident()
         for seed in asked.seeds:
             how = (*METHODS[asked.start], f"pruning.keep_n={asked.keep[0]}")
             rounds = (f"marginal.rounds={32 - asked.down_to}",)
-            settings = experiment(asked, seed, (*how, *rounds))
+            settings = experiment(asked, home / "checkpoints", seed, (*how, *rounds))
             if settings.runtime.threads:
                 torch.set_num_threads(settings.runtime.threads)
             bench = Bench(settings, store, Silent(), Bars(False), resident)
             base = bench.base()
             chosen = select(bench, base)
             request = calibration_request(bench)
-
-            def loss(
-                plan: KeepPlan | None, bench: Bench = bench, base=base, request=request
-            ) -> float:
-                found = measure(bench, base, "masked", base, mask=plan, asked=[request])
-                return -float(found.scores[UNION, request.seq_len].logp_T.mean(dtype="float64"))
-
-            whole, unseen = loss(None), evaluated(bench, base, None)
+            loss = partial(mean_nll, bench, base, base, request=request)
+            later = partial(mean_nll, bench, base, base, request=evaluation_request(bench))
+            whole, unseen = loss(None), later(None)
             for name, search in (("none", None), ("swaps", swap), ("evolution", evolve)):
                 plan, budget = chosen.plan, 0
                 if search is not None:
                     budget, rng = asked.evaluations, np.random.default_rng(seed)
                     plan = search(loss, chosen.plan, chosen.scores, budget, rng)
                 ours = 100 * math.expm1(loss(plan) - whole)
-                theirs = 100 * math.expm1(evaluated(bench, base, plan) - unseen)
+                theirs = 100 * math.expm1(later(plan) - unseen)
                 tokens = budget * request.num_blocks * request.seq_len
                 print(f"| {seed} | {name} | {ours:+.2f} | {theirs:+.2f} | {tokens:,} |", flush=True)
 

@@ -135,6 +135,19 @@ def compensated_tensors(family: Family, model: ModelFiles, level: str) -> frozen
     return frozenset(n for n in model.tensors if n.startswith(stems) and n.endswith(ending))
 
 
+def plain(*shape: int) -> TensorSpec:
+    """A tensor of any float that holds no expert."""
+    return TensorSpec(None, shape, per_expert=False)
+
+
+def layers(model: torch.nn.Module) -> list[Any]:
+    return list(model.get_submodule("model.layers").children())
+
+
+def experts(model: torch.nn.Module) -> list[torch.nn.Module]:
+    return [layer.mlp.experts for layer in layers(model)]
+
+
 def positive(config: Config, key: str) -> int:
     """A positive integer of config.json."""
     value = config.get(key)

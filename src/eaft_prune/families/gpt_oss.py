@@ -6,7 +6,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from eaft_prune.families.base import Config, Family, TensorSpec, check_plan, positive
+from eaft_prune.families.base import (
+    Config,
+    Family,
+    TensorSpec,
+    check_plan,
+    experts,
+    layers,
+    plain,
+    positive,
+)
 from eaft_prune.types import KeepPlan
 
 if TYPE_CHECKING:
@@ -17,15 +26,12 @@ MXFP4_BLOCK = 32  # values that share one scale
 
 def _tensor_table(config: Config) -> dict[str, TensorSpec]:
     hidden, inner = positive(config, "hidden_size"), positive(config, "intermediate_size")
-    experts, head = positive(config, "num_local_experts"), positive(config, "head_dim")
+    count, head = positive(config, "num_local_experts"), positive(config, "head_dim")
     heads, kv_heads = (
         positive(config, "num_attention_heads"),
         positive(config, "num_key_value_heads"),
     )
     vocab = positive(config, "vocab_size")
-
-    def plain(*shape: int) -> TensorSpec:
-        return TensorSpec(None, shape, per_expert=False)
 
     table = {"model.embed_tokens.weight": plain(vocab, hidden), "model.norm.weight": plain(hidden)}
     if not config.get("tie_word_embeddings", False):
@@ -49,21 +55,21 @@ def _tensor_table(config: Config) -> dict[str, TensorSpec]:
                 prefix + "self_attn.o_proj.bias": plain(hidden),
             }
         table |= {
-            prefix + "mlp.router.weight": TensorSpec(None, (experts, hidden), per_expert=True),
-            prefix + "mlp.router.bias": TensorSpec(None, (experts,), per_expert=True),
+            prefix + "mlp.router.weight": TensorSpec(None, (count, hidden), per_expert=True),
+            prefix + "mlp.router.bias": TensorSpec(None, (count,), per_expert=True),
         }
         for name, rows, columns in (
             ("gate_up_proj", 2 * inner, hidden),
             ("down_proj", hidden, inner),
         ):
             expert = prefix + f"mlp.experts.{name}"
-            table[expert + "_bias"] = TensorSpec(None, (experts, rows), per_expert=True)
+            table[expert + "_bias"] = TensorSpec(None, (count, rows), per_expert=True)
             if _is_mxfp4(config):
                 blocks = columns // MXFP4_BLOCK
-                table[expert + "_blocks"] = TensorSpec("U8", (experts, rows, blocks, 16), True)
-                table[expert + "_scales"] = TensorSpec("U8", (experts, rows, blocks), True)
+                table[expert + "_blocks"] = TensorSpec("U8", (count, rows, blocks, 16), True)
+                table[expert + "_scales"] = TensorSpec("U8", (count, rows, blocks), True)
             else:
-                table[expert] = TensorSpec(None, (experts, columns, rows), per_expert=True)
+                table[expert] = TensorSpec(None, (count, columns, rows), per_expert=True)
     return table
 
 
@@ -88,14 +94,6 @@ def _load_arguments(config: Config) -> dict[str, Any]:
     return arguments
 
 
-def _layers(model: torch.nn.Module) -> list[Any]:
-    return list(model.get_submodule("model.layers").children())
-
-
-def _experts(model: torch.nn.Module) -> list[torch.nn.Module]:
-    return [layer.mlp.experts for layer in _layers(model)]
-
-
 @contextmanager
 def _masked(model: torch.nn.Module, plan: KeepPlan) -> Iterator[None]:
     """Inside, dropped experts' router logits are -inf.
@@ -103,7 +101,7 @@ def _masked(model: torch.nn.Module, plan: KeepPlan) -> Iterator[None]:
     Exact: the router takes the top k logits and softmaxes over the chosen, so a dropped expert
     changes neither the choice among the kept ones nor their weights.
     """
-    routers = [layer.mlp.router for layer in _layers(model)]
+    routers = [layer.mlp.router for layer in layers(model)]
     check_plan(plan, len(routers), routers[0].num_experts)
     originals = [router.bias.data for router in routers]
     try:
@@ -125,7 +123,7 @@ FAMILY = Family(
     tensor_tables=lambda config: [_tensor_table(config)],
     patch_config=_patch_config,
     load_arguments=_load_arguments,
-    experts=_experts,
+    experts=experts,
     masked=_masked,
     router_bias=lambda layer: f"model.layers.{layer}.mlp.router.bias",
     down_proj=lambda layer: f"model.layers.{layer}.mlp.experts.down_proj",

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 from eaft_prune.families import softmax_moe
-from eaft_prune.families.base import Config, Family, Table, positive
+from eaft_prune.families.base import Config, Table, positive
 
 
 def _tensor_tables(config: Config) -> list[Table]:
@@ -15,14 +13,4 @@ def _tensor_tables(config: Config) -> list[Table]:
     return [decoder | single, decoder | softmax_moe.fused_table(config, inner)]
 
 
-FAMILY = Family(
-    model_type="mixtral",
-    n_layers=softmax_moe.n_layers,
-    n_experts=softmax_moe.n_experts,
-    top_k=softmax_moe.top_k,
-    tensor_tables=_tensor_tables,
-    patch_config=softmax_moe.patch_config,
-    load_arguments=softmax_moe.load_arguments,
-    experts=softmax_moe.experts,
-    masked=partial(softmax_moe.masked, normalised=True),
-)
+FAMILY = softmax_moe.family("mixtral", _tensor_tables, normalised=lambda model: True)

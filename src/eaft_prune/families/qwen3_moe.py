@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
-from typing import Any
-
 from eaft_prune.families import softmax_moe
-from eaft_prune.families.base import Config, Family, Table, TensorSpec, positive
-from eaft_prune.types import KeepPlan, UserError
+from eaft_prune.families.base import Config, Table, plain, positive
+from eaft_prune.types import UserError
 
 
 def _tensor_tables(config: Config) -> list[Table]:
@@ -16,7 +13,7 @@ def _tensor_tables(config: Config) -> list[Table]:
     decoder = softmax_moe.decoder_table(config, bool(config.get("attention_bias", False)))
     for prefix in softmax_moe.prefixes(config):
         for name in ("q_norm", "k_norm"):
-            decoder[f"{prefix}self_attn.{name}.weight"] = TensorSpec(None, (head,), False)
+            decoder[f"{prefix}self_attn.{name}.weight"] = plain(head)
     names = ("gate_proj", "up_proj", "down_proj")
     single = softmax_moe.single_table(config, inner, "mlp", names)
     return [decoder | single, decoder | softmax_moe.fused_table(config, inner)]
@@ -32,18 +29,6 @@ def _check_sparse(config: Config) -> None:
             )
 
 
-def _masked(model: Any, plan: KeepPlan) -> AbstractContextManager[None]:
-    return softmax_moe.masked(model, plan, normalised=model.config.norm_topk_prob)
-
-
-FAMILY = Family(
-    model_type="qwen3_moe",
-    n_layers=softmax_moe.n_layers,
-    n_experts=softmax_moe.n_experts,
-    top_k=softmax_moe.top_k,
-    tensor_tables=_tensor_tables,
-    patch_config=softmax_moe.patch_config,
-    load_arguments=softmax_moe.load_arguments,
-    experts=softmax_moe.experts,
-    masked=_masked,
+FAMILY = softmax_moe.family(
+    "qwen3_moe", _tensor_tables, normalised=lambda model: model.config.norm_topk_prob
 )

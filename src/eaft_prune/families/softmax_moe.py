@@ -8,7 +8,17 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from eaft_prune.families.base import Config, TensorSpec, check_plan, positive
+from eaft_prune.families.base import (
+    Config,
+    Family,
+    Table,
+    TensorSpec,
+    check_plan,
+    experts,
+    layers,
+    plain,
+    positive,
+)
 from eaft_prune.types import KeepPlan, UserError
 
 if TYPE_CHECKING:
@@ -17,6 +27,25 @@ if TYPE_CHECKING:
 _COUNTS = ("num_experts", "num_local_experts")  # transformers 5 writes the second for both families
 
 Routed = tuple["torch.Tensor", "torch.Tensor", "torch.Tensor"]  # logits [N, E], gates, ids [N, K]
+
+
+def family(
+    model_type: str,
+    tensor_tables: Callable[[Config], list[Table]],
+    normalised: Callable[[Any], bool],
+) -> Family:
+    """A family of this kind; normalised: whether a model makes the gates of the chosen sum to 1."""
+    return Family(
+        model_type=model_type,
+        n_layers=n_layers,
+        n_experts=n_experts,
+        top_k=top_k,
+        tensor_tables=tensor_tables,
+        patch_config=patch_config,
+        load_arguments=load_arguments,
+        experts=experts,
+        masked=lambda model, plan: _masked(model, plan, normalised(model)),
+    )
 
 
 def n_layers(config: Config) -> int:
@@ -52,23 +81,23 @@ def decoder_table(config: Config, attention_bias: bool) -> dict[str, TensorSpec]
     queries = positive(config, "num_attention_heads") * head
     keys = positive(config, "num_key_value_heads") * head
     table = {
-        "model.embed_tokens.weight": _plain(vocab, hidden),
-        "model.norm.weight": _plain(hidden),
+        "model.embed_tokens.weight": plain(vocab, hidden),
+        "model.norm.weight": plain(hidden),
     }
     if not config.get("tie_word_embeddings", False):
-        table["lm_head.weight"] = _plain(vocab, hidden)
+        table["lm_head.weight"] = plain(vocab, hidden)
     for prefix in prefixes(config):
         for name in ("input_layernorm", "post_attention_layernorm"):
-            table[f"{prefix}{name}.weight"] = _plain(hidden)
+            table[f"{prefix}{name}.weight"] = plain(hidden)
         for name, rows, columns in (
             ("q_proj", queries, hidden),
             ("k_proj", keys, hidden),
             ("v_proj", keys, hidden),
             ("o_proj", hidden, queries),
         ):
-            table[f"{prefix}self_attn.{name}.weight"] = _plain(rows, columns)
+            table[f"{prefix}self_attn.{name}.weight"] = plain(rows, columns)
             if attention_bias:
-                table[f"{prefix}self_attn.{name}.bias"] = _plain(rows)
+                table[f"{prefix}self_attn.{name}.bias"] = plain(rows)
     return table
 
 
@@ -85,7 +114,7 @@ def prefixes(config: Config) -> list[str]:
 
 def fused_table(config: Config, inner: int) -> dict[str, TensorSpec]:
     """Routers and experts with all experts of a layer in one tensor; gate rows before up rows."""
-    hidden, experts = positive(config, "hidden_size"), n_experts(config)
+    hidden, count = positive(config, "hidden_size"), n_experts(config)
     table = {}
     for prefix in prefixes(config):
         for name, *shape in (
@@ -93,7 +122,7 @@ def fused_table(config: Config, inner: int) -> dict[str, TensorSpec]:
             ("experts.gate_up_proj", 2 * inner, hidden),
             ("experts.down_proj", hidden, inner),
         ):
-            table[f"{prefix}mlp.{name}"] = TensorSpec(None, (experts, *shape), per_expert=True)
+            table[f"{prefix}mlp.{name}"] = TensorSpec(None, (count, *shape), per_expert=True)
     return table
 
 
@@ -101,29 +130,21 @@ def single_table(
     config: Config, inner: int, block: str, names: tuple[str, str, str]
 ) -> dict[str, TensorSpec]:
     """Routers and experts with three tensors an expert, called `names`: gate, up and down."""
-    hidden, experts = positive(config, "hidden_size"), n_experts(config)
+    hidden, count = positive(config, "hidden_size"), n_experts(config)
     shapes = ((inner, hidden), (inner, hidden), (hidden, inner))
     table = {}
     for prefix in prefixes(config):
         router = f"{prefix}{block}.gate.weight"
-        table[router] = TensorSpec(None, (experts, hidden), per_expert=True)
-        for expert in range(experts):
+        table[router] = TensorSpec(None, (count, hidden), per_expert=True)
+        for expert in range(count):
             for name, shape in zip(names, shapes, strict=True):
                 tensor = f"{prefix}{block}.experts.{expert}.{name}.weight"
                 table[tensor] = TensorSpec(None, shape, per_expert=False, expert=expert)
     return table
 
 
-def layers(model: torch.nn.Module) -> list[Any]:
-    return list(model.get_submodule("model.layers").children())
-
-
-def experts(model: torch.nn.Module) -> list[torch.nn.Module]:
-    return [layer.mlp.experts for layer in layers(model)]
-
-
 @contextmanager
-def masked(model: torch.nn.Module, plan: KeepPlan, normalised: bool) -> Iterator[None]:
+def _masked(model: torch.nn.Module, plan: KeepPlan, normalised: bool) -> Iterator[None]:
     """Inside, dropped experts' router logits are -inf before the softmax over all experts.
 
     Exact: a probability of 0 is never among the top k, and the softmax over the kept logits is that
@@ -154,7 +175,3 @@ def _rerouted(kept: Sequence[int], normalised: bool) -> Callable[[Any, Any, Rout
         return left, top.to(gates.dtype), ids
 
     return hook
-
-
-def _plain(*shape: int) -> TensorSpec:
-    return TensorSpec(None, shape, per_expert=False)

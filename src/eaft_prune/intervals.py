@@ -24,6 +24,7 @@ LEAST_BLOCKS = 4  # the spread of fewer says nothing
 
 Floats = NDArray[np.floating]
 Ints = NDArray[np.int64]
+Values = NDArray[np.float64]
 
 
 def changes(
@@ -66,6 +67,18 @@ def changes(
         dmean_entropy=estimate(o["h"] - b["h"]),
         js2d=replace(js2d, low=max(js2d.low, 0.0), high=max(js2d.high, 0.0)),  # it is never below
     )
+
+
+def ratio_variance(change_xB: Values, tokens_B: Ints) -> tuple[Values, Values]:
+    """sum(change) / sum(tokens) over blocks, and the variance of its numerator about it, [...].
+
+    That of the ratio estimator (Cochran, Sampling Techniques, 1977, section 6.4): the square root
+    over sum(tokens) is the standard error. Changes are [..., B].
+    """
+    n = len(tokens_B)
+    ratio_x = change_xB.sum(axis=-1) / tokens_B.sum()
+    rest_xB = change_xB - ratio_x[..., None] * tokens_B
+    return ratio_x, (rest_xB**2).sum(axis=-1) / (n - 1) * n
 
 
 def student(probability: float, blocks: int) -> float:

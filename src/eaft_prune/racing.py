@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from eaft_prune.intervals import LEAST_BLOCKS, student
+from eaft_prune.intervals import LEAST_BLOCKS, ratio_variance, student
 
 Floats = NDArray[np.float64]
 
@@ -31,9 +31,8 @@ def ratio_bounds(
     matter to the others.
     """
     n = len(tokens_B)
-    ratio_LE = change_LEB.sum(axis=2) / tokens_B.sum()
-    rest_LEB = change_LEB - ratio_LE[:, :, None] * tokens_B
-    variance_LE = (rest_LEB**2).sum(axis=2) / (n - 1) * n * (1 - n / total)
+    ratio_LE, variance_LE = ratio_variance(change_LEB, tokens_B)
+    variance_LE = variance_LE * (1 - n / total)
     variance_LE = np.maximum(variance_LE, np.median(variance_LE, axis=1, keepdims=True))
     reach_LE = student(1 - tail, n) * np.sqrt(variance_LE) / tokens_B.sum()
     return ratio_LE - reach_LE, ratio_LE + reach_LE

@@ -9,13 +9,11 @@ from typing import Any
 import psutil
 import torch
 import transformers
-from transformers import AutoModelForCausalLM
 
 from eaft_prune.checkpoint import ModelFiles
 from eaft_prune.config import RuntimeSettings
 from eaft_prune.engines.decoding import DecodeError, Prompts, Stream
-from eaft_prune.engines.loading import resolve_device, resolve_dtype
-from eaft_prune.engines.quiet import quiet
+from eaft_prune.engines.loading import load_dense, resolve_device, resolve_dtype
 from eaft_prune.families.base import Family
 
 
@@ -29,16 +27,8 @@ class LocalDecoder:
             torch.set_num_threads(runtime.threads)
         self._device = resolve_device(runtime)
         self._dtype = resolve_dtype(runtime)
-        with quiet():
-            model = AutoModelForCausalLM.from_pretrained(
-                files.path,
-                dtype=getattr(torch, self._dtype),
-                attn_implementation="eager",  # ours takes no cache
-                local_files_only=True,
-                **family.load_arguments(files.config),
-            )
-        for module in family.experts(model):
-            module.to(getattr(torch, self._dtype))  # as in loading.py
+        # eager, as our attention takes no cache
+        model = load_dense(files, family, self._dtype, bar=False, attn_implementation="eager")
         self._model = model.eval().to(self._device)
 
     @property

@@ -157,27 +157,34 @@ def _load_plain(
     runtime: RuntimeSettings,
     mode: ExpertsMode,
 ) -> Any:
+    # transformers has a bar of its own: shown where loading takes long enough to want one
+    bar = runtime.progress and files.weight_bytes > 1e9
+    ours = {"attn_implementation": attention.NAME}
+    if mode == "kernels":
+        model = _from_pretrained(files, dtype, bar, **ours, **_kernels_arguments(device))
+    else:
+        ours["experts_implementation"] = experts.NAME
+        model = load_dense(files, family, dtype, bar, **ours)
+    return model.eval().to(device)
+
+
+def load_dense(files: ModelFiles, family: Family, dtype: str, bar: bool, **chosen: str) -> Any:
+    """transformers' model on the CPU, all of it in one dtype, its experts dequantised."""
+    arguments = family.load_arguments(files.config)
+    model = _from_pretrained(files, dtype, bar, **chosen, **arguments)
+    for module in family.experts(model):
+        # some versions of transformers leave dequantised experts in bfloat16, asked or not
+        module.to(getattr(torch, dtype))
+    return model
+
+
+def _from_pretrained(files: ModelFiles, dtype: str, bar: bool, **arguments: Any) -> Any:
     from transformers import AutoModelForCausalLM
 
-    arguments = family.load_arguments(files.config)
-    chosen = {"experts_implementation": experts.NAME}
-    if mode == "kernels":
-        arguments, chosen = _kernels_arguments(device), {}
-    # transformers has a bar of its own: shown where loading takes long enough to want one
-    with quiet(bar=runtime.progress and files.weight_bytes > 1e9):
-        model = AutoModelForCausalLM.from_pretrained(
-            files.path,
-            dtype=getattr(torch, dtype),
-            attn_implementation=attention.NAME,
-            local_files_only=True,
-            **chosen,
-            **arguments,
+    with quiet(bar=bar):
+        return AutoModelForCausalLM.from_pretrained(
+            files.path, dtype=getattr(torch, dtype), local_files_only=True, **arguments
         )
-    if mode != "kernels":
-        for module in family.experts(model):
-            # some versions of transformers leave dequantised experts in bfloat16, asked or not
-            module.to(getattr(torch, dtype))
-    return model.eval().to(device)
 
 
 def _kernels_arguments(device: torch.device) -> dict[str, Any]:

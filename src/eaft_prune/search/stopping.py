@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtrit
 
+from eaft_prune.intervals import LEAST_BLOCKS, ratio_variance, student
 from eaft_prune.search.problem import Problem, chunk_losses
 from eaft_prune.types import KeepPlan
-
-_LEAST_BLOCKS = 4  # the spread of fewer says nothing
 
 
 def behind(
@@ -33,13 +31,11 @@ def above_zero(
 ) -> bool:
     """Whether d = sum(change) / sum(tokens) exceeds 0 with this one-sided confidence over blocks.
 
-    The ratio estimator's standard error (Cochran, Sampling Techniques, 1977, section 6.4) and a
-    one-sided Student interval; never on fewer than 4 blocks.
+    The ratio estimator's standard error and a one-sided Student interval; never on fewer than 4
+    blocks.
     """
     n = len(change_B)
-    if n < _LEAST_BLOCKS:
+    if n < LEAST_BLOCKS:
         return False
-    mean = change_B.sum() / tokens_B.sum()
-    spread = change_B - mean * tokens_B
-    error = np.sqrt(np.sum(spread**2) * n / (n - 1)) / tokens_B.sum()
-    return bool(mean > stdtrit(n - 1, confidence) * error)
+    mean, variance = ratio_variance(change_B, tokens_B)
+    return bool(mean > student(confidence, n) * np.sqrt(variance) / tokens_B.sum())

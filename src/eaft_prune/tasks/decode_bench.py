@@ -13,7 +13,7 @@ import numpy as np
 
 from eaft_prune.bench import Bench, Model
 from eaft_prune.config import DecodeSettings, resolve_path
-from eaft_prune.engines.decoding import Decoder, HttpDecoder, Prompts
+from eaft_prune.engines.decoding import Api, Decoder, HttpDecoder, Prompts
 from eaft_prune.engines.sglang_server import Server, client, connect, launch
 from eaft_prune.report.decode import decode_page, decode_table
 from eaft_prune.result import write_atomically
@@ -51,7 +51,7 @@ def run_decode_bench(bench: Bench, out: Path) -> Outcome:
     with bench.bars.bar("decode", total, "ladder") as on_ladder:
         for repeat in range(settings.repeats):
             for side in sides if repeat % 2 == 0 else sides[::-1]:
-                with _opened(bench, side, out) as decoder:
+                with _opened(bench, side, settings.api, out) as decoder:
                     _warm_up(decoder, settings, vocab)
                     for new_tokens in settings.new_tokens:
                         found, why = _climb(decoder, side, settings, vocab, new_tokens, repeat)
@@ -60,7 +60,7 @@ def run_decode_bench(bench: Bench, out: Path) -> Outcome:
                             ended[f"{side.name}/{new_tokens}"] = why
                         on_ladder(1)
                     facts[side.name] = dict(decoder.facts)
-    return _outcome(bench, out, sides, points, ended, facts)
+    return _outcome(bench, settings, out, sides, points, ended, facts)
 
 
 def _climb(
@@ -129,10 +129,9 @@ def _side(bench: Bench, name: str, where: str | None, base: Model, args: tuple[s
 
 
 @contextmanager
-def _opened(bench: Bench, side: _Side, out: Path) -> Iterator[Decoder]:
-    settings, engine = bench.experiment.decode_bench, bench.experiment.engine
-    assert settings is not None, "checked by the task"
-    if side.url is not None and settings.api == "openai":
+def _opened(bench: Bench, side: _Side, api: Api, out: Path) -> Iterator[Decoder]:
+    engine = bench.experiment.engine
+    if side.url is not None and api == "openai":
         yield HttpDecoder(client(engine, side.url), "openai", {"engine": "openai"})
     elif side.url is not None:
         yield _served(connect(engine, side.url))
@@ -165,14 +164,13 @@ def _served(server: Server) -> HttpDecoder:
 
 def _outcome(
     bench: Bench,
+    settings: DecodeSettings,
     out: Path,
     sides: list[_Side],
     points: list[Point],
     ended: dict[str, str],
     facts: dict[str, dict[str, Any]],
 ) -> Outcome:
-    settings = bench.experiment.decode_bench
-    assert settings is not None, "checked by the task"
     rows = summary(points)
     stable = max_stable_batch(rows, settings.repeats)
     identity = {

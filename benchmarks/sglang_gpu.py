@@ -44,15 +44,17 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 DEMO = REPOSITORY / "src" / "eaft_prune" / "demo" / "checkpoint"
 ARGS = (
     "--attention-backend", "triton", "--sampling-backend", "pytorch", "--grammar-backend", "none",
-    "--disable-radix-cache", "--skip-server-warmup", "--context-length", "4096",
+    "--disable-radix-cache", "--skip-server-warmup",
     # of several servers on one GPU: room for these tokens, whatever the others leave
     "--mem-fraction-static", "0.9",
 )  # fmt: skip
-DECODING = ("--skip-tokenizer-init", "--max-total-tokens", "160000", "--cuda-graph-max-bs", "64")
-DECODING += ("--stream-interval", "16", "--disable-prefill-cuda-graph")
-SCORING = ("--max-total-tokens", "32768", "--disable-cuda-graph")
-PROMPT, NEW, BATCHES, REPEATS = 256, 256, (1, 8, 64), 2
-LONG, LONG_BATCHES = 2048, (1, 64)
+DECODING = ("--skip-tokenizer-init", "--max-total-tokens", "160000", "--context-length", "9216")
+DECODING += ("--cuda-graph-bs", "1", "8", "16", "64", "--stream-interval", "16")
+DECODING += ("--disable-prefill-cuda-graph",)
+SCORING = ("--max-total-tokens", "32768", "--disable-cuda-graph", "--context-length", "4096")
+PROMPT, REPEATS = 256, 2
+SHORT, BATCHES = 256, (1, 8, 64)
+LONG, LONGEST, LONGEST_BATCHES = 2048, 8192, (1, 16)
 SERVED = {"base": 32, "keep24": 24, "keep20": 20, "keep16": 16}
 
 
@@ -100,7 +102,7 @@ def main() -> None:
     steps = Steps(options.out, options.seconds)
     options.work.mkdir(parents=True, exist_ok=True)
     settings = EngineSettings(
-        name="sglang", python=options.python, args=ARGS, ready_s=options.seconds, timeout_s=120,
+        name="sglang", python=options.python, args=ARGS, ready_s=options.seconds, timeout_s=240,
         retries=0,
     )  # fmt: skip
     pool = ThreadPoolExecutor(12)
@@ -242,21 +244,27 @@ def decode(steps: Steps, servers: dict[str, Future[Server]]) -> None:
             facts["args"] = dict(server.args)
             up[name] = HttpDecoder(server.client, "sglang", {}, server.capacity)
             list(ladder(up[name], name, BATCHES, 48, 0, prompts(99)))  # warm-up
-    points: list[Point] = []
-    for repeat in range(REPEATS):
-        order = list(up) if repeat % 2 == 0 else list(up)[::-1]
-        for name in order:
-            with steps.step(f"decode {name}, round {repeat}", needs=8) as facts:
-                collect(facts, points, up[name], name, BATCHES, NEW, repeat)
-    report(steps, "decode", points, REPEATS)
-    long: list[Point] = []
-    for name in [name for name in ("base", "keep16") if name in up]:
-        with steps.step(f"decode {name}, {LONG} new", needs=45) as facts:
-            collect(facts, long, up[name], name, LONG_BATCHES, LONG, 0)
-    report(steps, "decode long", long, 1)
+    ends = [name for name in ("base", "keep16") if name in up]
+    rounds(steps, up, list(up), SHORT, BATCHES, range(REPEATS), needs=10)
+    rounds(steps, up, list(up), LONG, BATCHES, range(1), needs=45)
+    rounds(steps, up, ends, LONGEST, LONGEST_BATCHES, range(1), needs=100)
+    rounds(steps, up, ends, LONG, BATCHES, range(1, 2), needs=45)
     for future in servers.values():
         if future.done() and future.exception() is None:
             stop(future.result())
+
+
+def rounds(
+    steps: Steps, up: dict[str, HttpDecoder], names: list[str], new_tokens: int,
+    batches: tuple[int, ...], repeats: range, needs: float,
+) -> None:  # fmt: skip
+    """Each server in turn, as long as there is time; medians after."""
+    points: list[Point] = []
+    for repeat in repeats:
+        for name in names if repeat % 2 == 0 else names[::-1]:
+            with steps.step(f"decode {name}, {new_tokens} new, round {repeat}", needs) as facts:
+                collect(facts, points, up[name], name, batches, new_tokens, repeat)
+    report(steps, f"decode {new_tokens} new, rounds {repeats}", points, len(repeats))
 
 
 def collect(

@@ -342,14 +342,19 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="output of tools/demo_data.py")
     parser.add_argument("--packs", type=Path, default=Path("src/eaft_prune/demo/packs"))
     parser.add_argument("--out", type=Path, required=True, help="checkpoint folder to write")
-    for field in fields(TrainConfig):
+    for field in (*fields(TrainConfig), *fields(ModelConfig)):
         flag = "--" + field.name.replace("_", "-")
         parser.add_argument(flag, type=type(field.default), default=field.default)
     args = parser.parse_args()
-    config = TrainConfig(**{field.name: getattr(args, field.name) for field in fields(TrainConfig)})
-    print(config, flush=True)
+    config, sizes = (
+        kind(**{field.name: getattr(args, field.name) for field in fields(kind)})
+        for kind in (TrainConfig, ModelConfig)
+    )
+    print(config, sizes, flush=True)
     tokenizer = Tokenizer.from_file(str(args.data / "tokenizer.json"))
-    model = train(config, ModelConfig(vocab_size=tokenizer.get_vocab_size()), args.data)
+    if sizes.vocab_size != tokenizer.get_vocab_size():
+        parser.error(f"--vocab-size {sizes.vocab_size}: {args.data} has {tokenizer.get_vocab_size()}")
+    model = train(config, sizes, args.data)
     settle(model)
     write_checkpoint(model, args.data / "tokenizer.json", args.out)
     for length in (1024, 2048):

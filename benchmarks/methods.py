@@ -1,7 +1,7 @@
 """What every way to choose experts loses on the demo model, and what choosing cost.
 
     python benchmarks/methods.py [--seeds 0 1 2] [--keep 28 24 20 16] [--blocks 16]
-        [--seq-len 1024] [--store DIR] [--write docs/methods.md] [SETTING=VALUE ...]
+        [--seq-len 1024] [--methods NAME ...] [--store DIR] [--write docs/methods.md] [SETTING=VALUE ...]
 
 One process, one resident model. For every seed (profile.seed, marginal.seed, eval.seed and
 pruning.seed, compensation.seed) each method chooses a plan for every keep_n; plans are evaluated
@@ -38,6 +38,7 @@ from eaft_prune.types import UNION, KeepPlan, StageRecord
 BEGIN, END = "<!-- methods: begin -->", "<!-- methods: end -->"
 REFERENCE = "EAFT-REAP"
 RAGGED = ("pruning.selection=marginal_loss", "pruning.min_keep_n=8", "eval.candidates=[masked]")
+REPAIRED = ("pruning.compensation=down_proj",)
 
 METHODS = {
     "random": ("pruning=random", "pruning.core_pos_top_m=0"),
@@ -54,7 +55,9 @@ METHODS = {
     "greedy": ("pruning=greedy",),
     "EAFT-REAP, sizes by marginal loss": ("pruning=eaft_reap", *RAGGED),
     "greedy, sizes by marginal loss": ("pruning=greedy", *RAGGED),
-    "EAFT-REAP, compensated": ("pruning=eaft_reap", "pruning.compensation=down_proj"),
+    "EAFT-REAP, compensated": ("pruning=eaft_reap", *REPAIRED),
+    "greedy, compensated": ("pruning=greedy", *REPAIRED),
+    "greedy while compensated": ("pruning=greedy", *REPAIRED, "marginal.compensate_every=4"),
 }
 
 
@@ -167,18 +170,20 @@ def main() -> None:
     parser.add_argument("--keep", type=int, nargs="+", default=[28, 24, 20, 16])
     parser.add_argument("--blocks", type=int, default=16)
     parser.add_argument("--seq-len", type=int, default=1024)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--store", type=Path)
     parser.add_argument("--write", type=Path)
     asked = parser.parse_args()
+    methods = {name: METHODS[name] for name in METHODS if name in (REFERENCE, *asked.methods)}
     with tempfile.TemporaryDirectory() as temporary:
         home = asked.store or Path(temporary)
         store, resident = Store(home), Resident()
-        rows: dict[str, list[list[float]]] = {name: [] for name in METHODS}
+        rows: dict[str, list[list[float]]] = {name: [] for name in methods}
         costs: dict[str, Cost] = {}
         for seed in asked.seeds:
             made = {
                 name: experiment(asked, home / "checkpoints", seed, how)
-                for name, how in METHODS.items()
+                for name, how in methods.items()
             }
             first = made[REFERENCE]
             if first.runtime.threads:

@@ -353,7 +353,9 @@ def main() -> None:
     print(config, sizes, flush=True)
     tokenizer = Tokenizer.from_file(str(args.data / "tokenizer.json"))
     if sizes.vocab_size != tokenizer.get_vocab_size():
-        parser.error(f"--vocab-size {sizes.vocab_size}: {args.data} has {tokenizer.get_vocab_size()}")
+        parser.error(
+            f"--vocab-size {sizes.vocab_size}: {args.data} has {tokenizer.get_vocab_size()}"
+        )
     model = train(config, sizes, args.data)
     settle(model)
     write_checkpoint(model, args.data / "tokenizer.json", args.out)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from eaft_prune.types import KeepPlan, UserError
 
 if TYPE_CHECKING:
     from eaft_prune.stages.compensate import Compensation, Level, Storage
+    from eaft_prune.stages.marginal import Repaired
 
 VERSION = 1  # of the stage, whose module imports torch
 _SUFFIX = {"bias": "_bias", "blocks": "_blocks", "scales": "_scales", "weight": ""}
@@ -39,7 +41,8 @@ def level(bench: Bench, plan: KeepPlan) -> Level | None:
 
 def key(bench: Bench, base: Model, plan: KeepPlan) -> str:
     """Digest of all that the changes are made from, known before they are made."""
-    return digest([VERSION, *_made_from(bench, base, plan)])
+    settings, inputs = made_from(bench, base)
+    return digest([VERSION, settings, {**inputs, "plan": plan.digest}])
 
 
 def compensated(bench: Bench, base: Model, plan: KeepPlan) -> Repair:
@@ -49,14 +52,8 @@ def compensated(bench: Bench, base: Model, plan: KeepPlan) -> Repair:
         return Repair()
     from eaft_prune.stages import compensate  # torch: not before settings are checked
 
-    stem = base.family.down_proj
-    if stem is None:
-        raise UserError(
-            f"pruning.compensation = {asked!r}: {base.family.model_type} checkpoints cannot be "
-            "compensated; use pruning.compensation=none"
-        )
-    storage = _storage(base, stem(0))
-    blocks = bench.blocks(base, _request(bench))
+    stem, stored_as = _storage(bench, base)
+    blocks = bench.blocks(base, request(bench))
     settings = bench.experiment.compensation
     tokens = 2 * settings.num_blocks * blocks.value.seq_len * len(plan.kept)
 
@@ -64,13 +61,15 @@ def compensated(bench: Bench, base: Model, plan: KeepPlan) -> Repair:
         engine = bench.local_engine(base)
         with bench.bars.bar("compensate", tokens, "tok") as on_tokens:
             return compensate.compensate(
-                engine, plan, blocks.value, asked, settings, storage, on_tokens
+                engine, plan, blocks.value, asked, settings, stored_as, on_tokens
             )
 
+    made, inputs = made_from(bench, base)
     stored = bench.stage(
         "compensate",
         VERSION,
-        *_made_from(bench, base, plan),
+        made,
+        {**inputs, "plan": plan.digest},
         compensate.Compensation,
         compute,
         lambda value, seconds: {
@@ -102,35 +101,73 @@ def compensated(bench: Bench, base: Model, plan: KeepPlan) -> Repair:
     )
 
 
+def while_choosing(bench: Bench, base: Model, every: int) -> Repaired:
+    """What greedy measures in: compensated anew whenever each layer has lost `every` more experts.
+
+    In between, the experts left are as they were compensated last.
+    """
+    from eaft_prune.stages import compensate
+
+    asked = bench.experiment.pruning.compensation
+    assert asked != "none", "settings are checked"
+    _, stored_as = _storage(bench, base)
+    blocks = bench.blocks(base, request(bench)).value
+    engine = bench.local_engine(base)
+    last: tuple[KeepPlan, Compensation] | None = None
+
+    def repaired(plan: KeepPlan) -> AbstractContextManager[None]:
+        nonlocal last
+        if (plan.n_experts - len(plan.kept[0])) % every == 0:
+            settings = bench.experiment.compensation
+            done = compensate.compensate(
+                engine, plan, blocks, asked, settings, stored_as, lambda _: None
+            )
+            last = plan, done
+        return nullcontext() if last is None else compensate.applied(engine, *last, stored_as)
+
+    return repaired
+
+
 def _mean(residuals: Sequence[float]) -> float:
     """Over layers; geometric, as residuals are ratios."""
     return math.prod(residuals) ** (1 / len(residuals))
 
 
-def _request(bench: Bench) -> BlockRequest:
+def request(bench: Bench) -> BlockRequest:
+    """The blocks that changes are fitted on."""
     settings = bench.experiment.compensation
     seq_len = bench.experiment.profile.seq_len
     return BlockRequest(settings.pack, "profile", seq_len, settings.num_blocks, settings.seed)
 
 
-def _made_from(bench: Bench, base: Model, plan: KeepPlan) -> tuple[dict[str, Any], dict[str, str]]:
-    """Settings and input digests of the stage."""
+def made_from(bench: Bench, base: Model) -> tuple[dict[str, Any], dict[str, str]]:
+    """Settings and input digests of any plan's changes."""
     experiment = bench.experiment
     settings = {
         "level": experiment.pruning.compensation,
         **experiment.compensation.model_dump(exclude={"pack", "num_blocks"}),
         "dtype": bench.dtype(),
     }
-    blocks = bench.blocks(base, _request(bench)).digest
-    return settings, {"model": base.digest, "plan": plan.digest, "blocks": blocks}
+    return settings, {
+        "model": base.digest,
+        "blocks": bench.blocks(base, request(bench)).digest,
+    }
 
 
-def _storage(base: Model, stem: str) -> Storage:
+def _storage(bench: Bench, base: Model) -> tuple[Callable[[int], str], Storage]:
+    """The down projections' names by layer, and the types they are stored in."""
     from eaft_prune.stages.compensate import Storage
 
-    tensors = base.files.tensors
-    mxfp4 = f"{stem}_blocks" in tensors
-    return Storage("MXFP4" if mxfp4 else tensors[stem].dtype, tensors[f"{stem}_bias"].dtype)
+    stem = base.family.down_proj
+    if stem is None:
+        raise UserError(
+            f"pruning.compensation = {bench.experiment.pruning.compensation!r}: "
+            f"{base.family.model_type} checkpoints cannot be compensated; use "
+            "pruning.compensation=none"
+        )
+    first, tensors = stem(0), base.files.tensors
+    weight = "MXFP4" if f"{first}_blocks" in tensors else tensors[first].dtype
+    return stem, Storage(weight, tensors[f"{first}_bias"].dtype)
 
 
 def _entries(base: Model, stored: Stored[Compensation], names: list[str]) -> dict[str, TensorEntry]:

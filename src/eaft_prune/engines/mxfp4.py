@@ -29,9 +29,11 @@ def quantize(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 def nearest(grouped: torch.Tensor, exponents: torch.Tensor) -> torch.Tensor:
     """Values [.., n] rounded to e2m1 (ties to even) times 2^exponents [.., 1]."""
-    magnitudes = grouped.new_tensor(_MAGNITUDES)
-    codes = _codes(grouped.abs() * _power(-exponents))
-    return torch.copysign(magnitudes[codes.int()] * _power(exponents), grouped)
+    power = _power(exponents)
+    size = (grouped.abs() / power).clamp(max=_MAGNITUDES[-1])
+    # e2m1 is spaced by 0.5 up to 2, by 1 up to 4, by 2 up to 6; round() takes ties to even
+    step = torch.where(size < 2, 0.5, torch.where(size < 4, 1.0, 2.0))
+    return torch.copysign(torch.round(size / step) * step * power, grouped)
 
 
 def with_feedback(weights_UH: torch.Tensor, metric_UU: torch.Tensor, rounded: int) -> torch.Tensor:

@@ -1,7 +1,8 @@
 """What every way to choose experts loses on the demo model, and what choosing cost.
 
     python benchmarks/methods.py [--seeds 0 1 2] [--keep 28 24 20 16] [--blocks 16]
-        [--seq-len 1024] [--methods NAME ...] [--store DIR] [--write docs/methods.md] [SETTING=VALUE ...]
+        [--seq-len 1024] [--methods NAME ...] [--store DIR] [--write docs/methods.md]
+        [-- SETTING=VALUE ...]
 
 One process, one resident model. For every seed (profile.seed, marginal.seed, eval.seed and
 pruning.seed, compensation.seed) each method chooses a plan for every keep_n; plans are evaluated
@@ -57,7 +58,6 @@ METHODS = {
     "greedy, sizes by marginal loss": ("pruning=greedy", *RAGGED),
     "EAFT-REAP, compensated": ("pruning=eaft_reap", *REPAIRED),
     "greedy, compensated": ("pruning=greedy", *REPAIRED),
-    "greedy while compensated": ("pruning=greedy", *REPAIRED, "marginal.compensate_every=4"),
 }
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from eaft_prune import repair
 from eaft_prune.bench import Bench, Model
 from eaft_prune.engines.base import Engine
 from eaft_prune.profiling import numerics
@@ -50,24 +49,17 @@ def marginal_scores(bench: Bench, base: Model) -> Stored[ExpertScores]:
             f"experts, so a layer can lose at most {n_experts - top_k}"
         )
     candidates = min(settings.candidates, n_experts)
-    how: dict[str, Any] = {"rounds": rounds, "candidates": candidates}
-    inputs = {"alone": alone.digest}
-    every = settings.compensate_every
-    if every is not None:
-        how["compensation"], fitted_on = repair.made_from(bench, base)
-        how |= {"compensate_every": every, "compensation_version": repair.VERSION}
-        inputs["compensation_blocks"] = fitted_on["blocks"]
-
-    def measure(engine: Engine, blocks: Blocks, told: OnTokens) -> ExpertScores:
-        if every is None:
-            return marginal.greedy(engine, blocks, alone.value, rounds, candidates, told)
-        repaired = repair.while_choosing(bench, base, every)
-        local = bench.local_engine(base)
-        return marginal.greedy(local, blocks, alone.value, rounds, candidates, told, repaired)
-
-    evaluations = max(rounds - 1, 0) * (1 + n_layers * candidates)
     return _measured(
-        bench, base, "marginal/greedy", how, inputs, ExpertScores, measure, evaluations
+        bench,
+        base,
+        "marginal/greedy",
+        {"rounds": rounds, "candidates": candidates},
+        {"alone": alone.digest},
+        ExpertScores,
+        lambda engine, blocks, told: marginal.greedy(
+            engine, blocks, alone.value, rounds, candidates, told
+        ),
+        max(rounds - 1, 0) * (1 + n_layers * candidates),
     )
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,6 @@ from eaft_prune.types import KeepPlan, UserError
 
 if TYPE_CHECKING:
     from eaft_prune.stages.compensate import Compensation, Level, Storage
-    from eaft_prune.stages.marginal import Repaired
 
 VERSION = 1  # of the stage, whose module imports torch
 _SUFFIX = {"bias": "_bias", "blocks": "_blocks", "scales": "_scales", "weight": ""}
@@ -41,8 +39,7 @@ def level(bench: Bench, plan: KeepPlan) -> Level | None:
 
 def key(bench: Bench, base: Model, plan: KeepPlan) -> str:
     """Digest of all that the changes are made from, known before they are made."""
-    settings, inputs = made_from(bench, base)
-    return digest([VERSION, settings, {**inputs, "plan": plan.digest}])
+    return digest([VERSION, *_made_from(bench, base, plan)])
 
 
 def compensated(bench: Bench, base: Model, plan: KeepPlan) -> Repair:
@@ -52,8 +49,14 @@ def compensated(bench: Bench, base: Model, plan: KeepPlan) -> Repair:
         return Repair()
     from eaft_prune.stages import compensate  # torch: not before settings are checked
 
-    stem, stored_as = _storage(bench, base)
-    blocks = bench.blocks(base, request(bench))
+    stem = base.family.down_proj
+    if stem is None:
+        raise UserError(
+            f"pruning.compensation = {asked!r}: {base.family.model_type} checkpoints cannot be "
+            "compensated; use pruning.compensation=none"
+        )
+    storage = _storage(base, stem(0))
+    blocks = bench.blocks(base, _request(bench))
     settings = bench.experiment.compensation
     tokens = 2 * settings.num_blocks * blocks.value.seq_len * len(plan.kept)
 
@@ -61,15 +64,13 @@ def compensated(bench: Bench, base: Model, plan: KeepPlan) -> Repair:
         engine = bench.local_engine(base)
         with bench.bars.bar("compensate", tokens, "tok") as on_tokens:
             return compensate.compensate(
-                engine, plan, blocks.value, asked, settings, stored_as, on_tokens
+                engine, plan, blocks.value, asked, settings, storage, on_tokens
             )
 
-    made, inputs = made_from(bench, base)
     stored = bench.stage(
         "compensate",
         VERSION,
-        made,
-        {**inputs, "plan": plan.digest},
+        *_made_from(bench, base, plan),
         compensate.Compensation,
         compute,
         lambda value, seconds: {
@@ -101,73 +102,35 @@ def compensated(bench: Bench, base: Model, plan: KeepPlan) -> Repair:
     )
 
 
-def while_choosing(bench: Bench, base: Model, every: int) -> Repaired:
-    """What greedy measures in: compensated anew whenever each layer has lost `every` more experts.
-
-    In between, the experts left are as they were compensated last.
-    """
-    from eaft_prune.stages import compensate
-
-    asked = bench.experiment.pruning.compensation
-    assert asked != "none", "settings are checked"
-    _, stored_as = _storage(bench, base)
-    blocks = bench.blocks(base, request(bench)).value
-    engine = bench.local_engine(base)
-    last: tuple[KeepPlan, Compensation] | None = None
-
-    def repaired(plan: KeepPlan) -> AbstractContextManager[None]:
-        nonlocal last
-        if (plan.n_experts - len(plan.kept[0])) % every == 0:
-            settings = bench.experiment.compensation
-            done = compensate.compensate(
-                engine, plan, blocks, asked, settings, stored_as, lambda _: None
-            )
-            last = plan, done
-        return nullcontext() if last is None else compensate.applied(engine, *last, stored_as)
-
-    return repaired
-
-
 def _mean(residuals: Sequence[float]) -> float:
     """Over layers; geometric, as residuals are ratios."""
     return math.prod(residuals) ** (1 / len(residuals))
 
 
-def request(bench: Bench) -> BlockRequest:
-    """The blocks that changes are fitted on."""
+def _request(bench: Bench) -> BlockRequest:
     settings = bench.experiment.compensation
     seq_len = bench.experiment.profile.seq_len
     return BlockRequest(settings.pack, "profile", seq_len, settings.num_blocks, settings.seed)
 
 
-def made_from(bench: Bench, base: Model) -> tuple[dict[str, Any], dict[str, str]]:
-    """Settings and input digests of any plan's changes."""
+def _made_from(bench: Bench, base: Model, plan: KeepPlan) -> tuple[dict[str, Any], dict[str, str]]:
+    """Settings and input digests of the stage."""
     experiment = bench.experiment
     settings = {
         "level": experiment.pruning.compensation,
         **experiment.compensation.model_dump(exclude={"pack", "num_blocks"}),
         "dtype": bench.dtype(),
     }
-    return settings, {
-        "model": base.digest,
-        "blocks": bench.blocks(base, request(bench)).digest,
-    }
+    blocks = bench.blocks(base, _request(bench)).digest
+    return settings, {"model": base.digest, "plan": plan.digest, "blocks": blocks}
 
 
-def _storage(bench: Bench, base: Model) -> tuple[Callable[[int], str], Storage]:
-    """The down projections' names by layer, and the types they are stored in."""
+def _storage(base: Model, stem: str) -> Storage:
     from eaft_prune.stages.compensate import Storage
 
-    stem = base.family.down_proj
-    if stem is None:
-        raise UserError(
-            f"pruning.compensation = {bench.experiment.pruning.compensation!r}: "
-            f"{base.family.model_type} checkpoints cannot be compensated; use "
-            "pruning.compensation=none"
-        )
-    first, tensors = stem(0), base.files.tensors
-    weight = "MXFP4" if f"{first}_blocks" in tensors else tensors[first].dtype
-    return stem, Storage(weight, tensors[f"{first}_bias"].dtype)
+    tensors = base.files.tensors
+    mxfp4 = f"{stem}_blocks" in tensors
+    return Storage("MXFP4" if mxfp4 else tensors[stem].dtype, tensors[f"{stem}_bias"].dtype)
 
 
 def _entries(base: Model, stored: Stored[Compensation], names: list[str]) -> dict[str, TensorEntry]:

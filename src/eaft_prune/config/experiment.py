@@ -254,13 +254,6 @@ class Experiment(Settings):
                 raise ValueError(f"{what}, task={task} only its trace: use task=pipeline")
             if self.profile.stop == "converged":
                 raise ValueError(f"{what}, profile.stop = 'converged' only its trace: set never")
-        every = self.marginal.compensate_every
-        if every is not None and (pruning.saliency != "greedy" or pruning.compensation == "none"):
-            raise ValueError(
-                f"marginal.compensate_every = {every} compensates while greedy measures: it needs "
-                "pruning.saliency = 'greedy' and pruning.compensation = 'down_proj' or 'bias', not "
-                f"{pruning.saliency!r} and {pruning.compensation!r}"
-            )
         if self.marginal.stop_confidence is None or task == "plan":
             return
         core = (pruning.core_pos_top_m, pruning.core_count_top_m, pruning.pack_floor_top_m)

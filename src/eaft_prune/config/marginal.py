@@ -18,4 +18,3 @@ class MarginalSettings(Settings):
     stop_confidence: Annotated[float, Field(ge=0.5, lt=1)] | None = None  # null: all on all blocks
     rounds: Positive | None = None  # of greedy: experts dropped a layer; null: down to keep_n
     candidates: Positive = 4  # of greedy: experts of a layer measured again in a round
-    compensate_every: Positive | None = None  # of greedy: rounds; null: measured uncompensated

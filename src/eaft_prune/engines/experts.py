@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from eaft_prune.engines.packed import Packed, PackedWeight
+from eaft_prune.engines.packed import PackedWeight
 
 NAME = "eaft_experts"
 RECORDER = "eaft_recorder"  # attribute of an experts module
@@ -43,37 +42,6 @@ def weight(module: Any, name: str, expert: int | None = None) -> torch.Tensor:
     whole = held.dense if packed else lambda: held
     chosen: torch.Tensor = whole() if expert is None else held[expert]
     return chosen if packed or module.is_transposed else chosen.transpose(-2, -1)
-
-
-@contextmanager
-def replaced(
-    module: Any,
-    experts: Sequence[int],
-    weight_KIH: torch.Tensor | Packed | None,
-    bias_KH: torch.Tensor,
-) -> Iterator[None]:
-    """Inside, these experts have other down projections and biases, or only the latter.
-
-    A packed layer takes MXFP4 blocks and scales, any other the numbers.
-    """
-    held, bias_EH = module.down_proj, module.down_proj_bias.data
-    ids = torch.tensor(experts, device=bias_EH.device)
-    before_KH = bias_EH[ids]
-    bias_EH[ids] = bias_KH.to(bias_EH)
-    own_KIH: torch.Tensor | None = None
-    if isinstance(weight_KIH, tuple):
-        module.down_proj = held.replaced(ids, weight_KIH)
-    elif weight_KIH is not None:
-        matrices_EIH = weight(module, "down_proj").data
-        own_KIH = matrices_EIH[ids]
-        matrices_EIH[ids] = weight_KIH.to(matrices_EIH)
-    try:
-        yield
-    finally:
-        bias_EH[ids] = before_KH
-        module.down_proj = held
-        if own_KIH is not None:
-            matrices_EIH[ids] = own_KIH
 
 
 def _plain(

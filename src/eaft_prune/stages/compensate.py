@@ -9,8 +9,7 @@ Rows held out of the fit choose the ridge; a layer whose changes do not help the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,9 +19,8 @@ from numpy.typing import NDArray
 
 from eaft_prune.config.pruning import CompensationSettings
 from eaft_prune.engines import activations, mxfp4
-from eaft_prune.engines import experts as moe
 from eaft_prune.engines.base import OnTokens
-from eaft_prune.engines.packed import PackedWeight, dequantize
+from eaft_prune.engines.packed import dequantize
 from eaft_prune.engines.transformers import TransformersEngine
 from eaft_prune.least_squares import (
     Features,
@@ -145,31 +143,6 @@ def compensate(
         tuple(choice.by_half for choice in choices),
         blocks.scored_tokens,
     )
-
-
-@contextmanager
-def applied(
-    engine: TransformersEngine, plan: KeepPlan, done: Compensation, storage: Storage
-) -> Iterator[None]:
-    """Inside, the plan's experts are as a checkpoint with these changes would hold them."""
-    dtypes = {"bias": _DTYPES[storage.bias], "weight": _DTYPES.get(storage.weight)}
-    parts: dict[int, dict[str, torch.Tensor]] = {}
-    start = 0
-    for layer, part, shape, nbytes in done.tensors:
-        data = torch.from_numpy(done.data[start : start + nbytes])
-        parts.setdefault(layer, {})[part] = data.view(dtypes.get(part, torch.uint8)).view(shape)
-        start += nbytes
-    experts = engine.family.experts(engine.model)
-    with ExitStack() as stack:
-        for layer, changed in parts.items():
-            bias = changed.pop("bias")
-            ids, module = plan.kept[layer], experts[layer]
-            if isinstance(module.down_proj, PackedWeight) and changed:
-                weight = changed["blocks"], changed["scales"]
-            else:
-                weight = _decoded(changed) if changed else None
-            stack.enter_context(moe.replaced(module, ids, weight, bias))
-        yield
 
 
 def _robust_weights(target_TH: torch.Tensor) -> torch.Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -17,12 +16,6 @@ from eaft_prune.types import Blocks, ExpertScores, KeepPlan, LayerLosses, TokenS
 VERSION = 1
 
 OnTokens = Callable[[int], None]
-# inside, the experts that a plan keeps are changed as they would be in a checkpoint
-Repaired = Callable[[KeepPlan], AbstractContextManager[None]]
-
-
-def _as_they_are(plan: KeepPlan) -> AbstractContextManager[None]:
-    return nullcontext()
 
 
 @dataclass(frozen=True)
@@ -91,7 +84,6 @@ def greedy(
     rounds: int,
     candidates: int,
     on_tokens: OnTokens,
-    repaired: Repaired = _as_they_are,
 ) -> ExpertScores:
     """S[l, j] = in which order layer l loses its experts, 0 first; higher = keep.
 
@@ -99,8 +91,7 @@ def greedy(
     of those left are measured again, each masked beside all that have gone, and the next to go is
     one of them; the first goes by `alone`, the leave-one-out scores on these blocks, whose masses
     and counts stay. Experts that no round drops rank by the loss last measured. Of equal losses
-    the higher id goes first, as in every ranking. What is left after each drop is measured within
-    `repaired`: losses after compensation, where that compensates.
+    the higher id goes first, as in every ranking.
     """
     loss_LE = alone.score_LE.copy()
     n_layers, n_experts = loss_LE.shape
@@ -113,16 +104,15 @@ def greedy(
             kept_LE[layer, gone[layer]] = False
         if number == rounds - 1:
             break
+        whole_PB = _masked(engine, blocks, kept_LE, on_tokens)
         asked_LE = np.zeros_like(kept_LE)
-        with repaired(_plan(kept_LE)):
-            whole_PB = _masked(engine, blocks, kept_LE, on_tokens)
-            for layer in range(n_layers):
-                for expert in _ascending(loss_LE[layer], kept_LE[layer])[:candidates]:
-                    less_LE = kept_LE.copy()
-                    less_LE[layer, expert] = False
-                    change_PB = _masked(engine, blocks, less_LE, on_tokens) - whole_PB
-                    loss_LE[layer, expert] = change_PB.sum() / blocks.scored_tokens
-                    asked_LE[layer, expert] = True
+        for layer in range(n_layers):
+            for expert in _ascending(loss_LE[layer], kept_LE[layer])[:candidates]:
+                less_LE = kept_LE.copy()
+                less_LE[layer, expert] = False
+                change_PB = _masked(engine, blocks, less_LE, on_tokens) - whole_PB
+                loss_LE[layer, expert] = change_PB.sum() / blocks.scored_tokens
+                asked_LE[layer, expert] = True
     order_LE = np.zeros_like(loss_LE)
     for layer in range(n_layers):
         stay = _ascending(loss_LE[layer], kept_LE[layer])
@@ -154,13 +144,9 @@ def layer_losses(
 def _masked(
     engine: Engine, blocks: Blocks, kept_LE: NDArray[np.bool_], on_tokens: OnTokens
 ) -> NDArray[np.float64]:
-    with engine.masked(_plan(kept_LE)):
-        return _sums(blocks, engine.score(blocks, on_tokens))
-
-
-def _plan(kept_LE: NDArray[np.bool_]) -> KeepPlan:
     kept = tuple(tuple(np.flatnonzero(kept_E).tolist()) for kept_E in kept_LE)
-    return KeepPlan(kept, kept_LE.shape[1])
+    with engine.masked(KeepPlan(kept, kept_LE.shape[1])):
+        return _sums(blocks, engine.score(blocks, on_tokens))
 
 
 def _sums(blocks: Blocks, scores: TokenScores) -> NDArray[np.float64]:

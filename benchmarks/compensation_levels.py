@@ -1,7 +1,8 @@
 """What routers and gate_up projections could add to compensation: a study, not a setting.
 
-    python benchmarks/compensation_levels.py --groups router [gate_up] [down] [SETTING=VALUE ...]
+    python benchmarks/compensation_levels.py --groups router [gate_up] [down]
         [--keep-n 20] [--blocks 32] [--iterations 30] [--ridge 0.03] [--home DIR]
+        [-- SETTING=VALUE ...]
 
 Layer by layer one Gauss-Newton step: the layer's output, linearised in the chosen parameters of its
 kept experts, is moved to the unpruned stream (robust token weights) by conjugate gradients on the
@@ -31,7 +32,7 @@ from eaft_prune.engines.transformers import TransformersEngine
 from eaft_prune.observer import Silent
 from eaft_prune.pipeline import open_base, select
 from eaft_prune.progress import Bars
-from eaft_prune.stages.compensate import _robust_weights, _split
+from eaft_prune.stages.compensate import _roots, _split
 from eaft_prune.stages.pack import BlockRequest
 from eaft_prune.store import Store
 from eaft_prune.types import UNION, Blocks
@@ -99,7 +100,7 @@ def step(
     generator = torch.Generator().manual_seed(0)
     squares = [0.0] * len(here)
     for _ in range(PROBES):  # E (J'z)^2 = diag(J'J)
-        signs = torch.randint(0, 2, found.shape, generator=generator).float() * 2 - 1
+        signs = torch.randint(0, 2, found.shape, generator=generator).to(found) * 2 - 1
         squares = [s + float(v.square().mean()) for s, v in zip(squares, pull(signs), strict=True)]
     scales = [(square / PROBES + 1e-30) ** -0.5 for square in squares]
 
@@ -162,6 +163,7 @@ def main() -> None:
     (experiment,) = check(
         [
             "pruning=eaft_reap", f"pruning.keep_n={asked.keep_n}", "runtime.progress=false",
+            "runtime.device=cpu",
             f"runtime.store_dir={asked.home}", *asked.settings,
         ]
     ).experiments  # fmt: skip
@@ -169,6 +171,9 @@ def main() -> None:
     base = open_base(bench)
     plan = select(bench, base).plan
     engine = bench.local_engine(base)
+    if torch.cuda.is_available():  # loaded on the CPU: there experts are not packed
+        device = torch.device("cuda")
+        engine = replace(engine, model=engine.model.to(device), device=device)
     request = BlockRequest(UNION, "profile", experiment.profile.seq_len, asked.blocks, 0)
     calibration = bench.blocks(base, request).value
     evaluation = {
@@ -196,7 +201,7 @@ def main() -> None:
         x_TH = torch.cat([part.hidden[rows] for part, rows in parts]).float()
         everything = [name for group in GROUPS.values() for name in group]
         weights = {name: parameter(layer.mlp, name)[kept].float().clone() for name in everything}
-        roots_T1 = _robust_weights(target_TH).sqrt()[:, None]
+        roots_T1 = _roots(target_TH, experiment.compensation)[:, None]
         whole = Problem(layer.mlp, engine.top_k, x_TH, target_TH, roots_T1)
         goal_TH = target_TH + whole.output(weights, whole.route(weights))
         whole = replace(whole, goal_TH=goal_TH)

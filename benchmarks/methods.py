@@ -170,7 +170,9 @@ def main() -> None:
     parser.add_argument("--keep", type=int, nargs="+", default=[28, 24, 20, 16])
     parser.add_argument("--blocks", type=int, default=16)
     parser.add_argument("--seq-len", type=int, default=1024)
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument(
+        "--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="NAME"
+    )
     parser.add_argument("--store", type=Path)
     parser.add_argument("--write", type=Path)
     asked = parser.parse_args()

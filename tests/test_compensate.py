@@ -18,9 +18,10 @@ from safetensors import safe_open
 
 from eaft_prune.checkpoint import TensorEntry, open_model
 from eaft_prune.config import CompensationSettings
+from eaft_prune.engines.storage import Storage
 from eaft_prune.engines.transformers import TransformersEngine
 from eaft_prune.families.gpt_oss import FAMILY
-from eaft_prune.stages.compensate import Compensation, Level, Storage, compensate
+from eaft_prune.stages.compensate import Compensation, Level, compensate
 from eaft_prune.stages.export import export
 from eaft_prune.types import Blocks, KeepPlan
 
@@ -116,8 +117,10 @@ def test_layer_after_layer_is_numpys_least_squares_on_transformers_own_streams(
     swept = made(engine, blocks, "down_proj", FLOAT, token_weights=tokens, exact_unknowns=1)
     for layer, (weight, bias) in enumerate(by_numpy(checkpoint, blocks, tokens == "robust")):
         for done, atol in ((exact, 1e-3), (swept, 1e-2)):
-            np.testing.assert_allclose(tensor(done, layer, "weight", "<f4"), weight, atol=atol)
-            np.testing.assert_allclose(tensor(done, layer, "bias", "<f4"), bias, atol=atol)
+            np.testing.assert_allclose(tensor(done, layer, "down_proj", "<f4"), weight, atol=atol)
+            np.testing.assert_allclose(
+                tensor(done, layer, "down_proj_bias", "<f4"), bias, atol=atol
+            )
 
 
 @pytest.mark.parametrize("rounding", ["feedback", "nearest"])
@@ -147,7 +150,7 @@ def test_biases_alone_gain_less_than_weights_and_change_nothing_else(
     before = {name: value.clone() for name, value in engine.model.state_dict().items()}
     bias = made(engine, blocks, "bias", MXFP4)
     whole = made(engine, blocks, "down_proj", FLOAT)
-    assert {part for _, part, _, _ in bias.tensors} == {"bias"}
+    assert {part for _, part, _, _ in bias.tensors} == {"down_proj_bias"}
     assert whole.solved[0] < bias.solved[0] < 1
     after = engine.model.state_dict()
     assert all(torch.equal(after[name], value) for name, value in before.items())
@@ -243,8 +246,8 @@ def exported(checkpoint: Path, target: Path, done: Compensation, layers: tuple[i
     source.write_bytes(done.data.tobytes())
     files, entries, start = open_model(checkpoint), {}, 0
     for layer, part, shape, nbytes in done.tensors:
-        assert FAMILY.down_proj is not None
-        name = f"{FAMILY.down_proj(layer)}_{part}"
+        assert FAMILY.compensated is not None
+        name = FAMILY.compensated(layer) + part
         if layer in layers:
             dtype = files.tensors[name].dtype
             entries[name] = TensorEntry(name, str(source), dtype, shape, start, nbytes)

@@ -14,9 +14,10 @@ from eaft_prune.checkpoint import open_model
 from eaft_prune.config import CompensationSettings, RuntimeSettings
 from eaft_prune.engines.loading import load_engine
 from eaft_prune.engines.packed_model import build, reader
+from eaft_prune.engines.storage import Storage
 from eaft_prune.engines.transformers import TransformersEngine
 from eaft_prune.families import family_of
-from eaft_prune.stages.compensate import Storage, compensate
+from eaft_prune.stages.compensate import compensate
 from eaft_prune.types import Blocks, KeepPlan
 
 pytestmark = [

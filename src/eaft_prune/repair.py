@@ -16,10 +16,10 @@ from eaft_prune.store import ARRAYS, Stored
 from eaft_prune.types import KeepPlan, UserError
 
 if TYPE_CHECKING:
-    from eaft_prune.stages.compensate import Compensation, Level, Storage
+    from eaft_prune.engines.storage import Storage
+    from eaft_prune.stages.compensate import Compensation, Level
 
-VERSION = 1  # of the stage, whose module imports torch
-_SUFFIX = {"bias": "_bias", "blocks": "_blocks", "scales": "_scales", "weight": ""}
+VERSION = 2  # of the stage, whose module imports torch
 
 
 @dataclass(frozen=True)
@@ -49,13 +49,13 @@ def compensated(bench: Bench, base: Model, plan: KeepPlan) -> Repair:
         return Repair()
     from eaft_prune.stages import compensate  # torch: not before settings are checked
 
-    stem = base.family.down_proj
-    if stem is None:
+    prefix = base.family.compensated
+    if prefix is None:
         raise UserError(
             f"pruning.compensation = {asked!r}: {base.family.model_type} checkpoints cannot be "
             "compensated; use pruning.compensation=none"
         )
-    storage = _storage(base, stem(0))
+    storage = _storage(base, prefix(0))
     blocks = bench.blocks(base, _request(bench))
     settings = bench.experiment.compensation
     tokens = 2 * settings.num_blocks * blocks.value.seq_len * len(plan.kept)
@@ -82,7 +82,7 @@ def compensated(bench: Bench, base: Model, plan: KeepPlan) -> Repair:
         },
     )
     value = stored.value
-    names = [f"{stem(layer)}{_SUFFIX[part]}" for layer, part, _, _ in value.tensors]
+    names = [prefix(layer) + name for layer, name, _, _ in value.tensors]
     return Repair(
         entries=_entries(base, stored, names),
         facts={
@@ -125,12 +125,21 @@ def _made_from(bench: Bench, base: Model, plan: KeepPlan) -> tuple[dict[str, Any
     return settings, {"model": base.digest, "plan": plan.digest, "blocks": blocks}
 
 
-def _storage(base: Model, stem: str) -> Storage:
-    from eaft_prune.stages.compensate import Storage
+def _storage(base: Model, prefix: str) -> Storage:
+    """How the projections of experts are stored; raises UserError if each in its own type."""
+    from eaft_prune.engines.storage import Storage
 
     tensors = base.files.tensors
-    mxfp4 = f"{stem}_blocks" in tensors
-    return Storage("MXFP4" if mxfp4 else tensors[stem].dtype, tensors[f"{stem}_bias"].dtype)
+    found = set()
+    for stem in (f"{prefix}down_proj", f"{prefix}gate_up_proj"):
+        weight = "MXFP4" if f"{stem}_blocks" in tensors else tensors[stem].dtype
+        found.add(Storage(weight, tensors[f"{stem}_bias"].dtype))
+    if len(found) > 1:
+        raise UserError(
+            f"pruning.compensation: {prefix}down_proj and gate_up_proj are stored in different "
+            f"types, {' and '.join(sorted(map(str, found)))}; use pruning.compensation=none"
+        )
+    return found.pop()
 
 
 def _entries(base: Model, stored: Stored[Compensation], names: list[str]) -> dict[str, TensorEntry]:

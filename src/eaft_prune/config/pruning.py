@@ -55,7 +55,7 @@ class PruningSettings(Settings):
     core_count_top_m: NonNegative = 0
     pack_floor_top_m: NonNegative = 0
     seed: NonNegative = 0  # of saliency=random
-    compensation: Literal["none", "bias", "down_proj"] = "none"
+    compensation: Literal["none", "bias", "down_proj", "experts"] = "none"
 
     @model_validator(mode="after")
     def _has_effect(self) -> PruningSettings:
@@ -106,6 +106,7 @@ class CompensationSettings(Settings):
     seed: NonNegative = 0  # which rows, and which of them are held out
     token_weights: Literal["robust", "uniform"] = "robust"
     ridge: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"  # auto: on held-out rows
+    iterations: Positive = 50  # of conjugate gradients, for gate_up_proj (compensation=experts)
     rounding: Literal["feedback", "nearest"] = "feedback"  # to MXFP4
     exact_unknowns: Positive = 16384  # a layer; above, block Gauss-Seidel expert by expert
 

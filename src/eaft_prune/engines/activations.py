@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +11,10 @@ import torch
 
 from eaft_prune.engines import experts as moe
 from eaft_prune.engines.base import OnTokens
+from eaft_prune.engines.packed import PackedWeight
+from eaft_prune.engines.storage import decoded
 from eaft_prune.engines.transformers import TransformersEngine
+from eaft_prune.gauss_newton import Linearised
 from eaft_prune.least_squares import Features
 from eaft_prune.types import Blocks, KeepPlan, UserError
 
@@ -38,7 +41,8 @@ class Streams:
     unpruned: list[torch.Tensor]  # of each batch [b, S, H]
     pruned: list[torch.Tensor]
     arguments: list[dict[str, Any]]  # of each layer's call, besides the stream
-    asked: list[_Asked] = field(default_factory=list)  # of the pruned layer done last
+    entered: list[torch.Tensor] = field(default_factory=list)  # pruned, before the layer done last
+    asked: list[_Asked] = field(default_factory=list)  # of that layer's experts
 
 
 @torch.inference_mode()
@@ -78,18 +82,18 @@ def step(streams: Streams, layer: int, on_tokens: OnTokens) -> torch.Tensor:
 
     The pruned stream is routed among the kept experts of the plan, whose weights are the base's.
     """
-    engine = streams.engine
-    module, arguments = _layers(engine)[layer], streams.arguments[layer]
+    streams.unpruned[:] = _forward(streams, layer, streams.unpruned, on_tokens)
+    streams.entered[:] = streams.pruned
+    return again(streams, layer, on_tokens)
+
+
+@torch.inference_mode()
+def again(streams: Streams, layer: int, on_tokens: OnTokens) -> torch.Tensor:
+    """The pruned stream once more through the layer of the last `step`, as its weights are now."""
     streams.asked.clear()
-
-    def forward(stream: list[torch.Tensor]) -> None:
-        for number, hidden in enumerate(stream):
-            stream[number] = module(hidden, **arguments)
-            on_tokens(hidden.shape[0] * hidden.shape[1])
-
-    forward(streams.unpruned)
-    with engine.masked(streams.plan), _listening(_experts(streams, layer), streams.asked.append):
-        forward(streams.pruned)
+    listening = _listening(_experts(streams, layer), streams.asked.append)
+    with streams.engine.masked(streams.plan), listening:
+        streams.pruned[:] = _forward(streams, layer, streams.entered, on_tokens)
     return torch.cat(
         [
             (kept.flatten(0, 1)[rows] - cut.flatten(0, 1)[rows]).float()
@@ -108,8 +112,7 @@ def features(streams: Streams, layer: int, inner: bool) -> Features:
     of the last `step`. What is added to down_proj and its bias is linear in these.
     """
     experts = _experts(streams, layer)
-    parts = [asked.at(rows) for asked, rows in zip(streams.asked, streams.predictors, strict=True)]
-    asked = _Asked(*(torch.cat(part) for part in zip(*map(_parts, parts), strict=True)))
+    asked = _at_predictors(streams)
     rows_of, values_of = [], []
     for expert in streams.plan.kept[layer]:
         rows, gates = _routed(asked, expert)
@@ -136,11 +139,49 @@ def correct(streams: Streams, layer: int, weight_KIH: torch.Tensor, bias_KH: tor
         streams.pruned[number] = (stream.float() + change.view(stream.shape)).to(stream.dtype)
 
 
-def down_projections(streams: Streams, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """down_proj [keep_n, I, H] and its bias [keep_n, H] of the kept experts, float32 copies."""
+@torch.inference_mode()
+def linearised(streams: Streams, layer: int) -> Linearised:
+    """How the kept experts' outputs at predictors move with their gate_up projections."""
+    experts, asked = _experts(streams, layer), _at_predictors(streams)
+    rows_of, slopes_of = [], []
+    for expert in streams.plan.kept[layer]:
+        rows, gates = _routed(asked, expert)
+        inner = _gate_up(experts, expert, asked.hidden[rows])
+        rows_of.append(rows)
+        slopes_of.append(_slopes(experts, inner).float() * gates[:, None].float())
+    hidden = asked.hidden.float()
+    ones = hidden.new_ones(len(hidden), 1)
+    down_KIH, _ = projections(streams, layer, "down_proj")
+    return Linearised(torch.cat([hidden, ones], 1), tuple(rows_of), tuple(slopes_of), down_KIH)
+
+
+def projections(streams: Streams, layer: int, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """A projection [keep_n, in, out] and its bias of the kept experts, float32 copies."""
     experts, kept = _experts(streams, layer), streams.plan.kept[layer]
-    weights = [moe.weight(experts, "down_proj", expert).float().clone() for expert in kept]
-    return torch.stack(weights), experts.down_proj_bias[list(kept)].detach().float()
+    weights = [moe.weight(experts, name, expert).float().clone() for expert in kept]
+    return torch.stack(weights), getattr(experts, f"{name}_bias")[list(kept)].detach().float()
+
+
+@contextmanager
+def replaced(
+    streams: Streams, layer: int, name: str, stored: Mapping[str, torch.Tensor], bias: torch.Tensor
+) -> Iterator[None]:
+    """Inside, a projection of the kept experts is another, as `storage.encoded` stores it."""
+    experts, kept = _experts(streams, layer), streams.plan.kept[layer]
+    packed = isinstance(getattr(experts, name), PackedWeight)
+    weight = (stored["_blocks"], stored["_scales"]) if packed else decoded(stored)
+    with moe.replaced(experts, name, kept, weight, bias):
+        yield
+
+
+def _forward(
+    streams: Streams, layer: int, stream: Sequence[torch.Tensor], on_tokens: OnTokens
+) -> list[torch.Tensor]:
+    module, out = _layers(streams.engine)[layer], []
+    for hidden in stream:
+        out.append(module(hidden, **streams.arguments[layer]))
+        on_tokens(hidden.shape[0] * hidden.shape[1])
+    return out
 
 
 def _layers(engine: TransformersEngine) -> list[Any]:
@@ -149,6 +190,11 @@ def _layers(engine: TransformersEngine) -> list[Any]:
 
 def _experts(streams: Streams, layer: int) -> Any:
     return streams.engine.family.experts(streams.engine.model)[layer]
+
+
+def _at_predictors(streams: Streams) -> _Asked:
+    parts = [asked.at(rows) for asked, rows in zip(streams.asked, streams.predictors, strict=True)]
+    return _Asked(*(torch.cat(part) for part in zip(*map(_parts, parts), strict=True)))
 
 
 def _parts(asked: _Asked) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -163,10 +209,22 @@ def _routed(asked: _Asked, expert: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _inner(experts: Any, expert: int, hidden: torch.Tensor) -> torch.Tensor:
     """Activations [n, I] between an expert's two projections."""
-    matrix = moe.weight(experts, "gate_up_proj", expert)
-    bias = experts.gate_up_proj_bias[expert]
-    inner: torch.Tensor = experts._apply_gate(torch.addmm(bias, hidden, matrix))
+    inner: torch.Tensor = experts._apply_gate(_gate_up(experts, expert, hidden))
     return inner
+
+
+def _gate_up(experts: Any, expert: int, hidden: torch.Tensor) -> torch.Tensor:
+    """[n, 2I], before the activation."""
+    matrix = moe.weight(experts, "gate_up_proj", expert)
+    return torch.addmm(experts.gate_up_proj_bias[expert], hidden, matrix)
+
+
+def _slopes(experts: Any, inner: torch.Tensor) -> torch.Tensor:
+    """[n, 2I]: how each activation moves with the two columns that make it."""
+    with torch.inference_mode(False), torch.enable_grad():
+        leaf = inner.clone().requires_grad_()
+        (slopes,) = torch.autograd.grad(experts._apply_gate(leaf).sum(), leaf)
+    return slopes
 
 
 @contextmanager

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
-from eaft_prune.engines.packed import PackedWeight
+from eaft_prune.engines.packed import Packed, PackedWeight
 
 NAME = "eaft_experts"
 RECORDER = "eaft_recorder"  # attribute of an experts module
@@ -42,6 +43,40 @@ def weight(module: Any, name: str, expert: int | None = None) -> torch.Tensor:
     whole = held.dense if packed else lambda: held
     chosen: torch.Tensor = whole() if expert is None else held[expert]
     return chosen if packed or module.is_transposed else chosen.transpose(-2, -1)
+
+
+@contextmanager
+def replaced(
+    module: Any,
+    name: str,
+    experts: Sequence[int],
+    weight_KIO: torch.Tensor | Packed,
+    bias_KO: torch.Tensor,
+) -> Iterator[None]:
+    """Inside, a projection of these experts has other weights and biases.
+
+    A packed layer takes MXFP4 blocks and scales, any other the numbers.
+    """
+    held, bias_EO = getattr(module, name), getattr(module, f"{name}_bias").data
+    ids = torch.tensor(experts, device=bias_EO.device)
+    own_bias_KO = bias_EO[ids]
+    bias_EO[ids] = bias_KO.to(bias_EO)
+    if isinstance(held, PackedWeight):
+        assert isinstance(weight_KIO, tuple), "packed weights are replaced by packed ones"
+        setattr(module, name, held.replaced(ids, weight_KIO))
+    else:
+        assert isinstance(weight_KIO, torch.Tensor)
+        matrices_EIO = weight(module, name).data
+        own_KIO = matrices_EIO[ids]
+        matrices_EIO[ids] = weight_KIO.to(matrices_EIO)
+    try:
+        yield
+    finally:
+        bias_EO[ids] = own_bias_KO
+        if isinstance(held, PackedWeight):
+            setattr(module, name, held)
+        else:
+            matrices_EIO[ids] = own_KIO
 
 
 def _plain(

@@ -44,8 +44,16 @@ class Family:
     experts: Callable[[torch.nn.Module], list[torch.nn.Module]]  # per layer
     masked: Callable[[torch.nn.Module, KeepPlan], AbstractContextManager[None]]
     router_bias: Callable[[int], str] | None = None  # of a layer; None: routers have no bias
-    # of a layer, the stem of its tensors' names; None: cannot be compensated
-    down_proj: Callable[[int], str] | None = None
+    # of a layer, what the names of its experts' tensors begin with; None: cannot be compensated
+    compensated: Callable[[int], str] | None = None
+
+
+# level of compensation -> how the names that it may change go on
+COMPENSATED = {
+    "bias": ("down_proj_bias",),
+    "down_proj": ("down_proj",),
+    "experts": ("down_proj", "gate_up_proj"),
+}
 
 
 def table_of(family: Family, model: ModelFiles) -> Table:
@@ -127,12 +135,15 @@ def owners_of(family: Family, model: ModelFiles, plan: KeepPlan) -> dict[str, tu
 
 
 def compensated_tensors(family: Family, model: ModelFiles, level: str) -> frozenset[str]:
-    """Names of the tensors that a level of compensation may change: bias, or all of down_proj."""
-    if family.down_proj is None or level == "none":
+    """Names of the tensors that a level of compensation may change."""
+    if family.compensated is None:
         return frozenset()
-    stems = tuple(family.down_proj(layer) for layer in range(family.n_layers(model.config)))
-    ending = "_bias" if level == "bias" else ""
-    return frozenset(n for n in model.tensors if n.startswith(stems) and n.endswith(ending))
+    stems = tuple(
+        family.compensated(layer) + stem
+        for layer in range(family.n_layers(model.config))
+        for stem in COMPENSATED.get(level, ())
+    )
+    return frozenset(name for name in model.tensors if name.startswith(stems))
 
 
 def plain(*shape: int) -> TensorSpec:

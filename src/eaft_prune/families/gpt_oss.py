@@ -126,5 +126,5 @@ FAMILY = Family(
     experts=experts,
     masked=_masked,
     router_bias=lambda layer: f"model.layers.{layer}.mlp.router.bias",
-    down_proj=lambda layer: f"model.layers.{layer}.mlp.experts.down_proj",
+    compensated=lambda layer: f"model.layers.{layer}.mlp.experts.",
 )

@@ -1,15 +1,17 @@
-"""Keep plan -> down projections of the kept experts that make up for the dropped ones.
+"""Keep plan -> projections of the kept experts that make up for the dropped ones.
 
 Layer after layer one ridge least squares: at the predictors of scored calibration tokens, the
 pruned model's stream after the layer is moved to the unpruned model's. What is added to a layer's
 `down_proj` and bias is linear in g_j (h_j, 1) of the kept experts, so the solution is closed-form.
+`gate_up_proj` comes before it, where asked for: one Gauss-Newton step, as it is not linear.
 The pruned stream that enters a layer has every change before it, rounded as it will be stored.
 Rows held out of the fit choose the ridge; a layer whose changes do not help them is left as it is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,9 +21,11 @@ from numpy.typing import NDArray
 
 from eaft_prune.config.pruning import CompensationSettings
 from eaft_prune.engines import activations, mxfp4
+from eaft_prune.engines.activations import Streams
 from eaft_prune.engines.base import OnTokens
-from eaft_prune.engines.packed import dequantize
+from eaft_prune.engines.storage import FLOATS, Storage, decoded, encoded
 from eaft_prune.engines.transformers import TransformersEngine
+from eaft_prune.gauss_newton import step
 from eaft_prune.least_squares import (
     Features,
     gauss_seidel,
@@ -34,28 +38,23 @@ from eaft_prune.types import Blocks, KeepPlan, UserError
 
 RIDGES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # of ridge=auto
 _HELD_OUT = 0.2  # of the calibration rows
-_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+_STEPS = (1.0, 0.5, 0.25)  # of a Gauss-Newton step, tried on held-out rows
+_STEP_RIDGE = 0.03  # of it, with ridge=auto
 
-Level = Literal["bias", "down_proj"]
-
-
-@dataclass(frozen=True)
-class Storage:
-    """Types that down projections (MXFP4, BF16 ...) and their biases are stored in."""
-
-    weight: str
-    bias: str
+Level = Literal["bias", "down_proj", "experts"]
 
 
 @dataclass(frozen=True)
 class Compensation:
     """Bytes of the changed tensors of the kept experts one after another, and how well it went.
 
-    tensors: (layer, part, shape, bytes) in the order of `data`; part is "bias", "blocks", "scales"
-    or "weight". The residuals of each layer are sum_t w_t ||D_t - F_t X||^2 / sum_t w_t ||D_t||^2,
-    D = unpruned - pruned stream and w the token weights: of all calibration tokens as solved and as
-    stored, of held-out rows by a fit without them, and by one on half of the rows it had. Lower is
-    better, 1 is a layer left as it was.
+    tensors: (layer, name, shape, bytes) in the order of `data`; the name is that within the
+    layer's experts, such as `down_proj_bias` or `gate_up_proj_blocks`. The residuals of each layer
+    are sum_t w_t ||D_t - F_t X||^2 / sum_t w_t ||D_t||^2, D = unpruned - pruned stream and w the
+    token weights: of all calibration tokens as solved and as stored, of held-out rows by a fit
+    without them, and by one on half of the rows it had. With `gate_up_proj` the first D_t is what
+    its change leaves, which was fitted on the rows not held out. Lower is better, 1 is a layer left
+    as it was.
     """
 
     data: NDArray[np.uint8]
@@ -84,6 +83,10 @@ class _Choice:
     held_out: float
     by_half: float
 
+    def times(self, share: float) -> _Choice:
+        """With residuals relative to what there was before `share` was left."""
+        return _Choice(self.ridge, self.held_out * share, self.by_half * share)
+
 
 @torch.inference_mode()
 def compensate(
@@ -95,7 +98,7 @@ def compensate(
     storage: Storage,
     on_tokens: OnTokens,
 ) -> Compensation:
-    """Changes of `down_proj_bias`, or of `down_proj` and its bias, of the kept experts.
+    """Changes of `down_proj_bias`, of `down_proj` too, or of `gate_up_proj` too, of kept experts.
 
     A layer is left as it is where the fit helps no held-out rows, or its rounded changes not even
     those it was fitted to. Reports the tokens of both streams, layer by layer, to `on_tokens`.
@@ -107,32 +110,38 @@ def compensate(
     choices, solved, stored = [], [], []
     for layer in range(len(plan.kept)):
         target_TH = activations.step(streams, layer, on_tokens)
-        features = activations.features(streams, layer, inner=level == "down_proj")
-        if settings.token_weights == "robust":
-            roots_T = _robust_weights(target_TH).sqrt()
-            target_TH.mul_(roots_T[:, None])
+        roots_T = _roots(target_TH, settings)
+        target_TH.mul_(roots_T[:, None])
+        before, held_before = _squares(target_TH), _squares(target_TH[split.held_T])
+        parts: dict[str, torch.Tensor] = {}
+        with ExitStack() as changed:
+            if level == "experts":
+                parts = _gate_up(streams, layer, target_TH, roots_T, split, settings, storage)
+                if parts:
+                    changed.enter_context(_with_gate_up(streams, layer, parts))
+                target_TH = activations.again(streams, layer, _untold).mul_(roots_T[:, None])
+            now, held_now = _squares(target_TH), _squares(target_TH[split.held_T])
+            features = activations.features(streams, layer, inner=level != "bias")
             features.scale_(roots_T)
-        before = float(target_TH.double().square().sum())
-        choice = _choice(features, target_TH, split, settings)
-        weight, bias = activations.down_projections(streams, layer)
-        base_UH = torch.cat([weight.flatten(0, 1), bias]) if level == "down_proj" else bias
-        x_UH, rounded_UH = _fit(features, target_TH, base_UH, choice.ridge, settings, storage)
-        after = _rest(features, target_TH, rounded_UH - base_UH)
-        helps = choice.held_out < 1 and after < before
-        choices.append(choice)
-        solved.append(_rest(features, target_TH, x_UH) / before if helps else 1.0)
-        stored.append(after / before if helps else 1.0)
-        if not helps:
-            continue
-        new_weight = rounded_UH[: -len(bias)].view(weight.shape) if level == "down_proj" else weight
-        new_bias = rounded_UH[-len(bias) :]
-        parts = {"bias": new_bias.to(_DTYPES[storage.bias])}
-        if level == "down_proj":
-            parts |= _encoded(new_weight, storage.weight)
-        for part, tensor in parts.items():
-            tensors.append((layer, part, tuple(tensor.shape), tensor.nbytes))
+            choice = _choice(features, target_TH, split, settings)
+            weight, bias = activations.projections(streams, layer, "down_proj")
+            base_UH = bias if level == "bias" else torch.cat([weight.flatten(0, 1), bias])
+            x_UH, rounded_UH = _fit(features, target_TH, base_UH, choice.ridge, settings, storage)
+            after = _rest(features, target_TH, rounded_UH - base_UH)
+            helps = choice.held_out < 1 and after < now
+            choices.append(choice.times(_share(held_now, held_before)))
+            solved.append(_share(_rest(features, target_TH, x_UH) if helps else now, before))
+            stored.append(_share(after if helps else now, before))
+            if helps:
+                new_weight, new_bias = weight, rounded_UH[-len(bias) :]
+                if level != "bias":
+                    new_weight = rounded_UH[: -len(bias)].view(weight.shape)
+                    parts |= _named("down_proj", encoded(new_weight, storage.weight))
+                parts["down_proj_bias"] = new_bias.to(FLOATS[storage.bias])
+                activations.correct(streams, layer, new_weight - weight, new_bias - bias)
+        for name, tensor in parts.items():
+            tensors.append((layer, name, tuple(tensor.shape), tensor.nbytes))
             data.append(tensor.contiguous().cpu().reshape(-1).view(torch.uint8).numpy())
-        activations.correct(streams, layer, new_weight - weight, new_bias - bias)
     return Compensation(
         np.concatenate([np.empty(0, np.uint8), *data]),
         tuple(tensors),
@@ -145,15 +154,22 @@ def compensate(
     )
 
 
-def _robust_weights(target_TH: torch.Tensor) -> torch.Tensor:
-    """w_t = m / (||D_t||^2 + m), m = mean of ||D_t||^2: Cauchy's, at the uncompensated residual.
+def _untold(tokens: int) -> None:
+    """Forwards that the progress bar does not count."""
 
-    Where a dropped expert would have been chosen with a large gate, the streams lie far apart; such
-    tokens are few, make up most of the squares and are lost anyway.
+
+def _roots(target_TH: torch.Tensor, settings: CompensationSettings) -> torch.Tensor:
+    """Roots of the token weights; of robust ones w_t = m / (||D_t||^2 + m), m = mean ||D_t||^2.
+
+    Cauchy's weights, at the uncompensated residual. Where a dropped expert would have been chosen
+    with a large gate, the streams lie far apart; such tokens are few, make up most of the squares
+    and are lost anyway.
     """
     squares_T = target_TH.square().sum(1)
     mean = squares_T.mean()
-    return torch.where(mean > 0, mean / (squares_T + mean), 1.0)
+    if settings.token_weights == "uniform" or not mean > 0:
+        return torch.ones_like(squares_T)
+    return (mean / (squares_T + mean)).sqrt()
 
 
 def _split(blocks: Blocks, seed: int, device: torch.device) -> _Split:
@@ -223,6 +239,59 @@ class _Solver:
         return out
 
 
+def _gate_up(
+    streams: Streams,
+    layer: int,
+    target_TH: torch.Tensor,
+    roots_T: torch.Tensor,
+    split: _Split,
+    settings: CompensationSettings,
+    storage: Storage,
+) -> dict[str, torch.Tensor]:
+    """gate_up projections and biases as they will be stored; none if held-out rows lose by them.
+
+    One Gauss-Newton step on the other rows; of it the part that leaves held-out rows least, once
+    rounded. Leaves the streams behind the layer of the last one tried.
+    """
+    linear = activations.linearised(streams, layer)
+    linear.scale_(roots_T)
+    ridge = _STEP_RIDGE if settings.ridge == "auto" else settings.ridge
+    fitted_T = ~split.held_T
+    fitted = linear.of(fitted_T)
+    x_KXG, metrics = step(fitted, target_TH[fitted_T], ridge, settings.iterations)
+    weight, bias = activations.projections(streams, layer, "gate_up_proj")
+    base_KXG = torch.cat([weight, bias[:, None]], 1)
+    least, best = _squares(target_TH[split.held_T]), dict[str, torch.Tensor]()
+    for size in _STEPS:
+        wanted_KXG = base_KXG + size * x_KXG
+        if storage.weight == "MXFP4" and settings.rounding == "feedback":
+            wanted_KXG = torch.stack(
+                [
+                    mxfp4.with_feedback(wanted, metric, weight.shape[1])
+                    for wanted, metric in zip(wanted_KXG, metrics, strict=True)
+                ]
+            )
+        parts = _named("gate_up_proj", encoded(wanted_KXG[:, :-1], storage.weight))
+        parts["gate_up_proj_bias"] = wanted_KXG[:, -1].to(FLOATS[storage.bias])
+        with _with_gate_up(streams, layer, parts):
+            rest_TH = activations.again(streams, layer, _untold).mul_(roots_T[:, None])
+        if (rest := _squares(rest_TH[split.held_T])) < least:
+            least, best = rest, parts
+    return best
+
+
+def _with_gate_up(
+    streams: Streams, layer: int, parts: Mapping[str, torch.Tensor]
+) -> AbstractContextManager[None]:
+    stored = {name.removeprefix("gate_up_proj"): tensor for name, tensor in parts.items()}
+    bias = stored.pop("_bias").float()
+    return activations.replaced(streams, layer, "gate_up_proj", stored, bias)
+
+
+def _named(projection: str, stored: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {f"{projection}{ending}": tensor for ending, tensor in stored.items()}
+
+
 def _fit(
     features: Features,
     target_TH: torch.Tensor,
@@ -243,30 +312,22 @@ def _fit(
             wanted_UH[columns] = mxfp4.with_feedback(wanted_UH[columns], metric_UU, rounded)
     wanted_UH = wanted_UH.float()
     rounded_UH = wanted_UH.clone()
-    rounded_UH[weights:] = wanted_UH[weights:].to(_DTYPES[storage.bias]).float()
+    rounded_UH[weights:] = wanted_UH[weights:].to(FLOATS[storage.bias]).float()
     if weights:
         per_expert = wanted_UH[:weights].view(groups, -1, wanted_UH.shape[1])
-        rounded_UH[:weights] = _decoded(_encoded(per_expert, storage.weight)).flatten(0, 1)
+        rounded_UH[:weights] = decoded(encoded(per_expert, storage.weight)).flatten(0, 1)
     return x_UH, rounded_UH
+
+
+def _squares(rest_TH: torch.Tensor) -> float:
+    """Summed in float64."""
+    return float(rest_TH.double().square().sum())
+
+
+def _share(part: float, whole: float) -> float:
+    return part / whole if whole else 1.0
 
 
 def _rest(features: Features, target_TH: torch.Tensor, x_UH: torch.Tensor) -> float:
     """||D - F X||^2, summed in float64."""
-    return float((target_TH.double() - product(features, x_UH.double())).square().sum())
-
-
-def _encoded(weight_KIH: torch.Tensor, dtype: str) -> dict[str, torch.Tensor]:
-    """down_proj as a checkpoint stores it; MXFP4 transposes it and groups it along I."""
-    if dtype != "MXFP4":
-        return {"weight": weight_KIH.to(_DTYPES[dtype])}
-    blocks, scales = mxfp4.quantize(weight_KIH.transpose(1, 2))
-    return {"blocks": blocks, "scales": scales}
-
-
-def _decoded(stored: dict[str, torch.Tensor]) -> torch.Tensor:
-    """[K, I, H] float32 of what `_encoded` made."""
-    if "weight" in stored:
-        return stored["weight"].float()
-    blocks, scales = stored["blocks"], stored["scales"]
-    out = torch.empty((*scales.shape[:-1], scales.shape[-1] * mxfp4.GROUP), device=scales.device)
-    return dequantize(blocks, scales, out).transpose(1, 2)
+    return _squares(target_TH.double() - product(features, x_UH.double()))

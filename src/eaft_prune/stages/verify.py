@@ -65,7 +65,7 @@ class Manifest:
     records: Mapping[str, Mapping[str, Any]]  # of how it was made; not part of the digest
     plan: KeepPlan
     plan_digest: str
-    compensation: str  # its level: none, bias or down_proj
+    compensation: str  # its level
     changed_tensors: Mapping[str, str]  # sha256 of those whose bytes are meant not to be the base's
     padded: bool  # layers of a ragged plan were filled up with experts never routed to
 

@@ -1,0 +1,113 @@
+"""One Gauss-Newton step for the gate_up projections of experts whose outputs should move.
+
+Near its weights an expert moves its output at a token by g ((x dW + db) * s) V: x its input, s the
+slopes of the activation, V the down projection, g the gate. That is linear in (dW, db), so the
+step is a ridge least squares, solved by preconditioned conjugate gradients. Shapes: T tokens, H
+hidden, I inner, 2I columns of gate_up of which 2i and 2i + 1 make activation i, K experts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from eaft_prune.least_squares import cholesky, regularised
+
+
+@dataclass(frozen=True)
+class Linearised:
+    """How the layer's output [T, H] moves with (dW, db) of K experts; rows as in Features."""
+
+    inputs_TX: torch.Tensor  # x and a 1, [T, H + 1]
+    rows: tuple[torch.Tensor, ...]  # of each expert [n_j]: the tokens routed to it
+    slopes: tuple[torch.Tensor, ...]  # of each expert [n_j, 2I]: the gate's factor in it
+    down_KIH: torch.Tensor
+
+    def scale_(self, factors_T: torch.Tensor) -> None:
+        """Multiply every token's part by its factor, in place."""
+        for rows, slopes in zip(self.rows, self.slopes, strict=True):
+            slopes.mul_(factors_T[rows, None])
+
+    def of(self, chosen_T: torch.Tensor) -> Linearised:
+        """The tokens that are true in `chosen_T`, numbered anew."""
+        number = torch.cumsum(chosen_T, 0) - 1
+        here = [chosen_T[rows] for rows in self.rows]
+        return Linearised(
+            self.inputs_TX[chosen_T],
+            tuple(number[rows[hit]] for rows, hit in zip(self.rows, here, strict=True)),
+            tuple(slopes[hit] for slopes, hit in zip(self.slopes, here, strict=True)),
+            self.down_KIH,
+        )
+
+    def moved(self, change_KXG: torch.Tensor) -> torch.Tensor:
+        """J X: what (dW, db) [K, H + 1, 2I] move, [T, H]."""
+        out = self.inputs_TX.new_zeros(len(self.inputs_TX), self.down_KIH.shape[2])
+        for expert, (rows, slopes) in enumerate(zip(self.rows, self.slopes, strict=True)):
+            inner = (self.inputs_TX[rows] @ change_KXG[expert]) * slopes
+            out.index_add_(0, rows, (inner[:, 0::2] + inner[:, 1::2]) @ self.down_KIH[expert])
+        return out
+
+    def pulled(self, rest_TH: torch.Tensor) -> torch.Tensor:
+        """J' R, [K, H + 1, 2I]."""
+        out = []
+        for expert, (rows, slopes) in enumerate(zip(self.rows, self.slopes, strict=True)):
+            back = (rest_TH[rows] @ self.down_KIH[expert].T).repeat_interleave(2, 1) * slopes
+            out.append(self.inputs_TX[rows].T @ back)
+        return torch.stack(out)
+
+    def metric(self, expert: int) -> torch.Tensor:
+        """Mean over the 2I columns of this expert's blocks of J'J on the diagonal, [H + 1, H + 1].
+
+        A column's own block is sum_t x_t x_t' s_t^2 ||V_i||^2.
+        """
+        inputs = self.inputs_TX[self.rows[expert]]
+        weights = (self.slopes[expert].square() @ self._lengths(expert))[:, None]
+        return (inputs * weights).T @ inputs / self.slopes[expert].shape[1]
+
+    def columns(self, expert: int) -> torch.Tensor:
+        """Mean of diag(J'J) in each of the 2I columns of an expert, [2I]."""
+        inputs = self.inputs_TX[self.rows[expert]].square().mean(1)
+        return (inputs @ self.slopes[expert].square()) * self._lengths(expert)
+
+    def _lengths(self, expert: int) -> torch.Tensor:
+        """||V_i||^2 of the activation that each column of gate_up makes, [2I]."""
+        return self.down_KIH[expert].square().sum(1).repeat_interleave(2)
+
+
+def step(
+    layer: Linearised, target_TH: torch.Tensor, ridge: float, iterations: int
+) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+    """X [K, H + 1, 2I] near the least ||D - J X||^2 + ridge m ||X||^2, m = mean of diag(J'J).
+
+    Second: of each expert `metric` + ridge m I, in which its columns may be rounded. Conjugate
+    gradients start at 0 and are preconditioned by that metric times the columns' relative scale.
+    """
+    experts = range(len(layer.rows))
+    scales_KG = torch.stack([layer.columns(expert) for expert in experts])
+    penalty = ridge * float(scales_KG.mean())
+    if not penalty:  # nothing moves anything; any solution is as good as none
+        penalty = 1.0
+    metrics = tuple(regularised(layer.metric(expert), penalty) for expert in experts)
+    factors = [cholesky(metric) for metric in metrics]
+    relative_KG = (scales_KG + penalty) / (scales_KG.mean(1, keepdim=True) + penalty)
+
+    def near(right_KXG: torch.Tensor) -> torch.Tensor:
+        parts = zip(right_KXG, factors, strict=True)
+        solved = torch.stack([torch.cholesky_solve(right, factor) for right, factor in parts])
+        return solved / relative_KG[:, None]
+
+    x = torch.zeros_like(near(rest := layer.pulled(target_TH)))
+    towards = way = near(rest)
+    size = float((rest * towards).sum())
+    for _ in range(iterations):
+        if size <= 0:
+            break
+        applied = layer.pulled(layer.moved(way)) + penalty * way
+        length = size / float((way * applied).sum())
+        x += length * way
+        rest = rest - length * applied
+        towards = near(rest)
+        before, size = size, float((rest * towards).sum())
+        way = towards + (size / before) * way
+    return x, metrics

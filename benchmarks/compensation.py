@@ -2,7 +2,7 @@
 
     python benchmarks/compensation.py [SETTING=VALUE ...]
         [--keep-n 28 24 20 16] [--criteria reap eaft_reap]
-        [--levels none bias down_proj] [--roundings nearest feedback] [--unquantised]
+        [--levels none bias down_proj experts] [--roundings nearest feedback] [--unquantised]
         [--token-weights robust uniform] [--blocks 64] [--packs UNION] [--ridges auto]
         [--eval-blocks 32] [--home DIR]
 
@@ -93,7 +93,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--keep-n", nargs="*", type=int, default=[28, 24, 20, 16])
     parser.add_argument("--criteria", nargs="*", default=["reap", "eaft_reap"])
-    parser.add_argument("--levels", nargs="*", default=["none", "bias", "down_proj"])
+    parser.add_argument("--levels", nargs="*", default=["none", "bias", "down_proj", "experts"])
     parser.add_argument("--roundings", nargs="*", default=["nearest", "feedback"])
     parser.add_argument("--token-weights", nargs="*", default=["robust"])
     parser.add_argument("--unquantised", action="store_true")
@@ -111,7 +111,7 @@ def main() -> None:
         settings += ["model=local", f"model.path={copy}"]
     for criterion, keep_n in itertools.product(given.criteria, given.keep_n):
         for level in given.levels:
-            rounded = level == "down_proj" and not given.unquantised
+            rounded = level in ("down_proj", "experts") and not given.unquantised
             for rounding, tokens, blocks, pack, ridge in itertools.product(
                 given.roundings if rounded else ["nearest"],
                 ["robust"] if level == "none" else given.token_weights,

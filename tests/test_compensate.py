@@ -123,12 +123,13 @@ def test_layer_after_layer_is_numpys_least_squares_on_transformers_own_streams(
             )
 
 
+@pytest.mark.parametrize("level", ["down_proj", "experts"])
 @pytest.mark.parametrize("rounding", ["feedback", "nearest"])
 def test_the_residual_never_grows_and_runs_agree_to_the_bit(
-    engine: TransformersEngine, blocks: Blocks, rounding: str
+    engine: TransformersEngine, blocks: Blocks, rounding: str, level: Level
 ) -> None:
-    first = made(engine, blocks, "down_proj", MXFP4, rounding=rounding, ridge="auto")
-    again = made(engine, blocks, "down_proj", MXFP4, rounding=rounding, ridge="auto")
+    first = made(engine, blocks, level, MXFP4, rounding=rounding, ridge="auto")
+    again = made(engine, blocks, level, MXFP4, rounding=rounding, ridge="auto")
     assert first.data.tobytes() == again.data.tobytes()
     assert replace(first, data=again.data) == again
     assert all(0 < solved <= 1 for solved in first.solved)
@@ -144,14 +145,18 @@ def test_feedback_keeps_more_of_the_gain_than_plain_rounding(
     assert fed.solved[0] == plain.solved[0]  # the same problem
 
 
-def test_biases_alone_gain_less_than_weights_and_change_nothing_else(
+def test_each_level_gains_more_and_leaves_the_model_as_it_was(
     engine: TransformersEngine, blocks: Blocks
 ) -> None:
     before = {name: value.clone() for name, value in engine.model.state_dict().items()}
     bias = made(engine, blocks, "bias", MXFP4)
     whole = made(engine, blocks, "down_proj", FLOAT)
-    assert {part for _, part, _, _ in bias.tensors} == {"down_proj_bias"}
-    assert whole.solved[0] < bias.solved[0] < 1
+    both = made(engine, blocks, "experts", FLOAT)
+    assert {name for _, name, _, _ in bias.tensors} == {"down_proj_bias"}
+    names = {f"{stem}_proj{end}" for stem in ("down", "gate_up") for end in ("", "_bias")}
+    assert {name for _, name, _, _ in both.tensors} == names
+    assert both.solved[0] < whole.solved[0] < bias.solved[0] < 1
+    assert both.held_out[0] < whole.held_out[0]
     after = engine.model.state_dict()
     assert all(torch.equal(after[name], value) for name, value in before.items())
 
@@ -167,15 +172,16 @@ def tensors_of(path: Path) -> dict[str, tuple[str, bytes]]:
     return out
 
 
-def test_a_compensated_checkpoint_is_what_its_manifest_says(world: World) -> None:
+@pytest.mark.parametrize("level", ["down_proj", "experts"])
+def test_a_compensated_checkpoint_is_what_its_manifest_says(world: World, level: str) -> None:
     settings = ("compensation.num_blocks=24", "compensation.ridge=1")
     plain = world.run("task=prune", *settings).result
-    done = world.run("pruning.compensation=down_proj", *settings)
+    done = world.run(f"pruning.compensation={level}", *settings)
     result = done.result
     report = next(done.cwd.rglob("report.md")).read_text().replace("\\", "")
-    assert "with compensation=down_proj" in report
+    assert f"with compensation={level}" in report
     run = MlflowClient(tracking_uri=world.uri).get_run(result["mlflow_run_id"])
-    assert run.data.tags["checkpoint.pruned.compensation"] == "down_proj"
+    assert run.data.tags["checkpoint.pruned.compensation"] == level
     assert run.data.metrics["compensate/held_out"] > 0
     assert plain["plan"] == result["plan"]
     path, other = Path(result["checkpoint"]["path"]), Path(plain["checkpoint"]["path"])
@@ -186,13 +192,14 @@ def test_a_compensated_checkpoint_is_what_its_manifest_says(world: World) -> Non
     manifest = json.loads((path / "manifest.json").read_text())
     assert changed == set(manifest["changed_tensors"])
     stems = {name.split(".mlp.experts.")[1] for name in changed}
-    assert stems == {"down_proj_blocks", "down_proj_scales", "down_proj_bias"}
-    assert manifest["compensation"]["level"] == "down_proj"
+    projections = ["down_proj", "gate_up_proj"] if level == "experts" else ["down_proj"]
+    assert stems == {f"{p}_{end}" for p in projections for end in ("blocks", "scales", "bias")}
+    assert manifest["compensation"]["level"] == level
     assert "changed_tensors" in (path / "README.md").read_text()
     assert "changed_tensors" not in json.loads((other / "manifest.json").read_text())
     facts = world.run("task=verify", f"verify.path={path}", "verify.load=false").result["facts"]
     assert (facts["findings"], facts["changed_tensors"]) == ([], len(changed))
-    assert facts["compensation"] == "down_proj"
+    assert facts["compensation"] == level
     # its recipe makes the same bytes, all from the store
     again = world.run("task=prune", f"recipe={path / 'reap-recipe.yaml'}").result
     assert again["checkpoint"] == result["checkpoint"]
@@ -240,6 +247,16 @@ def test_a_layer_that_held_out_rows_do_not_gain_from_is_left_as_it_is(
     assert all((stored < 1) == helps for stored, helps in zip(done.stored, helped, strict=True))
 
 
+@pytest.mark.parametrize("level", ["down_proj", "experts"])
+def test_packed_experts_are_compensated_as_others_are(
+    checkpoint: Path, load: Callable[..., TransformersEngine], blocks: Blocks, level: Level
+) -> None:
+    dense, packed = load(checkpoint), load(checkpoint, memory_gb=1e-4)
+    one, other = (made(engine, blocks, level, MXFP4) for engine in (dense, packed))
+    assert one.data.tobytes() == other.data.tobytes()
+    assert one == replace(other, data=one.data)
+
+
 def exported(checkpoint: Path, target: Path, done: Compensation, layers: tuple[int, ...]) -> Path:
     """A checkpoint of the plan with the changes of some layers."""
     source = target.with_suffix(".bytes")
@@ -268,7 +285,9 @@ def layer_outputs(path: Path, blocks: Blocks, layer: int) -> torch.Tensor:
     return after[0][block, position - 1].double()
 
 
+@pytest.mark.parametrize("level", ["down_proj", "experts"])
 def test_transformers_finds_the_written_checkpoint_nearer_to_the_base(
+    level: Level,
     checkpoint: Path,
     tmp_path: Path,
     load: Callable[..., TransformersEngine],
@@ -276,7 +295,7 @@ def test_transformers_finds_the_written_checkpoint_nearer_to_the_base(
     make_blocks: Callable[..., Blocks],
 ) -> None:
     """On calibration tokens by what was reported; on tokens of other blocks as well."""
-    done = made(load(checkpoint), blocks, "down_proj", MXFP4)
+    done = made(load(checkpoint), blocks, level, MXFP4)
     paths = [
         checkpoint,
         exported(checkpoint, tmp_path / "first", done, (0,)),

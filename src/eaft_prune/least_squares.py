@@ -61,6 +61,11 @@ class Features:
         )
 
 
+def squares(rest_TH: torch.Tensor) -> float:
+    """||R||^2, summed in float64."""
+    return float(rest_TH.double().square().sum())
+
+
 def product(features: Features, x_UH: torch.Tensor) -> torch.Tensor:
     """F X, [T, H], in the type of X."""
     out = x_UH.new_zeros(features.tokens, x_UH.shape[1])

@@ -11,7 +11,7 @@ import torch
 
 from eaft_prune.engines import experts as moe
 from eaft_prune.engines.base import OnTokens
-from eaft_prune.engines.packed import PackedWeight
+from eaft_prune.engines.packed import Packed, PackedWeight
 from eaft_prune.engines.storage import decoded
 from eaft_prune.engines.transformers import TransformersEngine
 from eaft_prune.gauss_newton import Linearised
@@ -43,6 +43,10 @@ class Streams:
     arguments: list[dict[str, Any]]  # of each layer's call, besides the stream
     entered: list[torch.Tensor] = field(default_factory=list)  # pruned, before the layer done last
     asked: list[_Asked] = field(default_factory=list)  # of that layer's experts
+
+
+def _untold(tokens: int) -> None:
+    """Forwards beyond the two of every layer, which a progress bar does not count."""
 
 
 @torch.inference_mode()
@@ -88,7 +92,7 @@ def step(streams: Streams, layer: int, on_tokens: OnTokens) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def again(streams: Streams, layer: int, on_tokens: OnTokens) -> torch.Tensor:
+def again(streams: Streams, layer: int, on_tokens: OnTokens = _untold) -> torch.Tensor:
     """The pruned stream once more through the layer of the last `step`, as its weights are now."""
     streams.asked.clear()
     listening = _listening(_experts(streams, layer), streams.asked.append)
@@ -164,13 +168,17 @@ def projections(streams: Streams, layer: int, name: str) -> tuple[torch.Tensor, 
 
 @contextmanager
 def replaced(
-    streams: Streams, layer: int, name: str, stored: Mapping[str, torch.Tensor], bias: torch.Tensor
+    streams: Streams, layer: int, name: str, stored: Mapping[str, torch.Tensor]
 ) -> Iterator[None]:
-    """Inside, a projection of the kept experts is another, as `storage.encoded` stores it."""
+    """Inside, a projection of the kept experts and its bias are those of these tensors."""
     experts, kept = _experts(streams, layer), streams.plan.kept[layer]
     packed = isinstance(getattr(experts, name), PackedWeight)
-    weight = (stored["_blocks"], stored["_scales"]) if packed else decoded(stored)
-    with moe.replaced(experts, name, kept, weight, bias):
+    weight: torch.Tensor | Packed
+    if packed:
+        weight = stored[f"{name}_blocks"], stored[f"{name}_scales"]
+    else:
+        weight = decoded(stored, name)
+    with moe.replaced(experts, name, kept, weight, stored[f"{name}_bias"]):
         yield
 
 

@@ -21,22 +21,22 @@ class Storage:
     bias: str
 
 
-def encoded(weight_KIO: torch.Tensor, dtype: str) -> dict[str, torch.Tensor]:
-    """A projection [K, in, out] by the endings of its tensors' names.
+def encoded(name: str, weight_KIO: torch.Tensor, storage: Storage) -> dict[str, torch.Tensor]:
+    """The tensors of a projection [K, in, out], by name.
 
     MXFP4 transposes it and groups it along `in`.
     """
-    if dtype != "MXFP4":
-        return {"": weight_KIO.to(FLOATS[dtype])}
+    if storage.weight != "MXFP4":
+        return {name: weight_KIO.to(FLOATS[storage.weight])}
     blocks, scales = mxfp4.quantize(weight_KIO.transpose(1, 2))
-    return {"_blocks": blocks, "_scales": scales}
+    return {f"{name}_blocks": blocks, f"{name}_scales": scales}
 
 
-def decoded(stored: Mapping[str, torch.Tensor]) -> torch.Tensor:
+def decoded(stored: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:
     """[K, in, out] float32 of what `encoded` made."""
-    if "" in stored:
-        return stored[""].float()
-    blocks, scales = stored["_blocks"], stored["_scales"]
+    if name in stored:
+        return stored[name].float()
+    blocks, scales = stored[f"{name}_blocks"], stored[f"{name}_scales"]
     shape = (*scales.shape[:-1], scales.shape[-1] * mxfp4.GROUP)
     out = torch.empty(shape, device=scales.device)
     return dequantize(blocks, scales, out).transpose(1, 2)

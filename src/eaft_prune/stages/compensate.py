@@ -10,8 +10,8 @@ Rows held out of the fit choose the ridge; a layer whose changes do not help the
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,7 +25,6 @@ from eaft_prune.engines.activations import Streams
 from eaft_prune.engines.base import OnTokens
 from eaft_prune.engines.storage import FLOATS, Storage, decoded, encoded
 from eaft_prune.engines.transformers import TransformersEngine
-from eaft_prune.gauss_newton import step
 from eaft_prune.least_squares import (
     Features,
     gauss_seidel,
@@ -33,13 +32,13 @@ from eaft_prune.least_squares import (
     product,
     regularised,
     solve,
+    squares,
 )
+from eaft_prune.stages.gate_up import gate_up
 from eaft_prune.types import Blocks, KeepPlan, UserError
 
 RIDGES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # of ridge=auto
 _HELD_OUT = 0.2  # of the calibration rows
-_STEPS = (1.0, 0.5, 0.25)  # of a Gauss-Newton step, tried on held-out rows
-_STEP_RIDGE = 0.03  # of it, with ridge=auto
 
 Level = Literal["bias", "down_proj", "experts"]
 
@@ -83,9 +82,17 @@ class _Choice:
     held_out: float
     by_half: float
 
-    def times(self, share: float) -> _Choice:
-        """With residuals relative to what there was before `share` was left."""
-        return _Choice(self.ridge, self.held_out * share, self.by_half * share)
+
+@dataclass(frozen=True)
+class _Layer:
+    """Changed tensors by their names within the experts, and the layer's part of a Compensation."""
+
+    parts: dict[str, torch.Tensor]
+    ridge: float
+    solved: float
+    stored: float
+    held_out: float
+    by_half: float
 
 
 @torch.inference_mode()
@@ -105,57 +112,71 @@ def compensate(
     """
     split = _split(blocks, settings.seed, engine.device)
     streams = activations.start(engine, plan, blocks)
-    data: list[NDArray[np.uint8]] = []
-    tensors: list[tuple[int, str, tuple[int, ...], int]] = []
-    choices, solved, stored = [], [], []
-    for layer in range(len(plan.kept)):
-        target_TH = activations.step(streams, layer, on_tokens)
-        roots_T = _roots(target_TH, settings)
-        target_TH.mul_(roots_T[:, None])
-        before, held_before = _squares(target_TH), _squares(target_TH[split.held_T])
-        parts: dict[str, torch.Tensor] = {}
-        with ExitStack() as changed:
-            if level == "experts":
-                parts = _gate_up(streams, layer, target_TH, roots_T, split, settings, storage)
-                if parts:
-                    changed.enter_context(_with_gate_up(streams, layer, parts))
-                target_TH = activations.again(streams, layer, _untold).mul_(roots_T[:, None])
-            now, held_now = _squares(target_TH), _squares(target_TH[split.held_T])
-            features = activations.features(streams, layer, inner=level != "bias")
-            features.scale_(roots_T)
-            choice = _choice(features, target_TH, split, settings)
-            weight, bias = activations.projections(streams, layer, "down_proj")
-            base_UH = bias if level == "bias" else torch.cat([weight.flatten(0, 1), bias])
-            x_UH, rounded_UH = _fit(features, target_TH, base_UH, choice.ridge, settings, storage)
-            after = _rest(features, target_TH, rounded_UH - base_UH)
-            helps = choice.held_out < 1 and after < now
-            choices.append(choice.times(_share(held_now, held_before)))
-            solved.append(_share(_rest(features, target_TH, x_UH) if helps else now, before))
-            stored.append(_share(after if helps else now, before))
-            if helps:
-                new_weight, new_bias = weight, rounded_UH[-len(bias) :]
-                if level != "bias":
-                    new_weight = rounded_UH[: -len(bias)].view(weight.shape)
-                    parts |= _named("down_proj", encoded(new_weight, storage.weight))
-                parts["down_proj_bias"] = new_bias.to(FLOATS[storage.bias])
-                activations.correct(streams, layer, new_weight - weight, new_bias - bias)
-        for name, tensor in parts.items():
-            tensors.append((layer, name, tuple(tensor.shape), tensor.nbytes))
-            data.append(tensor.contiguous().cpu().reshape(-1).view(torch.uint8).numpy())
+    layers = [
+        _layer(streams, layer, level, split, settings, storage, on_tokens)
+        for layer in range(len(plan.kept))
+    ]
+    parts = [(i, name, part) for i, done in enumerate(layers) for name, part in done.parts.items()]
+    data = [part.contiguous().cpu().reshape(-1).view(torch.uint8).numpy() for *_, part in parts]
     return Compensation(
         np.concatenate([np.empty(0, np.uint8), *data]),
-        tuple(tensors),
-        tuple(choice.ridge for choice in choices),
-        tuple(solved),
-        tuple(stored),
-        tuple(choice.held_out for choice in choices),
-        tuple(choice.by_half for choice in choices),
+        tuple((i, name, tuple(part.shape), part.nbytes) for i, name, part in parts),
+        tuple(done.ridge for done in layers),
+        tuple(done.solved for done in layers),
+        tuple(done.stored for done in layers),
+        tuple(done.held_out for done in layers),
+        tuple(done.by_half for done in layers),
         blocks.scored_tokens,
     )
 
 
-def _untold(tokens: int) -> None:
-    """Forwards that the progress bar does not count."""
+def _layer(
+    streams: Streams,
+    layer: int,
+    level: Level,
+    split: _Split,
+    settings: CompensationSettings,
+    storage: Storage,
+    on_tokens: OnTokens,
+) -> _Layer:
+    """Both streams through one layer, and what its experts become; the pruned one has it."""
+    target_TH = activations.step(streams, layer, on_tokens)
+    roots_T = _roots(target_TH, settings)
+    target_TH.mul_(roots_T[:, None])
+    before, held_before = squares(target_TH), squares(target_TH[split.held_T])
+    parts: dict[str, torch.Tensor] = {}
+    with ExitStack() as changed:
+        if level == "experts":
+            parts = gate_up(streams, layer, target_TH, roots_T, split.held_T, settings, storage)
+            if parts:
+                changed.enter_context(activations.replaced(streams, layer, "gate_up_proj", parts))
+            target_TH = activations.again(streams, layer).mul_(roots_T[:, None])
+        now, held_now = squares(target_TH), squares(target_TH[split.held_T])
+        features = activations.features(streams, layer, inner=level != "bias")
+        features.scale_(roots_T)
+        choice = _choice(features, target_TH, split, settings)
+        weight, bias = activations.projections(streams, layer, "down_proj")
+        base_UH = bias if level == "bias" else torch.cat([weight.flatten(0, 1), bias])
+        x_UH, rounded_UH = _fit(features, target_TH, base_UH, choice.ridge, settings, storage)
+        after = _rest(features, target_TH, rounded_UH - base_UH)
+        solved = _rest(features, target_TH, x_UH)
+        if choice.held_out < 1 and after < now:
+            new_weight, new_bias = weight, rounded_UH[-len(bias) :]
+            if level != "bias":
+                new_weight = rounded_UH[: -len(bias)].view(weight.shape)
+                parts |= encoded("down_proj", new_weight, storage)
+            parts["down_proj_bias"] = new_bias.to(FLOATS[storage.bias])
+            activations.correct(streams, layer, new_weight - weight, new_bias - bias)
+        else:
+            solved = after = now
+    return _Layer(
+        parts,
+        choice.ridge,
+        _share(solved, before),
+        _share(after, before),
+        choice.held_out * _share(held_now, held_before),
+        choice.by_half * _share(held_now, held_before),
+    )
 
 
 def _roots(target_TH: torch.Tensor, settings: CompensationSettings) -> torch.Tensor:
@@ -239,59 +260,6 @@ class _Solver:
         return out
 
 
-def _gate_up(
-    streams: Streams,
-    layer: int,
-    target_TH: torch.Tensor,
-    roots_T: torch.Tensor,
-    split: _Split,
-    settings: CompensationSettings,
-    storage: Storage,
-) -> dict[str, torch.Tensor]:
-    """gate_up projections and biases as they will be stored; none if held-out rows lose by them.
-
-    One Gauss-Newton step on the other rows; of it the part that leaves held-out rows least, once
-    rounded. Leaves the streams behind the layer of the last one tried.
-    """
-    linear = activations.linearised(streams, layer)
-    linear.scale_(roots_T)
-    ridge = _STEP_RIDGE if settings.ridge == "auto" else settings.ridge
-    fitted_T = ~split.held_T
-    fitted = linear.of(fitted_T)
-    x_KXG, metrics = step(fitted, target_TH[fitted_T], ridge, settings.iterations)
-    weight, bias = activations.projections(streams, layer, "gate_up_proj")
-    base_KXG = torch.cat([weight, bias[:, None]], 1)
-    least, best = _squares(target_TH[split.held_T]), dict[str, torch.Tensor]()
-    for size in _STEPS:
-        wanted_KXG = base_KXG + size * x_KXG
-        if storage.weight == "MXFP4" and settings.rounding == "feedback":
-            wanted_KXG = torch.stack(
-                [
-                    mxfp4.with_feedback(wanted, metric, weight.shape[1])
-                    for wanted, metric in zip(wanted_KXG, metrics, strict=True)
-                ]
-            )
-        parts = _named("gate_up_proj", encoded(wanted_KXG[:, :-1], storage.weight))
-        parts["gate_up_proj_bias"] = wanted_KXG[:, -1].to(FLOATS[storage.bias])
-        with _with_gate_up(streams, layer, parts):
-            rest_TH = activations.again(streams, layer, _untold).mul_(roots_T[:, None])
-        if (rest := _squares(rest_TH[split.held_T])) < least:
-            least, best = rest, parts
-    return best
-
-
-def _with_gate_up(
-    streams: Streams, layer: int, parts: Mapping[str, torch.Tensor]
-) -> AbstractContextManager[None]:
-    stored = {name.removeprefix("gate_up_proj"): tensor for name, tensor in parts.items()}
-    bias = stored.pop("_bias").float()
-    return activations.replaced(streams, layer, "gate_up_proj", stored, bias)
-
-
-def _named(projection: str, stored: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {f"{projection}{ending}": tensor for ending, tensor in stored.items()}
-
-
 def _fit(
     features: Features,
     target_TH: torch.Tensor,
@@ -315,13 +283,8 @@ def _fit(
     rounded_UH[weights:] = wanted_UH[weights:].to(FLOATS[storage.bias]).float()
     if weights:
         per_expert = wanted_UH[:weights].view(groups, -1, wanted_UH.shape[1])
-        rounded_UH[:weights] = decoded(encoded(per_expert, storage.weight)).flatten(0, 1)
+        rounded_UH[:weights] = decoded(encoded("", per_expert, storage), "").flatten(0, 1)
     return x_UH, rounded_UH
-
-
-def _squares(rest_TH: torch.Tensor) -> float:
-    """Summed in float64."""
-    return float(rest_TH.double().square().sum())
 
 
 def _share(part: float, whole: float) -> float:
@@ -330,4 +293,4 @@ def _share(part: float, whole: float) -> float:
 
 def _rest(features: Features, target_TH: torch.Tensor, x_UH: torch.Tensor) -> float:
     """||D - F X||^2, summed in float64."""
-    return _squares(target_TH.double() - product(features, x_UH.double()))
+    return squares(target_TH.double() - product(features, x_UH.double()))

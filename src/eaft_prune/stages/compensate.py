@@ -25,6 +25,7 @@ from eaft_prune.engines.activations import Streams
 from eaft_prune.engines.base import OnTokens
 from eaft_prune.engines.storage import FLOATS, Storage, decoded, encoded
 from eaft_prune.engines.transformers import TransformersEngine
+from eaft_prune.gate_up import gate_up
 from eaft_prune.least_squares import (
     Features,
     gauss_seidel,
@@ -34,7 +35,6 @@ from eaft_prune.least_squares import (
     solve,
     squares,
 )
-from eaft_prune.stages.gate_up import gate_up
 from eaft_prune.types import Blocks, KeepPlan, UserError
 
 RIDGES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # of ridge=auto

@@ -113,6 +113,14 @@ def test_rows_that_stay_exact_end_where_they_serve_best(
     torch.testing.assert_close(slope, torch.zeros_like(slope), rtol=0, atol=1e-6)
 
 
+def test_several_problems_are_solved_in_step(problem: tuple[torch.Tensor, torch.Tensor]) -> None:
+    weights, metric = problem
+    several = [(weights, metric), (weights.flip(0), metric), (weights, metric + 2 * metric.diag())]
+    stacks = (torch.stack(part) for part in zip(*several, strict=True))
+    for one, alone in zip(with_feedback(*stacks, 64), several, strict=True):
+        torch.testing.assert_close(one, with_feedback(*alone, 64))
+
+
 def test_features_that_are_not_correlated_get_plain_rounding() -> None:
     weights = torch.from_numpy(np.random.default_rng(3).normal(0, 1, (32, 5)))
     fed = with_feedback(weights, torch.eye(32, dtype=torch.float64) * 3, 32)

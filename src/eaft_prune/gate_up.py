@@ -34,16 +34,14 @@ def gate_up(
     linear.scale_(roots_T)
     ridge = _RIDGE if settings.ridge == "auto" else settings.ridge
     fitted = linear.of(~held_T)
-    x_KXG, metrics = step(fitted, target_TH[~held_T], ridge, settings.iterations)
+    x_KXG, metric_KXX = step(fitted, target_TH[~held_T], ridge, settings.iterations)
     weight, bias = activations.projections(streams, layer, "gate_up_proj")
     base_KXG = torch.cat([weight, bias[:, None]], 1)
     least, best = squares(target_TH[held_T]), dict[str, torch.Tensor]()
     for size in _STEPS:
         wanted_KXG = base_KXG + size * x_KXG
         if storage.weight == "MXFP4" and settings.rounding == "feedback":
-            pairs = zip(wanted_KXG, metrics, strict=True)
-            rounded = [mxfp4.with_feedback(*pair, weight.shape[1]) for pair in pairs]
-            wanted_KXG = torch.stack(rounded)
+            wanted_KXG = mxfp4.with_feedback(wanted_KXG, metric_KXX, weight.shape[1])
         parts = encoded("gate_up_proj", wanted_KXG[:, :-1], storage)
         parts["gate_up_proj_bias"] = wanted_KXG[:, -1].to(FLOATS[storage.bias])
         with activations.replaced(streams, layer, "gate_up_proj", parts):

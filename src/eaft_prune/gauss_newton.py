@@ -56,48 +56,43 @@ class Linearised:
             out.append(self.inputs_TX[rows].T @ back)
         return torch.stack(out)
 
-    def metric(self, expert: int) -> torch.Tensor:
-        """Mean over the 2I columns of this expert's blocks of J'J on the diagonal, [H + 1, H + 1].
+    def squares(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of J'J and each expert the mean of its columns' blocks, and each block's mean diagonal.
 
-        A column's own block is sum_t x_t x_t' s_t^2 ||V_i||^2.
+        [K, H + 1, H + 1] and [K, 2I]. The block of column c, of activation i, is
+        sum_t x_t x_t' s_tc^2 ||V_i||^2.
         """
-        inputs = self.inputs_TX[self.rows[expert]]
-        weights = (self.slopes[expert].square() @ self._lengths(expert))[:, None]
-        return (inputs * weights).T @ inputs / self.slopes[expert].shape[1]
-
-    def columns(self, expert: int) -> torch.Tensor:
-        """Mean of diag(J'J) in each of the 2I columns of an expert, [2I]."""
-        inputs = self.inputs_TX[self.rows[expert]].square().mean(1)
-        return (inputs @ self.slopes[expert].square()) * self._lengths(expert)
-
-    def _lengths(self, expert: int) -> torch.Tensor:
-        """||V_i||^2 of the activation that each column of gate_up makes, [2I]."""
-        return self.down_KIH[expert].square().sum(1).repeat_interleave(2)
+        lengths_KG = self.down_KIH.square().sum(2).repeat_interleave(2, 1)
+        blocks, diagonals = [], []
+        for rows, slopes, lengths_G in zip(self.rows, self.slopes, lengths_KG, strict=True):
+            inputs, steep = self.inputs_TX[rows], slopes.square()
+            blocks.append((inputs * (steep @ lengths_G)[:, None]).T @ inputs / len(lengths_G))
+            diagonals.append((inputs.square().mean(1) @ steep) * lengths_G)
+        return torch.stack(blocks), torch.stack(diagonals)
 
 
 def step(
     layer: Linearised, target_TH: torch.Tensor, ridge: float, iterations: int
-) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+) -> tuple[torch.Tensor, torch.Tensor]:
     """X [K, H + 1, 2I] near the least ||D - J X||^2 + ridge m ||X||^2, m = mean of diag(J'J).
 
-    Second: of each expert `metric` + ridge m I, in which its columns may be rounded. Conjugate
-    gradients start at 0 and are preconditioned by that metric times the columns' relative scale.
+    Second: of each expert the mean block of its columns + ridge m I, in whose metric its columns
+    may be rounded. Conjugate gradients start at 0 and are preconditioned by that metric times the
+    columns' relative scale.
     """
-    experts = range(len(layer.rows))
-    scales_KG = torch.stack([layer.columns(expert) for expert in experts])
+    blocks_KXX, scales_KG = layer.squares()
     penalty = ridge * float(scales_KG.mean())
     if not penalty:  # nothing moves anything; any solution is as good as none
         penalty = 1.0
-    metrics = tuple(regularised(layer.metric(expert), penalty) for expert in experts)
-    factors = [cholesky(metric) for metric in metrics]
+    metric_KXX = regularised(blocks_KXX, penalty)
+    factor_KXX = cholesky(metric_KXX)
     relative_KG = (scales_KG + penalty) / (scales_KG.mean(1, keepdim=True) + penalty)
 
     def near(right_KXG: torch.Tensor) -> torch.Tensor:
-        parts = zip(right_KXG, factors, strict=True)
-        solved = torch.stack([torch.cholesky_solve(right, factor) for right, factor in parts])
-        return solved / relative_KG[:, None]
+        return torch.cholesky_solve(right_KXG, factor_KXX) / relative_KG[:, None]
 
-    x = torch.zeros_like(near(rest := layer.pulled(target_TH)))
+    rest = layer.pulled(target_TH)
+    x = torch.zeros_like(rest)
     towards = way = near(rest)
     size = float((rest * towards).sum())
     for _ in range(iterations):
@@ -110,4 +105,4 @@ def step(
         towards = near(rest)
         before, size = size, float((rest * towards).sum())
         way = towards + (size / before) * way
-    return x, metrics
+    return x, metric_KXX

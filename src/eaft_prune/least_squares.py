@@ -97,9 +97,9 @@ def gram(
 
 
 def regularised(squares_UU: torch.Tensor, penalty: float) -> torch.Tensor:
-    """F'F + penalty I; the identity where both are zero."""
+    """F'F + penalty I; the identity where both are zero. Of one matrix, or of a stack."""
     out = squares_UU.clone()
-    out.diagonal().add_(penalty if penalty or bool(squares_UU.any()) else 1.0)
+    out.diagonal(dim1=-2, dim2=-1).add_(penalty if penalty or bool(squares_UU.any()) else 1.0)
     return out
 
 
@@ -109,9 +109,9 @@ def solve(squares_UU: torch.Tensor, right_UH: torch.Tensor, penalty: float) -> t
 
 
 def cholesky(matrix_UU: torch.Tensor) -> torch.Tensor:
-    """Its lower factor; raises UserError where rounding makes the matrix indefinite."""
+    """Its lower factor; raises UserError where rounding makes a matrix, of a stack, indefinite."""
     factor, info = torch.linalg.cholesky_ex(matrix_UU)
-    if int(info):
+    if bool(info.any()):
         raise UserError(
             "compensation.ridge is too small for the features' correlations at "
             f"{str(matrix_UU.dtype).removeprefix('torch.')}: raise it, or use auto"

@@ -39,6 +39,8 @@ def nearest(grouped: torch.Tensor, exponents: torch.Tensor) -> torch.Tensor:
 def with_feedback(weights_UH: torch.Tensor, metric_UU: torch.Tensor, rounded: int) -> torch.Tensor:
     """Weights whose first `rounded` rows MXFP4 can hold, near in tr((W - Q)' metric (W - Q)).
 
+    [.., U, H] and [.., U, U]: one problem, or several in step.
+
     Row after row is rounded and its error made good by the rows after it as far as they can (GPTQ,
     Frantar et al. 2022, arXiv:2210.17323); 32 rows share a scale per column, chosen when the first
     of them is reached. Rows from `rounded` on stay as exact as they come.
@@ -47,15 +49,16 @@ def with_feedback(weights_UH: torch.Tensor, metric_UU: torch.Tensor, rounded: in
     out = weights_UH.clone()
     for first in range(0, rounded, GROUP):
         group = slice(first, first + GROUP)
-        exponents = _exponents(out[group].T)
-        errors = torch.empty_like(out[group])
+        exponents = _exponents(out[..., group, :].mT)
+        errors = torch.empty_like(out[..., group, :])
         for row in range(first, first + GROUP):
-            value = nearest(out[row], exponents)
-            errors[row - first] = (out[row] - value) / spread[row, row]
-            out[row] = value
+            value = nearest(out[..., row, :], exponents)
+            error = (out[..., row, :] - value) / spread[..., row, row, None]
+            out[..., row, :] = value
             later = slice(row + 1, first + GROUP)
-            out[later] -= torch.outer(spread[row, later], errors[row - first])
-        out[first + GROUP :] -= spread[group, first + GROUP :].T @ errors
+            out[..., later, :] -= spread[..., row, later, None] * error[..., None, :]
+            errors[..., row - first, :] = error
+        out[..., first + GROUP :, :] -= spread[..., group, first + GROUP :].mT @ errors
     return out
 
 

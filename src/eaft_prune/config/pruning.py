@@ -106,7 +106,7 @@ class CompensationSettings(Settings):
     seed: NonNegative = 0  # which rows, and which of them are held out
     token_weights: Literal["robust", "uniform"] = "robust"
     ridge: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"  # auto: on held-out rows
-    iterations: Positive = 50  # of conjugate gradients, for gate_up_proj (compensation=experts)
+    iterations: Positive = 20  # of conjugate gradients, for gate_up_proj (compensation=experts)
     rounding: Literal["feedback", "nearest"] = "feedback"  # to MXFP4
     exact_unknowns: Positive = 16384  # a layer; above, block Gauss-Seidel expert by expert
 

@@ -192,7 +192,7 @@ def main() -> None:
     print(f"none  {lost()}", flush=True)
     names = [name for group in asked.groups for name in GROUPS[group]]
     split = _split(calibration, 0, engine.device)
-    streams = activations.start(engine, plan, calibration)
+    streams = activations.start(engine, plan, plan, calibration)
     for number, layer in enumerate(engine.model.base_model.layers):
         entered = list(streams.pruned)
         target_TH = activations.step(streams, number, lambda _: None)

@@ -36,7 +36,7 @@ def made(
     engine: TransformersEngine, blocks: Blocks, level: Level, storage: Storage, **settings: Any
 ) -> Compensation:
     given = CompensationSettings(**{"ridge": RIDGE, **settings})
-    return compensate(engine, PLAN, blocks, level, given, storage, lambda tokens: None)
+    return compensate(engine, PLAN, PLAN, blocks, level, given, storage, lambda tokens: None)
 
 
 def tensor(done: Compensation, layer: int, part: str, dtype: str) -> np.ndarray:
@@ -206,12 +206,38 @@ def test_a_compensated_checkpoint_is_what_its_manifest_says(world: World, level:
     assert all(stage["cached"] for stage in again["stages"])
 
 
+def test_layers_of_unequal_size_are_filled_up_with_experts_as_they_were(world: World) -> None:
+    ragged = ("pruning.selection=effective_number", "pruning.min_keep_n=2", "pruning.keep_n=4")
+    settings = (*ragged, "pruning.keep_multiple=1", "pruning.core_pos_top_m=0")
+    settings += ("export.pad_ragged=true", "compensation.num_blocks=24")
+    plain = world.run("task=prune", *settings).result
+    done = world.run("task=prune", "pruning.compensation=experts", *settings).result
+    path, other = (Path(run["checkpoint"]["path"]) for run in (done, plain))
+    manifest = json.loads((path / "manifest.json").read_text())
+    kept = manifest["plan"]["kept"]
+    assert len({len(ids) for ids in kept}) > 1
+    ours, theirs = tensors_of(path), tensors_of(other)
+    changed = {name for name in ours if ours[name] != theirs[name]}
+    assert changed == set(manifest["changed_tensors"]) != set()
+    models = tiny.eager_model(path), tiny.eager_model(other)
+    for layer, (ids, padding) in enumerate(zip(kept, manifest["padding"], strict=True)):
+        layout = sorted([*ids, *padding])
+        ours_experts, theirs_experts = (m.model.layers[layer].mlp.experts for m in models)
+        for name, value in ours_experts.named_parameters():
+            same = (value == dict(theirs_experts.named_parameters())[name]).flatten(1).all(1)
+            assert same[[layout.index(expert) for expert in padding]].all()
+            assert not same[[layout.index(expert) for expert in ids]].all()
+    facts = world.run("task=verify", f"verify.path={path}", "verify.load=false").result["facts"]
+    assert (facts["findings"], facts["changed_tensors"]) == ([], len(changed))
+
+
 def test_where_nothing_is_dropped_nothing_is_changed(
     world: World, engine: TransformersEngine, blocks: Blocks
 ) -> None:
     whole = KeepPlan((tuple(range(8)),) * 2, 8)
     settings = CompensationSettings(ridge=RIDGE)
-    done = compensate(engine, whole, blocks, "down_proj", settings, MXFP4, lambda tokens: None)
+    told = (engine, whole, whole, blocks, "down_proj", settings, MXFP4)
+    done = compensate(*told, lambda tokens: None)
     assert (done.tensors, done.data.size) == ((), 0)
     result = world.run("task=prune", "pruning.compensation=down_proj", "pruning.keep_n=8").result
     path = Path(result["checkpoint"]["path"])
@@ -225,7 +251,6 @@ def test_where_nothing_is_dropped_nothing_is_changed(
         ("eval.candidates=[masked]", "eval.candidates=[pruned]"),
         ("task=search", "task=search scores plans masked"),
         ("task=noop", "has no effect with task=noop"),
-        ("pruning.selection=coverage", "pruning.selection=uniform"),
         ("engine.experts=kernels", "engine.experts=auto"),
     ],
 )

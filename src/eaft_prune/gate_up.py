@@ -30,10 +30,9 @@ def gate_up(
     leaves held-out rows least. `target_TH` is weighted by the roots. Leaves the pruned stream
     behind the layer as the last part tried made it.
     """
-    linear = activations.linearised(streams, layer)
-    linear.scale_(roots_T)
+    fitted = activations.linearised(streams, layer).of(~held_T)
+    fitted.scale_(roots_T[~held_T])
     ridge = _RIDGE if settings.ridge == "auto" else settings.ridge
-    fitted = linear.of(~held_T)
     x_KXG, metric_KXX = step(fitted, target_TH[~held_T], ridge, settings.iterations)
     weight, bias = activations.projections(streams, layer, "gate_up_proj")
     base_KXG = torch.cat([weight, bias[:, None]], 1)

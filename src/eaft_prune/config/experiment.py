@@ -207,11 +207,6 @@ class Experiment(Settings):
                 f"compensation.pack names {self.compensation.pack!r}; "
                 f"{allowed(self.compensation.pack, known)}"
             )
-        if self.pruning.selection != "uniform":
-            raise ValueError(
-                f"{asked} needs as many experts in every layer: use pruning.selection=uniform, not "
-                f"{self.pruning.selection!r}"
-            )
         if self.engine.experts == "kernels":
             raise ValueError(
                 f"{asked} needs the experts' activations, which engine.experts = 'kernels' does "

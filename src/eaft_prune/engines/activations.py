@@ -37,6 +37,7 @@ class Streams:
 
     engine: TransformersEngine
     plan: KeepPlan
+    layout: KeepPlan  # the plan, or with experts that no token reaches beside those it keeps
     predictors: list[torch.Tensor]  # of each batch: flat positions that predict a scored token
     unpruned: list[torch.Tensor]  # of each batch [b, S, H]
     pruned: list[torch.Tensor]
@@ -50,7 +51,7 @@ def _untold(tokens: int) -> None:
 
 
 @torch.inference_mode()
-def start(engine: TransformersEngine, plan: KeepPlan, blocks: Blocks) -> Streams:
+def start(engine: TransformersEngine, plan: KeepPlan, layout: KeepPlan, blocks: Blocks) -> Streams:
     """Both streams as they enter the first layer: the embeddings.
 
     Raises UserError where layers lie on several devices: streams would have to follow them.
@@ -77,7 +78,7 @@ def start(engine: TransformersEngine, plan: KeepPlan, blocks: Blocks) -> Streams
     batches = list(engine.batches(blocks))
     entered = [embed(ids) for ids, _, _ in batches]
     predictors = [rows for _, rows, _ in batches]
-    return Streams(engine, plan, predictors, entered, list(entered), arguments)
+    return Streams(engine, plan, layout, predictors, entered, list(entered), arguments)
 
 
 @torch.inference_mode()
@@ -110,7 +111,7 @@ def again(streams: Streams, layer: int, on_tokens: OnTokens = _untold) -> torch.
 
 @torch.inference_mode()
 def features(streams: Streams, layer: int, inner: bool) -> Features:
-    """Per kept expert j the rows g_j (h_j, 1) of predictors routed to it; without h_j: g_j alone.
+    """Per expert j of the layout the rows g_j (h_j, 1) of predictors routed to it; or g_j alone.
 
     h_j is the expert's activation between its two projections, g_j its gate; the layer is the one
     of the last `step`. What is added to down_proj and its bias is linear in these.
@@ -118,7 +119,7 @@ def features(streams: Streams, layer: int, inner: bool) -> Features:
     experts = _experts(streams, layer)
     asked = _at_predictors(streams)
     rows_of, values_of = [], []
-    for expert in streams.plan.kept[layer]:
+    for expert in streams.layout.kept[layer]:
         rows, gates = _routed(asked, expert)
         values = gates[:, None].float()
         if inner:
@@ -135,7 +136,7 @@ def correct(streams: Streams, layer: int, weight_KIH: torch.Tensor, bias_KH: tor
     experts = _experts(streams, layer)
     for number, asked in enumerate(streams.asked):
         change = torch.zeros_like(asked.hidden, dtype=torch.float32)
-        for place, expert in enumerate(streams.plan.kept[layer]):
+        for place, expert in enumerate(streams.layout.kept[layer]):
             rows, gates = _routed(asked, expert)
             h = _inner(experts, expert, asked.hidden[rows]).float()
             change[rows] += gates[:, None].float() * (h @ weight_KIH[place] + bias_KH[place])
@@ -145,10 +146,10 @@ def correct(streams: Streams, layer: int, weight_KIH: torch.Tensor, bias_KH: tor
 
 @torch.inference_mode()
 def linearised(streams: Streams, layer: int) -> Linearised:
-    """How the kept experts' outputs at predictors move with their gate_up projections."""
+    """How the layout's experts' outputs at predictors move with their gate_up projections."""
     experts, asked = _experts(streams, layer), _at_predictors(streams)
     rows_of, slopes_of = [], []
-    for expert in streams.plan.kept[layer]:
+    for expert in streams.layout.kept[layer]:
         rows, gates = _routed(asked, expert)
         inner = _gate_up(experts, expert, asked.hidden[rows])
         rows_of.append(rows)
@@ -160,8 +161,8 @@ def linearised(streams: Streams, layer: int) -> Linearised:
 
 
 def projections(streams: Streams, layer: int, name: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """A projection [keep_n, in, out] and its bias of the kept experts, float32 copies."""
-    experts, kept = _experts(streams, layer), streams.plan.kept[layer]
+    """A projection [K, in, out] and its bias of the layout's K experts, float32 copies."""
+    experts, kept = _experts(streams, layer), streams.layout.kept[layer]
     weights = [moe.weight(experts, name, expert).float().clone() for expert in kept]
     return torch.stack(weights), getattr(experts, f"{name}_bias")[list(kept)].detach().float()
 
@@ -170,8 +171,8 @@ def projections(streams: Streams, layer: int, name: str) -> tuple[torch.Tensor, 
 def replaced(
     streams: Streams, layer: int, name: str, stored: Mapping[str, torch.Tensor]
 ) -> Iterator[None]:
-    """Inside, a projection of the kept experts and its bias are those of these tensors."""
-    experts, kept = _experts(streams, layer), streams.plan.kept[layer]
+    """Inside, a projection of the layout's experts and its bias are those of these tensors."""
+    experts, kept = _experts(streams, layer), streams.layout.kept[layer]
     packed = isinstance(getattr(experts, name), PackedWeight)
     weight: torch.Tensor | Packed
     if packed:

@@ -65,8 +65,8 @@ def export(
     `extra_files` (name -> text) say how it was made: the manifest lists their hashes, the digest
     leaves them out. With pad_ragged the layers of a ragged plan are filled up to the largest with
     dropped experts whose router bias is -inf. `changed` says where the bytes of tensors lie that
-    are not the source's: those of the kept experts, whole. A finished export with the same key is
-    used again. Raises UserError where `target` holds anything else, the plan is ragged otherwise,
+    are not the source's: of all experts written. A finished export with the same key is used again.
+    Raises UserError where `target` holds anything else, the plan is ragged otherwise,
     or the disk is full; the source is only read.
     """
     layout = padded(plan) if pad_ragged else plan
@@ -80,7 +80,6 @@ def export(
     if target.resolve() == source.path.resolve():
         raise UserError(f"export.path = {target} is the base checkpoint itself")
     started = time.perf_counter()
-    assert layout == plan or not changed, "changed tensors hold the plan's experts alone"
     source = renumbered(family, source, layout)
     slices = {**slices_of(family, source, layout), **dict.fromkeys(changed)}
     source = replace(source, tensors={**source.tensors, **changed})
@@ -257,7 +256,7 @@ def _card(plan: KeepPlan, layout: KeepPlan, provenance: Mapping[str, Any]) -> st
     base, changed, padding = provenance["base"], "", ""
     if "changed_tensors" in provenance:
         changed = (
-            f", but for the down projections that `{MANIFEST}` lists as `changed_tensors`: a least "
+            f", but for the projections that `{MANIFEST}` lists as `changed_tensors`: least "
             "squares moved them to make up for the dropped experts"
         )
     if layout != plan:

@@ -8,8 +8,6 @@ import numpy as np
 import pytest
 import torch
 from torch.func import jacrev, jvp
-from transformers import GptOssConfig
-from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
 
 from eaft_prune.gauss_newton import Linearised, step
 
@@ -21,6 +19,10 @@ class Problem:
     """Random experts, of which each token has two, and the slopes that autograd gives."""
 
     def __init__(self, seed: int) -> None:
+        # imports triton, which test_kernels.py tells at collection how to run
+        from transformers import GptOssConfig
+        from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
+
         generator = torch.Generator().manual_seed(seed)
 
         def random(*shape: int) -> torch.Tensor:

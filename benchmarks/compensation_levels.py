@@ -1,4 +1,4 @@
-"""What routers and gate_up projections could add to compensation: a study, not a setting.
+"""What routers, gate_up and down projections can each add to compensation: a study.
 
     python benchmarks/compensation_levels.py --groups router [gate_up] [down]
         [--keep-n 20] [--blocks 32] [--iterations 30] [--ridge 0.03] [--home DIR]
@@ -29,6 +29,7 @@ from eaft_prune.bench import Bench, Resident
 from eaft_prune.cli import check
 from eaft_prune.engines import activations
 from eaft_prune.engines.transformers import TransformersEngine
+from eaft_prune.least_squares import squares
 from eaft_prune.observer import Silent
 from eaft_prune.pipeline import open_base, select
 from eaft_prune.progress import Bars
@@ -82,7 +83,7 @@ class Problem:
     def rest(self, weights: Weights) -> float:
         """The weighted squares left, tokens routed by these weights."""
         left = self.goal_TH - self.output(weights, self.route(weights))
-        return float((left * self.roots_T1).double().square().sum())
+        return squares(left * self.roots_T1)
 
 
 def step(
@@ -98,11 +99,11 @@ def step(
     here = tuple(weights[name] for name in names)
     found, pull = vjp(output, *here)
     generator = torch.Generator().manual_seed(0)
-    squares = [0.0] * len(here)
+    means = [0.0] * len(here)
     for _ in range(PROBES):  # E (J'z)^2 = diag(J'J)
         signs = torch.randint(0, 2, found.shape, generator=generator).to(found) * 2 - 1
-        squares = [s + float(v.square().mean()) for s, v in zip(squares, pull(signs), strict=True)]
-    scales = [(square / PROBES + 1e-30) ** -0.5 for square in squares]
+        means = [s + float(v.square().mean()) for s, v in zip(means, pull(signs), strict=True)]
+    scales = [(mean / PROBES + 1e-30) ** -0.5 for mean in means]
 
     def transposed(left: torch.Tensor) -> Tensors:
         return tuple(v * s for v, s in zip(pull(left), scales, strict=True))
@@ -192,9 +193,8 @@ def main() -> None:
     print(f"none  {lost()}", flush=True)
     names = [name for group in asked.groups for name in GROUPS[group]]
     split = _split(calibration, 0, engine.device)
-    streams = activations.start(engine, plan, plan, calibration)
+    streams = activations.start(engine, plan, calibration)
     for number, layer in enumerate(engine.model.base_model.layers):
-        entered = list(streams.pruned)
         target_TH = activations.step(streams, number, lambda _: None)
         kept = list(plan.kept[number])
         parts = zip(streams.asked, streams.predictors, strict=True)
@@ -216,9 +216,7 @@ def main() -> None:
             best = min(range(len(STEPS)), key=rests.__getitem__)
             for name in names:
                 parameter(layer.mlp, name)[kept] = tried[best][name].to(engine.model.dtype)
-            with engine.masked(plan):
-                for place, hidden in enumerate(entered):
-                    streams.pruned[place] = layer(hidden, **streams.arguments[number])
+            activations.again(streams, number)
         print(f"layer {number}  held out {rests[best] / rests[-1]:.3f}  step {STEPS[best]}")
     print(f"{'+'.join(asked.groups)}  {lost()}", flush=True)
 

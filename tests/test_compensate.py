@@ -36,7 +36,7 @@ def made(
     engine: TransformersEngine, blocks: Blocks, level: Level, storage: Storage, **settings: Any
 ) -> Compensation:
     given = CompensationSettings(**{"ridge": RIDGE, **settings})
-    return compensate(engine, PLAN, PLAN, blocks, level, given, storage, lambda tokens: None)
+    return compensate(engine, PLAN, blocks, level, given, storage, lambda tokens: None)
 
 
 def tensor(done: Compensation, layer: int, part: str, dtype: str) -> np.ndarray:
@@ -237,8 +237,7 @@ def test_where_nothing_is_dropped_nothing_is_changed(
 ) -> None:
     whole = KeepPlan((tuple(range(8)),) * 2, 8)
     settings = CompensationSettings(ridge=RIDGE)
-    told = (engine, whole, whole, blocks, "down_proj", settings, MXFP4)
-    done = compensate(*told, lambda tokens: None)
+    done = compensate(engine, whole, blocks, "down_proj", settings, MXFP4, lambda tokens: None)
     assert (done.tensors, done.data.size) == ((), 0)
     result = world.run("task=prune", "pruning.compensation=down_proj", "pruning.keep_n=8").result
     path = Path(result["checkpoint"]["path"])

@@ -10,6 +10,7 @@ import torch
 from torch.func import jacrev, jvp
 
 from eaft_prune.gauss_newton import Linearised, step
+from eaft_prune.least_squares import Groups
 
 HIDDEN, INNER, KEPT, TOKENS = 5, 3, 3, 14
 DOUBLE = torch.float64
@@ -61,7 +62,7 @@ class Problem:
             (slope,) = torch.autograd.grad(self.activation(inner).sum(), inner)
             rows.append(tokens)
             slopes.append(slope * self.gates_T2[tokens, slots][:, None])
-        return Linearised(inputs, tuple(rows), tuple(slopes), self.down_KIH)
+        return Linearised(inputs, Groups(TOKENS, tuple(rows), tuple(slopes)), self.down_KIH)
 
     def jacobian(self) -> np.ndarray:
         """[T H, unknowns]."""
@@ -100,7 +101,7 @@ def test_the_step_is_numpys_ridge_least_squares(ridge: float) -> None:
     chosen = torch.arange(TOKENS) % 4 != 0
     factors = torch.linspace(0.2, 1.5, TOKENS, dtype=DOUBLE)
     linear, target = problem.linearised(), problem.target_TH * factors[:, None]
-    linear.scale_(factors)
+    linear.slopes.scale_(factors)
     jacobian = problem.jacobian().reshape(TOKENS, HIDDEN, -1) * factors.numpy()[:, None, None]
     rows = jacobian[chosen.numpy()].reshape(-1, jacobian.shape[2])
     wanted = target[chosen].reshape(-1).numpy()

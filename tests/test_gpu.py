@@ -155,9 +155,7 @@ def test_compensation_leaves_the_residuals_it_leaves_on_the_cpu(checkpoint: Path
             settings = CompensationSettings(ridge=0.3, exact_unknowns=exact)
             storage = Storage("MXFP4", "F32")
             found.append(
-                compensate(
-                    own, plan, plan, cut, "down_proj", settings, storage, lambda tokens: None
-                )
+                compensate(own, plan, cut, "down_proj", settings, storage, lambda tokens: None)
             )
     wanted = found[-2]
     for done in found:

@@ -31,7 +31,7 @@ def gate_up(
     behind the layer as the last part tried made it.
     """
     fitted = activations.linearised(streams, layer).of(~held_T)
-    fitted.scale_(roots_T[~held_T])
+    fitted.slopes.scale_(roots_T[~held_T])
     ridge = _RIDGE if settings.ridge == "auto" else settings.ridge
     x_KXG, metric_KXX = step(fitted, target_TH[~held_T], ridge, settings.iterations)
     weight, bias = activations.projections(streams, layer, "gate_up_proj")

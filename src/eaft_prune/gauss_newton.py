@@ -8,42 +8,30 @@ hidden, I inner, 2I columns of gate_up of which 2i and 2i + 1 make activation i,
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
-from eaft_prune.least_squares import cholesky, regularised
+from eaft_prune.least_squares import Groups, cholesky, regularised
 
 
 @dataclass(frozen=True)
 class Linearised:
-    """How the layer's output [T, H] moves with (dW, db) of K experts; rows as in Features."""
+    """How the layer's output [T, H] moves with (dW, db) of K experts."""
 
     inputs_TX: torch.Tensor  # x and a 1, [T, H + 1]
-    rows: tuple[torch.Tensor, ...]  # of each expert [n_j]: the tokens routed to it
-    slopes: tuple[torch.Tensor, ...]  # of each expert [n_j, 2I]: the gate's factor in it
+    slopes: Groups  # an expert a group: the tokens routed to it, [n_j, 2I], the gate's factor in it
     down_KIH: torch.Tensor
-
-    def scale_(self, factors_T: torch.Tensor) -> None:
-        """Multiply every token's part by its factor, in place."""
-        for rows, slopes in zip(self.rows, self.slopes, strict=True):
-            slopes.mul_(factors_T[rows, None])
 
     def of(self, chosen_T: torch.Tensor) -> Linearised:
         """The tokens that are true in `chosen_T`, numbered anew."""
-        number = torch.cumsum(chosen_T, 0) - 1
-        here = [chosen_T[rows] for rows in self.rows]
-        return Linearised(
-            self.inputs_TX[chosen_T],
-            tuple(number[rows[hit]] for rows, hit in zip(self.rows, here, strict=True)),
-            tuple(slopes[hit] for slopes, hit in zip(self.slopes, here, strict=True)),
-            self.down_KIH,
-        )
+        return Linearised(self.inputs_TX[chosen_T], self.slopes.of(chosen_T), self.down_KIH)
 
     def moved(self, change_KXG: torch.Tensor) -> torch.Tensor:
         """J X: what (dW, db) [K, H + 1, 2I] move, [T, H]."""
         out = self.inputs_TX.new_zeros(len(self.inputs_TX), self.down_KIH.shape[2])
-        for expert, (rows, slopes) in enumerate(zip(self.rows, self.slopes, strict=True)):
+        for expert, (rows, slopes) in enumerate(self._experts()):
             inner = (self.inputs_TX[rows] @ change_KXG[expert]) * slopes
             out.index_add_(0, rows, (inner[:, 0::2] + inner[:, 1::2]) @ self.down_KIH[expert])
         return out
@@ -51,7 +39,7 @@ class Linearised:
     def pulled(self, rest_TH: torch.Tensor) -> torch.Tensor:
         """J' R, [K, H + 1, 2I]."""
         out = []
-        for expert, (rows, slopes) in enumerate(zip(self.rows, self.slopes, strict=True)):
+        for expert, (rows, slopes) in enumerate(self._experts()):
             back = (rest_TH[rows] @ self.down_KIH[expert].T).repeat_interleave(2, 1) * slopes
             out.append(self.inputs_TX[rows].T @ back)
         return torch.stack(out)
@@ -64,11 +52,15 @@ class Linearised:
         """
         lengths_KG = self.down_KIH.square().sum(2).repeat_interleave(2, 1)
         blocks, diagonals = [], []
-        for rows, slopes, lengths_G in zip(self.rows, self.slopes, lengths_KG, strict=True):
+        for expert, (rows, slopes) in enumerate(self._experts()):
+            lengths_G = lengths_KG[expert]
             inputs, steep = self.inputs_TX[rows], slopes.square()
             blocks.append((inputs * (steep @ lengths_G)[:, None]).T @ inputs / len(lengths_G))
             diagonals.append((inputs.square().mean(1) @ steep) * lengths_G)
         return torch.stack(blocks), torch.stack(diagonals)
+
+    def _experts(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        return zip(self.slopes.rows, self.slopes.values, strict=True)
 
 
 def step(

@@ -7,7 +7,8 @@ columns, so that those the tokens hardly move are not fitted to noise. Shapes: T
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 
@@ -18,16 +19,37 @@ _SWEEPS = 100
 
 
 @dataclass(frozen=True)
-class Features:
-    """F [T, U] by groups of columns: row `rows[j][i]` holds `values[j][i]` in group j, else zeros.
-
-    A group has C columns, and its last one comes after the other columns of all groups: unknowns
-    are the C - 1 leading columns of group 0, of group 1, ..., then the last column of each.
-    """
+class Groups:
+    """A matrix by groups of C columns: group j has values[j][i] in row rows[j][i], else zeros."""
 
     tokens: int
     rows: tuple[torch.Tensor, ...]  # [n_j] int64, ascending, each at most once
     values: tuple[torch.Tensor, ...]  # [n_j, C]
+
+    def scale_(self, factors_T: torch.Tensor) -> None:
+        """Multiply every row by its token's factor, in place."""
+        for rows, values in zip(self.rows, self.values, strict=True):
+            values.mul_(factors_T[rows, None])
+
+    def of(self, chosen_T: torch.Tensor) -> Self:
+        """The same columns of the tokens that are true in `chosen_T`, numbered anew."""
+        number = torch.cumsum(chosen_T, 0) - 1
+        here = [chosen_T[rows] for rows in self.rows]
+        return replace(
+            self,
+            tokens=int(chosen_T.sum()),
+            rows=tuple(number[rows[hit]] for rows, hit in zip(self.rows, here, strict=True)),
+            values=tuple(values[hit] for values, hit in zip(self.values, here, strict=True)),
+        )
+
+
+@dataclass(frozen=True)
+class Features(Groups):
+    """F [T, U].
+
+    Of each group's C columns the last one comes after the other columns of all groups: unknowns
+    are the C - 1 leading columns of group 0, of group 1, ..., then the last column of each.
+    """
 
     @property
     def unknowns(self) -> int:
@@ -36,7 +58,7 @@ class Features:
     @property
     def mean_square(self) -> float:
         """Mean of diag(F'F)."""
-        return sum(float(values.double().square().sum()) for values in self.values) / self.unknowns
+        return sum(squares(values) for values in self.values) / self.unknowns
 
     def columns(self, group: int) -> torch.Tensor:
         """The unknowns of one group, in the order of its columns."""
@@ -44,21 +66,6 @@ class Features:
         first, device = group * leading, self.rows[0].device
         last = torch.tensor([groups * leading + group], device=device)
         return torch.cat([torch.arange(first, first + leading, device=device), last])
-
-    def scale_(self, factors_T: torch.Tensor) -> None:
-        """Multiply every row of F by its token's factor, in place."""
-        for rows, values in zip(self.rows, self.values, strict=True):
-            values.mul_(factors_T[rows, None])
-
-    def of(self, chosen_T: torch.Tensor) -> Features:
-        """The same columns of the tokens that are true in `chosen_T`, numbered anew."""
-        number = torch.cumsum(chosen_T, 0) - 1
-        here = [chosen_T[rows] for rows in self.rows]
-        return Features(
-            int(chosen_T.sum()),
-            tuple(number[rows[hit]] for rows, hit in zip(self.rows, here, strict=True)),
-            tuple(values[hit] for values, hit in zip(self.values, here, strict=True)),
-        )
 
 
 def squares(rest_TH: torch.Tensor) -> float:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from eaft_prune.bench import Bench, Model
 from eaft_prune.checkpoint import TensorEntry, read_header
-from eaft_prune.families.padding import padded
 from eaft_prune.fingerprint import digest
 from eaft_prune.stages.pack import BlockRequest
 from eaft_prune.store import ARRAYS, Stored
@@ -65,7 +64,7 @@ def compensated(bench: Bench, base: Model, plan: KeepPlan) -> Repair:
         engine = bench.local_engine(base)
         with bench.bars.bar("compensate", tokens, "tok") as on_tokens:
             return compensate.compensate(
-                engine, plan, padded(plan), blocks.value, asked, settings, storage, on_tokens
+                engine, plan, blocks.value, asked, settings, storage, on_tokens
             )
 
     stored = bench.stage(

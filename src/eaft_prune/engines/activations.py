@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,11 +11,10 @@ import torch
 
 from eaft_prune.engines import experts as moe
 from eaft_prune.engines.base import OnTokens
-from eaft_prune.engines.packed import Packed, PackedWeight
-from eaft_prune.engines.storage import decoded
 from eaft_prune.engines.transformers import TransformersEngine
+from eaft_prune.families.padding import padded
 from eaft_prune.gauss_newton import Linearised
-from eaft_prune.least_squares import Features
+from eaft_prune.least_squares import Features, Groups
 from eaft_prune.types import Blocks, KeepPlan, UserError
 
 
@@ -37,7 +36,7 @@ class Streams:
 
     engine: TransformersEngine
     plan: KeepPlan
-    layout: KeepPlan  # the plan, or with experts that no token reaches beside those it keeps
+    layout: KeepPlan  # what a checkpoint holds: in a ragged plan also experts no token reaches
     predictors: list[torch.Tensor]  # of each batch: flat positions that predict a scored token
     unpruned: list[torch.Tensor]  # of each batch [b, S, H]
     pruned: list[torch.Tensor]
@@ -51,7 +50,7 @@ def _untold(tokens: int) -> None:
 
 
 @torch.inference_mode()
-def start(engine: TransformersEngine, plan: KeepPlan, layout: KeepPlan, blocks: Blocks) -> Streams:
+def start(engine: TransformersEngine, plan: KeepPlan, blocks: Blocks) -> Streams:
     """Both streams as they enter the first layer: the embeddings.
 
     Raises UserError where layers lie on several devices: streams would have to follow them.
@@ -78,7 +77,7 @@ def start(engine: TransformersEngine, plan: KeepPlan, layout: KeepPlan, blocks: 
     batches = list(engine.batches(blocks))
     entered = [embed(ids) for ids, _, _ in batches]
     predictors = [rows for _, rows, _ in batches]
-    return Streams(engine, plan, layout, predictors, entered, list(entered), arguments)
+    return Streams(engine, plan, padded(plan), predictors, entered, list(entered), arguments)
 
 
 @torch.inference_mode()
@@ -157,7 +156,8 @@ def linearised(streams: Streams, layer: int) -> Linearised:
     hidden = asked.hidden.float()
     ones = hidden.new_ones(len(hidden), 1)
     down_KIH, _ = projections(streams, layer, "down_proj")
-    return Linearised(torch.cat([hidden, ones], 1), tuple(rows_of), tuple(slopes_of), down_KIH)
+    slopes = Groups(len(hidden), tuple(rows_of), tuple(slopes_of))
+    return Linearised(torch.cat([hidden, ones], 1), slopes, down_KIH)
 
 
 def projections(streams: Streams, layer: int, name: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -167,20 +167,11 @@ def projections(streams: Streams, layer: int, name: str) -> tuple[torch.Tensor, 
     return torch.stack(weights), getattr(experts, f"{name}_bias")[list(kept)].detach().float()
 
 
-@contextmanager
 def replaced(
     streams: Streams, layer: int, name: str, stored: Mapping[str, torch.Tensor]
-) -> Iterator[None]:
+) -> AbstractContextManager[None]:
     """Inside, a projection of the layout's experts and its bias are those of these tensors."""
-    experts, kept = _experts(streams, layer), streams.layout.kept[layer]
-    packed = isinstance(getattr(experts, name), PackedWeight)
-    weight: torch.Tensor | Packed
-    if packed:
-        weight = stored[f"{name}_blocks"], stored[f"{name}_scales"]
-    else:
-        weight = decoded(stored, name)
-    with moe.replaced(experts, name, kept, weight, stored[f"{name}_bias"]):
-        yield
+    return moe.replaced(_experts(streams, layer), name, streams.layout.kept[layer], stored)
 
 
 def _forward(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 
-from eaft_prune.engines.packed import Packed, PackedWeight
+from eaft_prune.engines.packed import PackedWeight
+from eaft_prune.engines.storage import decoded
 
 NAME = "eaft_experts"
 RECORDER = "eaft_recorder"  # attribute of an experts module
@@ -47,28 +48,20 @@ def weight(module: Any, name: str, expert: int | None = None) -> torch.Tensor:
 
 @contextmanager
 def replaced(
-    module: Any,
-    name: str,
-    experts: Sequence[int],
-    weight_KIO: torch.Tensor | Packed,
-    bias_KO: torch.Tensor,
+    module: Any, name: str, experts: Sequence[int], stored: Mapping[str, torch.Tensor]
 ) -> Iterator[None]:
-    """Inside, a projection of these experts has other weights and biases.
-
-    A packed layer takes MXFP4 blocks and scales, any other the numbers.
-    """
+    """Inside, a projection of these experts and its bias are those that these tensors store."""
     held, bias_EO = getattr(module, name), getattr(module, f"{name}_bias").data
     ids = torch.tensor(experts, device=bias_EO.device)
     own_bias_KO = bias_EO[ids]
-    bias_EO[ids] = bias_KO.to(bias_EO)
+    bias_EO[ids] = stored[f"{name}_bias"].to(bias_EO)
     if isinstance(held, PackedWeight):
-        assert isinstance(weight_KIO, tuple), "packed weights are replaced by packed ones"
-        setattr(module, name, held.replaced(ids, weight_KIO))
+        packed = stored[f"{name}_blocks"], stored[f"{name}_scales"]
+        setattr(module, name, held.replaced(ids, packed))
     else:
-        assert isinstance(weight_KIO, torch.Tensor)
         matrices_EIO = weight(module, name).data
         own_KIO = matrices_EIO[ids]
-        matrices_EIO[ids] = weight_KIO.to(matrices_EIO)
+        matrices_EIO[ids] = decoded(stored, name).to(matrices_EIO)
     try:
         yield
     finally:

@@ -7,7 +7,7 @@ import torch
 from eaft_prune.least_squares import cholesky
 
 GROUP = 32  # values that share one scale
-_MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # of e2m1, by code
+_TOP = 6.0  # the largest magnitude of e2m1: 0, 0.5, 1, 1.5, 2, 3, 4, 6 by code
 _BIAS = 127  # of e8m0, and of float32
 _LARGEST = 126  # exponent whose power of two and its inverse are normal float32 numbers
 _CANDIDATES = (0, 1, -1)  # exponents above the one that puts the largest value in [4, 8)
@@ -22,7 +22,8 @@ def quantize(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """
     grouped = values.contiguous().unflatten(-1, (-1, GROUP))
     exponents = _exponents(grouped)
-    codes = _codes(grouped.abs() * _power(-exponents[..., None]))
+    count, step = _steps(grouped.abs() / _power(exponents[..., None]))
+    codes = (count + torch.where(step < 1, 0.0, 2 * step)).to(torch.uint8)
     codes = (codes | (torch.signbit(grouped).to(torch.uint8) << 3)).unflatten(-1, (16, 2))
     return codes[..., 0] | (codes[..., 1] << 4), (exponents + _BIAS).to(torch.uint8)
 
@@ -30,10 +31,8 @@ def quantize(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def nearest(grouped: torch.Tensor, exponents: torch.Tensor) -> torch.Tensor:
     """Values [.., n] rounded to e2m1 (ties to even) times 2^exponents [.., 1]."""
     power = _power(exponents)
-    size = (grouped.abs() / power).clamp(max=_MAGNITUDES[-1])
-    # e2m1 is spaced by 0.5 up to 2, by 1 up to 4, by 2 up to 6; round() takes ties to even
-    step = torch.where(size < 2, 0.5, torch.where(size < 4, 1.0, 2.0))
-    return torch.copysign(torch.round(size / step) * step * power, grouped)
+    count, step = _steps(grouped.abs() / power)
+    return torch.copysign(count * step * power, grouped)
 
 
 def with_feedback(weights_UH: torch.Tensor, metric_UU: torch.Tensor, rounded: int) -> torch.Tensor:
@@ -81,10 +80,11 @@ def _power(exponents: torch.Tensor) -> torch.Tensor:
     return ((exponents.to(torch.int32) + _BIAS) << 23).view(torch.float32)
 
 
-def _codes(magnitudes: torch.Tensor) -> torch.Tensor:
-    """Index into _MAGNITUDES of the nearest one; a tie goes to the even index."""
-    code = torch.zeros_like(magnitudes, dtype=torch.uint8)
-    for index in range(7):
-        middle = (_MAGNITUDES[index] + _MAGNITUDES[index + 1]) / 2
-        code += (magnitudes > middle) if index % 2 == 0 else (magnitudes >= middle)
-    return code
+def _steps(magnitudes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The nearest e2m1 magnitude as a count of the spacing there, and that; ties to even codes.
+
+    It is spaced by 0.5 up to 2, by 1 up to 4, by 2 up to 6, where counts and codes are even alike.
+    """
+    clipped = magnitudes.clamp(max=_TOP)
+    step = torch.where(clipped < 2, 0.5, torch.where(clipped < 4, 1.0, 2.0))
+    return torch.round(clipped / step), step

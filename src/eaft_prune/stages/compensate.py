@@ -99,7 +99,6 @@ class _Layer:
 def compensate(
     engine: TransformersEngine,
     plan: KeepPlan,
-    layout: KeepPlan,
     blocks: Blocks,
     level: Level,
     settings: CompensationSettings,
@@ -108,13 +107,13 @@ def compensate(
 ) -> Compensation:
     """Changes of `down_proj_bias`, of `down_proj` too, or of `gate_up_proj` too, of kept experts.
 
-    `layout` has what a checkpoint holds: the plan's experts, in a ragged plan also those that fill
-    its layers up to one size, which no token reaches and which stay as they are.
+    Of a ragged plan also the experts that fill its layers up to one size, which no token reaches
+    and which stay as they are.
     A layer is left as it is where the fit helps no held-out rows, or its rounded changes not even
     those it was fitted to. Reports the tokens of both streams, layer by layer, to `on_tokens`.
     """
     split = _split(blocks, settings.seed, engine.device)
-    streams = activations.start(engine, plan, layout, blocks)
+    streams = activations.start(engine, plan, blocks)
     layers = [
         _layer(streams, layer, level, split, settings, storage, on_tokens)
         for layer in range(len(plan.kept))
@@ -216,7 +215,7 @@ def _choice(
 ) -> _Choice:
     """The ridge asked for, or that of RIDGES whose fit is nearest on held-out rows."""
     held, held_TH = features.of(split.held_T), target_TH[split.held_T]
-    before = float(held_TH.double().square().sum())
+    before = squares(held_TH)
 
     def residuals(fitted_T: torch.Tensor, ridges: Sequence[float]) -> list[float]:
         solver = _Solver(features.of(fitted_T), target_TH[fitted_T], settings)

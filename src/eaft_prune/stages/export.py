@@ -66,8 +66,8 @@ def export(
     leaves them out. With pad_ragged the layers of a ragged plan are filled up to the largest with
     dropped experts whose router bias is -inf. `changed` says where the bytes of tensors lie that
     are not the source's: of all experts written. A finished export with the same key is used again.
-    Raises UserError where `target` holds anything else, the plan is ragged otherwise,
-    or the disk is full; the source is only read.
+    Raises UserError where `target` holds anything else, the plan is ragged otherwise, or the disk
+    is full; the source is only read.
     """
     layout = padded(plan) if pad_ragged else plan
     if layout.uniform_keep_n is None:

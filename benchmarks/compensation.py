@@ -22,17 +22,17 @@ from pathlib import Path
 
 import torch
 
-from eaft_prune import sources
-from eaft_prune.bench import Bench, Resident
-from eaft_prune.checkpoint import open_model
-from eaft_prune.cli import check
+from eaft_prune.checkpoints.read import open_model
+from eaft_prune.checkpoints.slice import copy_file, write_text
+from eaft_prune.cli.main import check
+from eaft_prune.core.progress import Bars
+from eaft_prune.core.store import Store
 from eaft_prune.engines.packed import dequantize
-from eaft_prune.evaluations import compare
-from eaft_prune.observer import Silent
-from eaft_prune.pipeline import measure, open_base, select, write
-from eaft_prune.progress import Bars
-from eaft_prune.slicing import copy_file, write_text
-from eaft_prune.store import Store
+from eaft_prune.packs import sources
+from eaft_prune.pipeline.arrow import measure, open_base, select, write
+from eaft_prune.pipeline.observer import Silent
+from eaft_prune.pipeline.session import Bench, Resident
+from eaft_prune.records.evaluation import compare
 
 _RESIDENT = Resident()
 

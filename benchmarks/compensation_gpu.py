@@ -18,7 +18,7 @@ import torch
 
 from eaft_prune.engines import mxfp4
 from eaft_prune.engines.packed import dequantize
-from eaft_prune.least_squares import (
+from eaft_prune.repair.least_squares import (
     Features,
     gauss_seidel,
     gram,

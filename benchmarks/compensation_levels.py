@@ -25,18 +25,18 @@ from typing import Any
 import torch
 from torch.func import jvp, vjp
 
-from eaft_prune.bench import Bench, Resident
-from eaft_prune.cli import check
-from eaft_prune.engines import activations
+from eaft_prune.cli.main import check
+from eaft_prune.core.progress import Bars
+from eaft_prune.core.store import Store
+from eaft_prune.core.types import UNION, Blocks
 from eaft_prune.engines.transformers import TransformersEngine
-from eaft_prune.least_squares import squares
-from eaft_prune.observer import Silent
-from eaft_prune.pipeline import open_base, select
-from eaft_prune.progress import Bars
-from eaft_prune.stages.compensate import _roots, _split
+from eaft_prune.pipeline.arrow import open_base, select
+from eaft_prune.pipeline.observer import Silent
+from eaft_prune.pipeline.session import Bench, Resident
+from eaft_prune.repair import streams as activations
+from eaft_prune.repair.compensate import _roots, _split
+from eaft_prune.repair.least_squares import squares
 from eaft_prune.stages.pack import BlockRequest
-from eaft_prune.store import Store
-from eaft_prune.types import UNION, Blocks
 
 GROUPS = {
     "router": ("router.weight", "router.bias"),

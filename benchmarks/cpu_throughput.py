@@ -17,12 +17,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from eaft_prune.checkpoint import open_model
+from eaft_prune.checkpoints.families import family_of
+from eaft_prune.checkpoints.read import open_model
 from eaft_prune.config import ModelSettings, RuntimeSettings
+from eaft_prune.core.types import Blocks
 from eaft_prune.engines.loading import load_engine
-from eaft_prune.families import family_of
-from eaft_prune.sources import model_path
-from eaft_prune.types import Blocks
+from eaft_prune.packs.sources import model_path
 
 
 def random_blocks(count: int, seq_len: int, vocab: int) -> Blocks:

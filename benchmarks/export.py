@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
-from eaft_prune.checkpoint import open_model
-from eaft_prune.families import family_of
-from eaft_prune.families.base import check_tensors
-from eaft_prune.progress import Bars
+from eaft_prune.checkpoints.families import family_of
+from eaft_prune.checkpoints.families.base import check_tensors
+from eaft_prune.checkpoints.read import open_model
+from eaft_prune.core.progress import Bars
+from eaft_prune.core.types import KeepPlan
 from eaft_prune.stages.export import export
-from eaft_prune.types import KeepPlan
 
 
 def main() -> None:

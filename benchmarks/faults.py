@@ -24,8 +24,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "src")]
 
 import faults  # noqa: E402
-from forks import Fork  # noqa: E402
-from runs import World  # noqa: E402
+from support.forks import Fork  # noqa: E402
+from support.runs import World  # noqa: E402
 
 Case = Callable[[World, random.Random], str]
 

@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from random_model import engine_of, random_blocks, random_files, random_model, unpack
 
+from eaft_prune.core.types import KeepPlan
 from eaft_prune.engines.head import token_scores
 from eaft_prune.engines.packed_model import weigh
-from eaft_prune.types import KeepPlan
 
 GPU = torch.device("cuda", 0)
 

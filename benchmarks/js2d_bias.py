@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from eaft_prune.divergence import js2d, js2d_corrected
-from eaft_prune.evaluations import load_evaluation
-from eaft_prune.intervals import student
-from eaft_prune.types import TokenScores
+from eaft_prune.core.types import TokenScores
+from eaft_prune.maths.divergence import js2d, js2d_corrected
+from eaft_prune.maths.intervals import student
+from eaft_prune.records.evaluation import load_evaluation
 
 TOKENS = (10_000, 20_000, 50_000, 100_000, 200_000, 500_000, 1_000_000)
 DRAWS = 10

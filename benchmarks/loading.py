@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from random_model import random_blocks
 
-from eaft_prune.checkpoint import open_model
+from eaft_prune.checkpoints.families import family_of
+from eaft_prune.checkpoints.read import open_model
 from eaft_prune.config import RuntimeSettings
 from eaft_prune.engines.loading import load_engine
-from eaft_prune.families import family_of
 
 
 def main() -> None:

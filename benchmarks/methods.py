@@ -25,16 +25,16 @@ from pathlib import Path
 
 import torch
 
-from eaft_prune.bench import Bench, Model, Resident
-from eaft_prune.cli import check
+from eaft_prune.cli.main import check
 from eaft_prune.config import Experiment
-from eaft_prune.intervals import student
-from eaft_prune.observer import Silent
-from eaft_prune.pipeline import measure, select, write
-from eaft_prune.progress import Bars
+from eaft_prune.core.progress import Bars
+from eaft_prune.core.store import Store
+from eaft_prune.core.types import UNION, KeepPlan, StageRecord
+from eaft_prune.maths.intervals import student
+from eaft_prune.pipeline.arrow import measure, select, write
+from eaft_prune.pipeline.observer import Silent
+from eaft_prune.pipeline.session import Bench, Model, Resident
 from eaft_prune.stages.pack import BlockRequest
-from eaft_prune.store import Store
-from eaft_prune.types import UNION, KeepPlan, StageRecord
 
 BEGIN, END = "<!-- methods: begin -->", "<!-- methods: end -->"
 REFERENCE = "EAFT-REAP"

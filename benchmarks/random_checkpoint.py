@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from eaft_prune.families.gpt_oss import FAMILY
+from eaft_prune.checkpoints.families.gpt_oss import FAMILY
 
 SHAPES = {"20b": (24, 32), "120b": (36, 128)}
 SHARD_BYTES = 4_800_000_000

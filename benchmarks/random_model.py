@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from random_checkpoint import SHAPES, config_json
 
-from eaft_prune.checkpoint import ModelFiles, TensorEntry
+from eaft_prune.checkpoints.families.gpt_oss import FAMILY
+from eaft_prune.checkpoints.read import ModelFiles, TensorEntry
+from eaft_prune.core.types import Blocks
 from eaft_prune.engines.loading import register
 from eaft_prune.engines.packed import PackedWeight
 from eaft_prune.engines.packed_model import PROJECTIONS, build
 from eaft_prune.engines.transformers import TransformersEngine
-from eaft_prune.families.gpt_oss import FAMILY
-from eaft_prune.types import Blocks
 
 
 def random_files(model: str, layers: int | None = None) -> ModelFiles:

@@ -24,13 +24,13 @@ import numpy as np
 import torch
 from methods import METHODS, evaluation_request, experiment, mean_nll
 
-from eaft_prune.bench import Bench, Resident
-from eaft_prune.measuring import calibration_request
-from eaft_prune.observer import Silent
-from eaft_prune.pipeline import select
-from eaft_prune.progress import Bars
-from eaft_prune.store import Store
-from eaft_prune.types import ExpertScores, KeepPlan
+from eaft_prune.core.progress import Bars
+from eaft_prune.core.store import Store
+from eaft_prune.core.types import ExpertScores, KeepPlan
+from eaft_prune.pipeline.arrow import select
+from eaft_prune.pipeline.losses import calibration_request
+from eaft_prune.pipeline.observer import Silent
+from eaft_prune.pipeline.session import Bench, Resident
 
 Loss = Callable[[KeepPlan], float]
 NEAR, PARENTS = 6, 4

@@ -25,20 +25,20 @@ from typing import Any
 
 import numpy as np
 
-from eaft_prune.checkpoint import open_model
+from eaft_prune.checkpoints.families import family_of
+from eaft_prune.checkpoints.read import open_model
+from eaft_prune.checks.decoding_speed import Point, ladder, max_stable_batch, summary
+from eaft_prune.checks.engine_parity import parity
 from eaft_prune.config import EngineSettings, RuntimeSettings
+from eaft_prune.core.store import load
+from eaft_prune.core.types import Blocks, KeepPlan
 from eaft_prune.engines.decoding import HttpDecoder, Prompts
 from eaft_prune.engines.loading import load_files
-from eaft_prune.engines.serving import serve
-from eaft_prune.engines.sglang import SglangEngine
-from eaft_prune.engines.sglang_server import Server, launch
-from eaft_prune.engines.sglang_usage import recording, selections
-from eaft_prune.families import family_of
-from eaft_prune.stages.decode_bench import Point, ladder, max_stable_batch, summary
-from eaft_prune.stages.engine_parity import parity
+from eaft_prune.engines.sglang.engine import SglangEngine
+from eaft_prune.engines.sglang.server import Server, launch
+from eaft_prune.engines.sglang.serving import serve
+from eaft_prune.engines.sglang.usage import recording, selections
 from eaft_prune.stages.export import export
-from eaft_prune.store import load
-from eaft_prune.types import Blocks, KeepPlan
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DEMO = REPOSITORY / "src" / "eaft_prune" / "demo" / "checkpoint"

@@ -28,14 +28,14 @@ from typing import Any
 import optuna
 import torch
 
-from eaft_prune.bench import Bench, Resident
-from eaft_prune.cli import check
-from eaft_prune.observer import Silent
-from eaft_prune.profiling import trace_of
-from eaft_prune.progress import Bars
+from eaft_prune.cli.main import check
+from eaft_prune.core.progress import Bars
+from eaft_prune.core.store import Store
+from eaft_prune.pipeline.observer import Silent
+from eaft_prune.pipeline.session import Bench, Resident
+from eaft_prune.pipeline.traces import trace_of
 from eaft_prune.stages.plan import plan
 from eaft_prune.stages.score import score
-from eaft_prune.store import Store
 
 GRID = {"w_conflict": (-4, -2, -1, -0.5, 0), "w_uncertain": (0, 0.25, 0.5, 0.75, 1)}
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-import tiny
 from hypothesis import settings
+from support import tiny
 
-from eaft_prune.types import Blocks
+from eaft_prune.core.types import Blocks
 
 if TYPE_CHECKING:
     from eaft_prune.engines.transformers import TransformersEngine
@@ -32,10 +32,10 @@ def load() -> Callable[..., TransformersEngine]:
     """An engine on a checkpoint: `load(path, dtype=..., batch_tokens=...)`."""
 
     def loaded(path: Path, **runtime: Any) -> TransformersEngine:
-        from eaft_prune.checkpoint import open_model
+        from eaft_prune.checkpoints.families import family_of
+        from eaft_prune.checkpoints.read import open_model
         from eaft_prune.config import RuntimeSettings
         from eaft_prune.engines.loading import load_engine
-        from eaft_prune.families import family_of
 
         files = open_model(path)
         values = {"device": "cpu", "dtype": "float32", "batch_tokens": 256, **runtime}

@@ -8,7 +8,7 @@ def run() -> None:
     """The console entry point."""
     # imports make a million objects and no garbage: collecting meanwhile is a fifth of the start
     gc.set_threshold(50_000, 20, 50)
-    from eaft_prune.cli import main
+    from eaft_prune.cli.main import main
 
     sys.exit(main(sys.argv[1:]))
 

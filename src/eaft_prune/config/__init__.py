@@ -1,11 +1,11 @@
 """The validated settings: one frozen `Experiment`, checked once before anything loads."""
 
 from eaft_prune.config.base import Settings, nearest, resolve_path
-from eaft_prune.config.decode import DecodeSettings
+from eaft_prune.config.decoding import DecodeSettings
 from eaft_prune.config.evaluation import CompareSettings, EvalSettings, GateSettings
 from eaft_prune.config.experiment import Experiment
 from eaft_prune.config.inputs import ModelSettings, PacksSettings, ProfileSettings
-from eaft_prune.config.marginal import MarginalSettings
+from eaft_prune.config.losses import MarginalSettings
 from eaft_prune.config.parse import parse_experiment, setting_names
 from eaft_prune.config.proof import ReplaySettings, VerifySettings
 from eaft_prune.config.pruning import (

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from eaft_prune.config.base import Fraction, Limit, NonNegative, Positive, SeqLen, Settings
-from eaft_prune.types import UNION, UserError
+from eaft_prune.core.types import UNION, UserError
 
 Candidate = Literal["pruned", "masked"]
 BlockCount = Positive | tuple[Positive, ...]

@@ -7,10 +7,10 @@ from typing import Literal
 from pydantic import model_validator
 
 from eaft_prune.config.base import Settings, allowed
-from eaft_prune.config.decode import DecodeSettings
+from eaft_prune.config.decoding import DecodeSettings
 from eaft_prune.config.evaluation import CompareSettings, EvalSettings, GateSettings
 from eaft_prune.config.inputs import ModelSettings, PacksSettings, ProfileSettings
-from eaft_prune.config.marginal import MarginalSettings
+from eaft_prune.config.losses import MarginalSettings
 from eaft_prune.config.proof import ReplaySettings, VerifySettings
 from eaft_prune.config.pruning import (
     CompensationSettings,
@@ -27,7 +27,7 @@ from eaft_prune.config.runtime import (
 )
 from eaft_prune.config.search import SearchSettings
 from eaft_prune.config.upkeep import DoctorSettings, GcSettings, MemoSettings
-from eaft_prune.types import UNION
+from eaft_prune.core.types import UNION
 
 TaskName = Literal[
     "pipeline",

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from eaft_prune.config.base import Fraction, NonNegative, Positive, SeqLen, Settings
-from eaft_prune.types import UNION
+from eaft_prune.core.types import UNION
 
 
 class ModelSettings(Settings):

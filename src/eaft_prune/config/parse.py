@@ -9,7 +9,7 @@ from pydantic import BaseModel, ValidationError
 
 from eaft_prune.config.base import Settings, nearest
 from eaft_prune.config.experiment import Experiment
-from eaft_prune.types import UserError
+from eaft_prune.core.types import UserError
 
 
 def parse_experiment(values: Mapping[str, Any]) -> Experiment:

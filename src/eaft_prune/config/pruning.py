@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from eaft_prune.config.base import Fraction, Limit, NonNegative, Positive, Settings
-from eaft_prune.types import UNION
+from eaft_prune.core.types import UNION
 
 Saliency = Literal["one", "gate", "norm", "norm2", "gate_norm", "random", "leave_one_out", "greedy"]
 Regions = Literal["strict", "policy", "soft"]

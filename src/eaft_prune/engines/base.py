@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
-from eaft_prune.types import Blocks, KeepPlan, TokenScores, Trace
+from eaft_prune.core.types import Blocks, KeepPlan, TokenScores, Trace
 
 OnTokens = Callable[[int], None]  # tokens done since the last call
 

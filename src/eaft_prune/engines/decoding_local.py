@@ -10,11 +10,11 @@ import psutil
 import torch
 import transformers
 
-from eaft_prune.checkpoint import ModelFiles
+from eaft_prune.checkpoints.families.base import Family
+from eaft_prune.checkpoints.read import ModelFiles
 from eaft_prune.config import RuntimeSettings
 from eaft_prune.engines.decoding import DecodeError, Prompts, Stream
 from eaft_prune.engines.loading import load_dense, resolve_device, resolve_dtype
-from eaft_prune.families.base import Family
 
 
 class LocalDecoder:

@@ -7,17 +7,17 @@ from typing import Any
 
 import torch
 
-from eaft_prune.checkpoint import ModelFiles
+from eaft_prune.checkpoints.families import family_of
+from eaft_prune.checkpoints.families.base import Family
+from eaft_prune.checkpoints.read import ModelFiles
 from eaft_prune.config import RuntimeSettings
 from eaft_prune.config.runtime import ExpertsMode
+from eaft_prune.core.quiet import quiet
+from eaft_prune.core.types import UserError
 from eaft_prune.engines import attention, experts, packed_model
 from eaft_prune.engines.parallel import ParallelEngine, load_everywhere
-from eaft_prune.engines.quiet import quiet
 from eaft_prune.engines.transformers import TransformersEngine
 from eaft_prune.engines.world import world_size
-from eaft_prune.families import family_of
-from eaft_prune.families.base import Family
-from eaft_prune.types import UserError
 
 log = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from eaft_prune.least_squares import cholesky
+from eaft_prune.repair.least_squares import cholesky
 
 GROUP = 32  # values that share one scale
 _TOP = 6.0  # the largest magnitude of e2m1: 0, 0.5, 1, 1.5, 2, 3, 4, 6 by code

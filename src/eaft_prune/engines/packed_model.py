@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
-from eaft_prune.checkpoint import ModelFiles
+from eaft_prune.checkpoints.families.base import Family
+from eaft_prune.checkpoints.read import ModelFiles
+from eaft_prune.core.types import UserError
 from eaft_prune.engines import attention, experts
 from eaft_prune.engines.packed import HostLayers, Packed, PackedWeight, Scratch, spread
 from eaft_prune.engines.world import world_size
-from eaft_prune.families.base import Family
-from eaft_prune.types import UserError
 
 log = logging.getLogger(__name__)
 

@@ -24,9 +24,9 @@ import torch.distributed as dist
 # the group's threads, still there when Python ends, sometimes abort it
 import torch.distributed.nn.functional
 
+from eaft_prune.core.types import Blocks, KeepPlan, TokenScores, Trace, UserError
 from eaft_prune.engines.base import OnTokens
 from eaft_prune.engines.transformers import TransformersEngine
-from eaft_prune.types import Blocks, KeepPlan, TokenScores, Trace, UserError
 
 # ranks wait while rank 0 hashes, exports and writes
 _PATIENCE = timedelta(days=30)

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from eaft_prune.checkpoints.families.base import Family
+from eaft_prune.core.types import Blocks, KeepPlan, TokenScores, Trace, UserError
 from eaft_prune.engines import experts as moe
 from eaft_prune.engines.base import OnTokens
 from eaft_prune.engines.head import token_scores
-from eaft_prune.families.base import Family
-from eaft_prune.types import Blocks, KeepPlan, TokenScores, Trace, UserError
 
 
 @dataclass(frozen=True)

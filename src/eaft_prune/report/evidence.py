@@ -7,9 +7,9 @@ import math
 from dataclasses import dataclass
 from statistics import median
 
+from eaft_prune.core.types import RunSummary
 from eaft_prune.report.summary import CHECK_LABELS
 from eaft_prune.report.text import number
-from eaft_prune.types import RunSummary
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from eaft_prune.types import Comparison, Selection
+from eaft_prune.core.types import Comparison, Selection
 
 TIE_FRACTION = 0.02
 

@@ -6,6 +6,7 @@ import html
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from eaft_prune.core.types import UNION, Estimate, GateCheck, GateVerdict, Status
 from eaft_prune.report.summary import (
     CORRECTED_MEANING,
     JS2D_MEANING,
@@ -30,7 +31,6 @@ from eaft_prune.report.text import (
     settling,
     worst_pack_sentence,
 )
-from eaft_prune.types import UNION, Estimate, GateCheck, GateVerdict, Status
 
 NEAR = 0.75  # share of a limit from which a delta is shown as near it
 OPEN_FACTS = 6  # groups of more facts start folded

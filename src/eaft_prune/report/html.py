@@ -10,6 +10,7 @@ from importlib import resources
 from string import Template
 from typing import Any
 
+from eaft_prune.core.types import Comparison, Selection
 from eaft_prune.report.experts import selections_of
 from eaft_prune.report.fragments import (
     glossary,
@@ -22,7 +23,6 @@ from eaft_prune.report.fragments import (
 )
 from eaft_prune.report.plots import plot_data
 from eaft_prune.report.summary import CandidateSummary, leaderboard, summarise
-from eaft_prune.types import Comparison, Selection
 
 
 def html_report(

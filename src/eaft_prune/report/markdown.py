@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from eaft_prune.core.types import UNION, Comparison, Selection
 from eaft_prune.report.experts import expert_map, method, selections_of
 from eaft_prune.report.summary import (
     CORRECTED_MEANING,
@@ -32,7 +33,6 @@ from eaft_prune.report.text import (
     verdict_sentence,
     worst_pack_sentence,
 )
-from eaft_prune.types import UNION, Comparison, Selection
 
 
 def markdown_report(

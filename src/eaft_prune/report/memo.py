@@ -7,9 +7,9 @@ from datetime import UTC, datetime
 from itertools import groupby
 from typing import Any
 
+from eaft_prune.core.types import RunSummary
 from eaft_prune.report.evidence import Run
 from eaft_prune.report.markdown import code, inline, table
-from eaft_prune.types import RunSummary
 
 FILE = "memo.md"
 JUDGED = ("pipeline",)  # tasks whose verdict is on a pruned model

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import astuple, dataclass
 
-from eaft_prune.types import (
+from eaft_prune.core.types import (
     UNION,
     Changes,
     Comparison,

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from eaft_prune.core.types import UNION, Comparison, Status
 from eaft_prune.report.summary import (
     METRICS,
     CandidateSummary,
@@ -35,7 +36,6 @@ from eaft_prune.report.text import (
     verdict_sentence,
     worst_pack_sentence,
 )
-from eaft_prune.types import UNION, Comparison, Status
 
 MIN_WIDTH = 90
 _STYLES: Mapping[Status, str] = {"PASS": "green", "FAIL": "red", "INCONCLUSIVE": "yellow"}

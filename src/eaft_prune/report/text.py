@@ -6,8 +6,8 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from eaft_prune.core.types import Estimate, GateCheck, GateVerdict, Status
 from eaft_prune.report.summary import CandidateSummary, Metric, margin
-from eaft_prune.types import Estimate, GateCheck, GateVerdict, Status
 
 RESULTS: Mapping[Status, str] = {"PASS": "pass", "FAIL": "FAIL", "INCONCLUSIVE": "undecided"}
 

@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from eaft_prune.core.types import Finding
 from eaft_prune.report.text import printable
-from eaft_prune.types import Finding
 
 WIDTH = 120
 

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from eaft_prune.bench import Bench
-from eaft_prune.types import Outcome
+from eaft_prune.core.types import Outcome
+from eaft_prune.pipeline.session import Bench
 
 
 def run_search(bench: Bench, out: Path) -> Outcome:
     """Search, then export the winner and gate it on evaluation rows the search never saw."""
-    from eaft_prune.search.run import run  # optuna: not before a search
+    from eaft_prune.search.task import run  # optuna: not before a search
 
     return run(bench, out)

@@ -12,12 +12,12 @@ import optuna
 from filelock import FileLock
 from optuna.trial import TrialState
 
-from eaft_prune.fingerprint import digest
-from eaft_prune.search.evaluation import evaluate_trial
+from eaft_prune.core.digests import digest
+from eaft_prune.core.provenance import is_dead, process_tags
 from eaft_prune.search.problem import Problem
 from eaft_prune.search.space import distributions
 from eaft_prune.search.study import make_sampler
-from eaft_prune.tracking.provenance import is_dead, process_tags
+from eaft_prune.search.trial import evaluate_trial
 
 log = logging.getLogger(__name__)
 

@@ -8,14 +8,14 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from eaft_prune.bench import Bench, Model
 from eaft_prune.config import PruningSettings, SearchSettings
-from eaft_prune.profiling import numerics, trace_of
+from eaft_prune.core.types import UNION, Blocks, KeepPlan, TokenScores, Trace
+from eaft_prune.pipeline.session import Bench, Model
+from eaft_prune.pipeline.traces import numerics, trace_of
 from eaft_prune.stages.evaluate import VERSION, evaluate
 from eaft_prune.stages.pack import BlockRequest
 from eaft_prune.stages.plan import plan as cut_plan
 from eaft_prune.stages.score import Masses, mass_key, masses, score_from
-from eaft_prune.types import UNION, Blocks, KeepPlan, TokenScores, Trace
 
 
 class Chunk(NamedTuple):

@@ -13,10 +13,10 @@ from optuna.distributions import (
 )
 from pydantic import ValidationError
 
-from eaft_prune.bench import Model
 from eaft_prune.config import PruningSettings, RangeSettings, SearchSettings
+from eaft_prune.core.types import UserError
+from eaft_prune.pipeline.session import Model
 from eaft_prune.stages.plan import check_keep_n
-from eaft_prune.types import UserError
 
 Space = Mapping[str, BaseDistribution]
 

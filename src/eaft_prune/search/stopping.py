@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from eaft_prune.intervals import LEAST_BLOCKS, ratio_variance, student
+from eaft_prune.core.types import KeepPlan
+from eaft_prune.maths.intervals import LEAST_BLOCKS, ratio_variance, student
 from eaft_prune.search.problem import Problem, chunk_losses
-from eaft_prune.types import KeepPlan
 
 
 def behind(

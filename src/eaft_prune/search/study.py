@@ -11,12 +11,12 @@ from filelock import FileLock
 from optuna.storages.journal import JournalFileBackend
 
 from eaft_prune.config import SamplerSettings, SearchSettings, resolve_path
-from eaft_prune.fingerprint import digest
-from eaft_prune.profiling import numerics
+from eaft_prune.core.digests import digest
+from eaft_prune.core.provenance import redact
+from eaft_prune.core.types import UserError
+from eaft_prune.pipeline.traces import numerics
 from eaft_prune.search.problem import Problem
 from eaft_prune.stages import evaluate, plan, score
-from eaft_prune.tracking.provenance import redact
-from eaft_prune.types import UserError
 
 _ON_DISK = ("journal:", "sqlite:///")
 

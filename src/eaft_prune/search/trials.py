@@ -7,7 +7,7 @@ import json
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from eaft_prune.types import KeepPlan
+from eaft_prune.core.types import KeepPlan
 
 
 def finished(study: optuna.Study) -> list[FrozenTrial]:

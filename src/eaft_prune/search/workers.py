@@ -8,13 +8,13 @@ from typing import Any
 
 import optuna
 
-from eaft_prune.bench import Bench, Resident
 from eaft_prune.config import Experiment, resolve_path
-from eaft_prune.progress import Bars
+from eaft_prune.core.progress import Bars
+from eaft_prune.core.store import Store
+from eaft_prune.pipeline.session import Bench, Resident
 from eaft_prune.search.loop import work
 from eaft_prune.search.problem import Problem, open_problem
 from eaft_prune.search.study import open_study
-from eaft_prune.store import Store
 from eaft_prune.tracking import MlflowRun, prepare
 
 

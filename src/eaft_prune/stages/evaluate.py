@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from eaft_prune.core.types import Blocks, KeepPlan, TokenScores
 from eaft_prune.engines.base import Engine
-from eaft_prune.types import Blocks, KeepPlan, TokenScores
 
 VERSION = 2
 

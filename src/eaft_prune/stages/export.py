@@ -15,7 +15,9 @@ from typing import Any
 from filelock import FileLock
 
 from eaft_prune import __version__
-from eaft_prune.checkpoint import (
+from eaft_prune.checkpoints.families.base import Family, renumbered, slices_of
+from eaft_prune.checkpoints.pad import muted, padded
+from eaft_prune.checkpoints.read import (
     MANIFEST,
     MAPPING,
     ModelFiles,
@@ -25,11 +27,9 @@ from eaft_prune.checkpoint import (
     read_json,
     tensor_bytes,
 )
-from eaft_prune.durable import sync
-from eaft_prune.families.base import Family, renumbered, slices_of
-from eaft_prune.families.padding import muted, padded
-from eaft_prune.slicing import Slices, copy_file, write_sliced, write_text
-from eaft_prune.types import KeepPlan, UserError
+from eaft_prune.checkpoints.slice import Slices, copy_file, write_sliced, write_text
+from eaft_prune.core.files import sync
+from eaft_prune.core.types import KeepPlan, UserError
 
 VERSION = 2
 _NOTHING: Mapping[str, str] = MappingProxyType({})

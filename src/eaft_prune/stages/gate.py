@@ -8,8 +8,7 @@ from dataclasses import replace
 
 from eaft_prune.config import GateSettings
 from eaft_prune.config.evaluation import PackLimits
-from eaft_prune.intervals import student
-from eaft_prune.types import (
+from eaft_prune.core.types import (
     Changes,
     Estimate,
     EvalKey,
@@ -19,6 +18,7 @@ from eaft_prune.types import (
     Status,
     UserError,
 )
+from eaft_prune.maths.intervals import student
 
 
 def gate(

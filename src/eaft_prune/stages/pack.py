@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eaft_prune.config import PacksSettings
-from eaft_prune.harmony import ASSISTANT_START, HarmonyTokens, assistant_mask
-from eaft_prune.types import UNION, Blocks, UserError
+from eaft_prune.core.types import UNION, Blocks, UserError
+from eaft_prune.packs.harmony import ASSISTANT_START, HarmonyTokens, assistant_mask
 
 VERSION = 1
 _ROWS_AT_ONCE = 64

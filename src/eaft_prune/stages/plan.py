@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from eaft_prune.allocation import allocate, cheapest, effective_number, fewest
 from eaft_prune.config import PruningSettings
-from eaft_prune.types import ExpertScores, KeepPlan, LayerLosses, UserError
+from eaft_prune.core.types import ExpertScores, KeepPlan, LayerLosses, UserError
+from eaft_prune.maths.allocation import allocate, cheapest, effective_number, fewest
 
 VERSION = 2
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from eaft_prune.core.types import Blocks, Trace
 from eaft_prune.engines.base import Engine
-from eaft_prune.types import Blocks, Trace
 
 VERSION = 2
 

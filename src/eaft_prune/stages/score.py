@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eaft_prune.config import PruningSettings
-from eaft_prune.regions import REGIONS, regions, soft_regions
-from eaft_prune.types import ExpertScores, Trace, UserError
+from eaft_prune.core.types import ExpertScores, Trace, UserError
+from eaft_prune.maths.regions import REGIONS, regions, soft_regions
 
 VERSION = 2
 

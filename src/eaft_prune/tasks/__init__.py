@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from eaft_prune.bench import Bench
 from eaft_prune.config import Experiment
-from eaft_prune.progress import Bars
+from eaft_prune.core.progress import Bars
+from eaft_prune.core.types import Outcome
+from eaft_prune.pipeline.session import Bench
 from eaft_prune.search import run_search
 from eaft_prune.tasks import basic
 from eaft_prune.tasks.ablate import run_ablate
@@ -20,7 +21,6 @@ from eaft_prune.tasks.stability import run_stability
 from eaft_prune.tasks.upkeep import Upkeep, run_doctor, run_gc
 from eaft_prune.tasks.usage import run_usage
 from eaft_prune.tasks.verify import run_verify
-from eaft_prune.types import Outcome
 
 TASKS: Mapping[str, Callable[[Bench, Path], Outcome]] = {
     "pipeline": basic.run_pipeline,

@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eaft_prune.agreement import jaccard
-from eaft_prune.bench import Bench
 from eaft_prune.config import AblateSettings, PruningSettings
-from eaft_prune.pipeline import check_keep_n, judge, measure, open_base
-from eaft_prune.profiling import trace_of
-from eaft_prune.regions import REGIONS
+from eaft_prune.core.types import Evaluation, Outcome, TokenScores, UserError
+from eaft_prune.maths.agreement import jaccard
+from eaft_prune.maths.regions import REGIONS
+from eaft_prune.pipeline.arrow import check_keep_n, judge, measure, open_base
+from eaft_prune.pipeline.session import Bench
+from eaft_prune.pipeline.traces import trace_of
 from eaft_prune.stages.plan import plan
 from eaft_prune.stages.score import masses, score_from
-from eaft_prune.types import Evaluation, Outcome, TokenScores, UserError
 
 _WEIGHTS = {"good": "w_good", "uncertain": "w_uncertain", "conflict": "w_conflict"}
 

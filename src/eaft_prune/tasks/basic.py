@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from eaft_prune.bench import Bench
+from eaft_prune.checks.io_probe import io_probe
 from eaft_prune.config import resolve_path
-from eaft_prune.evaluations import load_evaluation
-from eaft_prune.looks import Side, measure_all
-from eaft_prune.pipeline import (
+from eaft_prune.core.types import UNION, Checkpoint, KeepPlan, Outcome
+from eaft_prune.pipeline.arrow import (
     check_keep_n,
     export_plan,
     judge,
@@ -19,10 +18,11 @@ from eaft_prune.pipeline import (
     select,
     write,
 )
+from eaft_prune.pipeline.sequential import Side, measure_all
+from eaft_prune.pipeline.session import Bench
+from eaft_prune.records.evaluation import load_evaluation
 from eaft_prune.stages import export
-from eaft_prune.stages.io_probe import io_probe
 from eaft_prune.stages.pack import BlockRequest
-from eaft_prune.types import UNION, Checkpoint, KeepPlan, Outcome
 
 
 def run_pipeline(bench: Bench, out: Path) -> Outcome:
@@ -118,7 +118,7 @@ def run_noop(bench: Bench, out: Path) -> Outcome:
 
 def run_expert_math(bench: Bench, out: Path) -> Outcome:
     """Our experts against transformers' eager loop and against float64, layer by layer."""
-    from eaft_prune.stages.expert_math import expert_math  # torch: not before settings are checked
+    from eaft_prune.checks.expert_math import expert_math  # torch: not before settings are checked
 
     base = bench.base()
     settings = bench.experiment.profile

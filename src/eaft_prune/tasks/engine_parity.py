@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from eaft_prune.bench import Bench
+from eaft_prune.checks.engine_parity import parity
 from eaft_prune.config import EngineSettings
-from eaft_prune.pipeline import measure, open_base
+from eaft_prune.core.types import Outcome
+from eaft_prune.pipeline.arrow import measure, open_base
+from eaft_prune.pipeline.session import Bench
 from eaft_prune.report.listing import listing
-from eaft_prune.stages.engine_parity import parity
-from eaft_prune.types import Outcome
 
 _COLUMNS = {
     "max dlnp": "max_dlogp",

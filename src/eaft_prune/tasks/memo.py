@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from eaft_prune.bench import Bench
+from eaft_prune.core.provenance import redact
+from eaft_prune.core.types import Outcome
+from eaft_prune.pipeline.session import Bench
+from eaft_prune.records.result import write_atomically
 from eaft_prune.report.memo import FILE, decision_memo
-from eaft_prune.result import write_atomically
 from eaft_prune.tracking.history import Archive
-from eaft_prune.tracking.provenance import redact
-from eaft_prune.types import Outcome
 
 
 def run_memo(bench: Bench, out: Path) -> Outcome:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from eaft_prune.bench import Bench
 from eaft_prune.config import resolve_path
-from eaft_prune.recipes import plan_facts, read_scores
+from eaft_prune.core.types import Outcome, Selection
+from eaft_prune.pipeline.session import Bench
+from eaft_prune.records.recipe import plan_facts, read_scores
+from eaft_prune.records.result import write_atomically
 from eaft_prune.report.text import id_ranges
-from eaft_prune.result import write_atomically
 from eaft_prune.stages.plan import check_keep_n, plan
-from eaft_prune.types import Outcome, Selection
 
 FILE = "plan.json"
 

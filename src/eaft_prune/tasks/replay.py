@@ -9,13 +9,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from eaft_prune import sources
-from eaft_prune.bench import Bench
 from eaft_prune.config import Experiment, parse_experiment, resolve_path
-from eaft_prune.lock import Drift, drift, lock, read_lock, write_lock
+from eaft_prune.core.store import Store
+from eaft_prune.core.types import Outcome, UserError
+from eaft_prune.packs import sources
+from eaft_prune.pipeline.session import Bench
+from eaft_prune.records.lock import Drift, drift, lock, read_lock, write_lock
 from eaft_prune.report.listing import listing
-from eaft_prune.store import Store
-from eaft_prune.types import Outcome, UserError
 
 Task = Callable[[Bench, Path], Outcome]
 _DIGEST_LENGTH = 64

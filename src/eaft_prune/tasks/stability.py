@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eaft_prune.agreement import jaccard, spearman
-from eaft_prune.bench import Bench
 from eaft_prune.config import PruningSettings, StabilitySettings
-from eaft_prune.pipeline import check_keep_n, select
-from eaft_prune.profiling import trace_of, whole_trace
+from eaft_prune.core.types import ExpertScores, KeepPlan, Outcome, TokenScores, Trace
+from eaft_prune.maths.agreement import jaccard, spearman
+from eaft_prune.pipeline.arrow import check_keep_n, select
+from eaft_prune.pipeline.session import Bench
+from eaft_prune.pipeline.traces import trace_of, whole_trace
 from eaft_prune.stages.plan import plan
 from eaft_prune.stages.score import masses, score, score_from
-from eaft_prune.types import ExpertScores, KeepPlan, Outcome, TokenScores, Trace
 
 Found = tuple[ExpertScores, KeepPlan]
 

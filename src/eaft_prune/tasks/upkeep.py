@@ -6,14 +6,14 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from eaft_prune import doctor, garbage
+from eaft_prune.checks import doctor, garbage
 from eaft_prune.config import Experiment, resolve_path
-from eaft_prune.progress import Bars
+from eaft_prune.core.progress import Bars
+from eaft_prune.core.store import Store
+from eaft_prune.core.types import Outcome, RunSummary, UserError
 from eaft_prune.report.upkeep import findings_table, garbage_table
-from eaft_prune.store import Store
 from eaft_prune.tracking.health import check_tracking
 from eaft_prune.tracking.history import Archive, live
-from eaft_prune.types import Outcome, RunSummary, UserError
 
 
 @dataclass(frozen=True)

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from eaft_prune import evaluator
-from eaft_prune.bench import Bench, Model
-from eaft_prune.checkpoint import SCORES
-from eaft_prune.pipeline import profile_request
-from eaft_prune.recipes import origin, scores_file, to_yaml
-from eaft_prune.result import write_atomically
-from eaft_prune.store import Stored
-from eaft_prune.types import ExpertScores, Outcome
+from eaft_prune.checkpoints.read import SCORES
+from eaft_prune.core.store import Stored
+from eaft_prune.core.types import ExpertScores, Outcome
+from eaft_prune.pipeline import conditions as evaluator
+from eaft_prune.pipeline.arrow import profile_request
+from eaft_prune.pipeline.session import Bench, Model
+from eaft_prune.records.recipe import origin, scores_file, to_yaml
+from eaft_prune.records.result import write_atomically
 
 if TYPE_CHECKING:
-    from eaft_prune.engines.sglang import SglangEngine
+    from eaft_prune.engines.sglang.engine import SglangEngine
 
 
 def run_usage(bench: Bench, out: Path) -> Outcome:
@@ -50,7 +50,7 @@ def _recorded(bench: Bench, base: Model, folder: Path) -> Stored[ExpertScores]:
     tokens = request.num_blocks * request.seq_len
 
     def compute() -> ExpertScores:
-        from eaft_prune.engines.sglang_usage import recording, selections
+        from eaft_prune.engines.sglang.usage import recording, selections
 
         how = recording(bench.experiment.engine, folder)
         server = replace(bench, experiment=bench.experiment.model_copy(update={"engine": how}))

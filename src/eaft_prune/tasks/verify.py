@@ -7,14 +7,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from eaft_prune import sources
-from eaft_prune.bench import Bench
-from eaft_prune.checkpoint import ModelFiles, file_hashes, model_digest, open_model
-from eaft_prune.config import ModelSettings, resolve_path
-from eaft_prune.families import family_of
-from eaft_prune.families.base import check_tensors
-from eaft_prune.report.listing import listing
-from eaft_prune.stages.verify import (
+from eaft_prune.checkpoints.families import family_of
+from eaft_prune.checkpoints.families.base import check_tensors
+from eaft_prune.checkpoints.read import ModelFiles, file_hashes, model_digest, open_model
+from eaft_prune.checks.verify import (
     Manifest,
     check_base,
     check_files,
@@ -22,7 +18,11 @@ from eaft_prune.stages.verify import (
     smoke_load,
     work,
 )
-from eaft_prune.types import Checkpoint, Outcome, UserError
+from eaft_prune.config import ModelSettings, resolve_path
+from eaft_prune.core.types import Checkpoint, Outcome, UserError
+from eaft_prune.packs import sources
+from eaft_prune.pipeline.session import Bench
+from eaft_prune.report.listing import listing
 
 
 def run_verify(bench: Bench, out: Path) -> Outcome:

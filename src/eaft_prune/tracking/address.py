@@ -17,8 +17,8 @@ from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.file_utils import local_file_uri_to_path
 from mlflow.utils.rest_utils import http_request
 
-from eaft_prune.tracking.provenance import redact
-from eaft_prune.types import UserError
+from eaft_prune.core.provenance import redact
+from eaft_prune.core.types import UserError
 
 _DATABASES = ("postgresql", "mysql", "mssql", "sqlite")
 _ALLOWED = "sqlite:///FILE, http(s)://HOST:PORT, postgresql://..., mysql://..., file:DIR"

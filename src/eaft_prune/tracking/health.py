@@ -5,9 +5,9 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable
 
+from eaft_prune.core.provenance import describe_process, redact
+from eaft_prune.core.types import Finding, UserError
 from eaft_prune.tracking.history import Archive, live, local_place, zombies
-from eaft_prune.tracking.provenance import describe_process, redact
-from eaft_prune.types import Finding, UserError
 
 
 def check_tracking(uri: str, mend: bool) -> Iterable[Finding]:

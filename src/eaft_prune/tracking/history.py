@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from eaft_prune.tracking import provenance
-from eaft_prune.types import RunSummary, UserError
+from eaft_prune.core import provenance
+from eaft_prune.core.types import RunSummary, UserError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

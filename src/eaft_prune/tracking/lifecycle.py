@@ -18,7 +18,7 @@ import yaml
 
 import eaft_prune
 from eaft_prune.config import Experiment, TrackingSettings
-from eaft_prune.tracking import provenance
+from eaft_prune.core import provenance
 from eaft_prune.tracking.run import MlflowRun, TrackingError
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eaft_prune.config import Experiment
-from eaft_prune.tracking.provenance import as_text, flatten, process_tags, redact
-from eaft_prune.types import (
+from eaft_prune.core.provenance import as_text, flatten, process_tags, redact
+from eaft_prune.core.types import (
     Checkpoint,
     EvalKey,
     GateCheck,

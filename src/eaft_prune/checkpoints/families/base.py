@@ -1,0 +1,180 @@
+"""What a family says of its checkpoints and modules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from eaft_prune.checkpoints.read import ModelFiles
+from eaft_prune.checkpoints.slice import Slices
+from eaft_prune.core.types import KeepPlan, UserError
+
+if TYPE_CHECKING:
+    import torch
+
+Config = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """What a tensor must look like, and which experts it holds."""
+
+    dtype: str | None  # None: any float
+    shape: tuple[int, ...]
+    per_expert: bool  # axis 0 is the expert axis
+    expert: int | None = None  # it holds this one alone, and has `.experts.<id>.` in its name
+
+
+Table = Mapping[str, TensorSpec]
+
+
+@dataclass(frozen=True)
+class Family:
+    """Everything that is different from one MoE architecture to the next."""
+
+    model_type: str
+    n_layers: Callable[[Config], int]
+    n_experts: Callable[[Config], int]
+    top_k: Callable[[Config], int]
+    tensor_tables: Callable[[Config], list[Table]]  # one a layout in which checkpoints come
+    patch_config: Callable[[Config, int], dict[str, Any]]  # config, keep_n
+    load_arguments: Callable[[Config], dict[str, Any]]  # of from_pretrained
+    experts: Callable[[torch.nn.Module], list[torch.nn.Module]]  # per layer
+    masked: Callable[[torch.nn.Module, KeepPlan], AbstractContextManager[None]]
+    router_bias: Callable[[int], str] | None = None  # of a layer; None: routers have no bias
+    # of a layer, what the names of its experts' tensors begin with; None: cannot be compensated
+    compensated: Callable[[int], str] | None = None
+
+
+# level of compensation -> how the names that it may change go on
+COMPENSATED = {
+    "bias": ("down_proj_bias",),
+    "down_proj": ("down_proj",),
+    "experts": ("down_proj", "gate_up_proj"),
+}
+
+
+def table_of(family: Family, model: ModelFiles) -> Table:
+    """The family's table in the layout that has most names in common with the checkpoint."""
+    tables = family.tensor_tables(model.config)
+    return max(tables, key=lambda table: len(table.keys() & model.tensors.keys()))
+
+
+def check_tensors(family: Family, model: ModelFiles) -> None:
+    """Raise UserError unless the checkpoint holds exactly the family's tensors in their shapes."""
+    table = table_of(family, model)
+    missing = sorted(set(table) - set(model.tensors))
+    if missing:
+        raise UserError(f"{model.path}: tensors are missing: {_some(missing)}")
+    unknown = sorted(set(model.tensors) - set(table))
+    if unknown:
+        raise UserError(
+            f"{model.path}: no rule for the tensors {_some(unknown)} in a {family.model_type} model"
+        )
+    for name, spec in table.items():
+        entry = model.tensors[name]
+        if entry.shape != spec.shape:
+            raise UserError(
+                f"{model.path}: tensor {name} has shape {list(entry.shape)}, config.json asks for "
+                f"{list(spec.shape)}"
+            )
+        if (spec.dtype or "float") != (entry.dtype if spec.dtype else _kind(entry.dtype)):
+            raise UserError(
+                f"{model.path}: tensor {name} is {entry.dtype}, expected {spec.dtype or 'a float'}"
+            )
+
+
+def check_plan(plan: KeepPlan, n_layers: int, n_experts: int) -> None:
+    """Raise UserError unless the plan is for a model of these sizes."""
+    if (len(plan.kept), plan.n_experts) != (n_layers, n_experts):
+        raise UserError(
+            f"the plan is for {len(plan.kept)} layers of {plan.n_experts} experts, the model has "
+            f"{n_layers} of {n_experts}"
+        )
+
+
+def renumbered(family: Family, model: ModelFiles, plan: KeepPlan) -> ModelFiles:
+    """The checkpoint less the tensors of dropped experts, those of kept ones under their new ids.
+
+    Only of layouts in which an expert has tensors of its own; the others are cut by `slices_of`.
+    """
+    check_plan(plan, family.n_layers(model.config), family.n_experts(model.config))
+    table = table_of(family, model)
+    new_ids = [{old: new for new, old in enumerate(ids)} for ids in plan.kept]
+    tensors = {}
+    for name, entry in model.tensors.items():
+        old = table[name].expert
+        if old is None:
+            tensors[name] = entry
+        elif old in (ids := new_ids[_layer_of(name)]):
+            renamed = name.replace(f".experts.{old}.", f".experts.{ids[old]}.")
+            tensors[renamed] = replace(entry, name=renamed)
+    return replace(model, tensors=tensors)
+
+
+def slices_of(family: Family, model: ModelFiles, plan: KeepPlan) -> Slices:
+    """For every tensor of a renumbered checkpoint the expert ids to keep, or None to copy it."""
+    check_plan(plan, family.n_layers(model.config), family.n_experts(model.config))
+    table = table_of(family, model)
+    return {
+        name: plan.kept[_layer_of(name)] if table[name].per_expert else None
+        for name in model.tensors
+    }
+
+
+def owners_of(family: Family, model: ModelFiles, plan: KeepPlan) -> dict[str, tuple[int, int]]:
+    """New and old id of the one expert that a tensor of a renumbered checkpoint holds."""
+    specs = table_of(family, model).items()
+    return {
+        name: (spec.expert, plan.kept[_layer_of(name)][spec.expert])
+        for name, spec in specs
+        if spec.expert is not None and name in model.tensors
+    }
+
+
+def compensated_tensors(family: Family, model: ModelFiles, level: str) -> frozenset[str]:
+    """Names of the tensors that a level of compensation may change."""
+    if family.compensated is None:
+        return frozenset()
+    stems = tuple(
+        family.compensated(layer) + stem
+        for layer in range(family.n_layers(model.config))
+        for stem in COMPENSATED.get(level, ())
+    )
+    return frozenset(name for name in model.tensors if name.startswith(stems))
+
+
+def plain(*shape: int) -> TensorSpec:
+    """A tensor of any float that holds no expert."""
+    return TensorSpec(None, shape, per_expert=False)
+
+
+def layers(model: torch.nn.Module) -> list[Any]:
+    return list(model.get_submodule("model.layers").children())
+
+
+def experts(model: torch.nn.Module) -> list[torch.nn.Module]:
+    return [layer.mlp.experts for layer in layers(model)]
+
+
+def positive(config: Config, key: str) -> int:
+    """A positive integer of config.json."""
+    value = config.get(key)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise UserError(f"config.json: {key} = {value!r} is not a positive integer")
+    return value
+
+
+def _layer_of(name: str) -> int:
+    return int(name.split(".layers.")[1].split(".")[0])
+
+
+def _kind(dtype: str) -> str:
+    return "float" if dtype in ("BF16", "F16", "F32") else dtype
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more

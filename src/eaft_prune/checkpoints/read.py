@@ -1,0 +1,237 @@
+"""safetensors in: headers, hashes and bytes of a checkpoint, streaming; knows no model code."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import struct
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from eaft_prune.core.digests import digest
+from eaft_prune.core.types import UserError
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+_BYTES = {
+    "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "U16": 2, "I16": 2,
+    "F16": 2, "BF16": 2, "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8,
+}  # fmt: skip
+CHUNK = 16 << 20  # bytes read at a time
+THREADS = min(8, os.cpu_count() or 1)
+MANIFEST = "manifest.json"
+MAPPING = "expert_mapping.json"
+RECIPE = "reap-recipe.yaml"
+SCORES = "reap-scores.yaml"
+_RECORDS = ("README.md", MANIFEST, MAPPING, RECIPE, SCORES)  # of one export: not copied, not hashed
+_NOT_COPIED = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".msgpack", ".h5", ".lock"}
+
+OnBytes = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """Where a tensor's bytes lie: file, absolute offset, length."""
+
+    name: str
+    file: str
+    dtype: str  # safetensors' name: BF16, U8 ...
+    shape: tuple[int, ...]
+    start: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """A checkpoint directory whose headers have been read and found consistent."""
+
+    path: Path
+    config: Mapping[str, Any]
+    tensors: Mapping[str, TensorEntry]
+    shards: tuple[str, ...]
+    companions: tuple[str, ...]  # tokenizer, templates ...: copied as they are
+
+    @property
+    def weight_bytes(self) -> int:
+        return sum(entry.nbytes for entry in self.tensors.values())
+
+
+def open_model(path: Path) -> ModelFiles:
+    """Read config and every shard's header; raises UserError on whatever does not fit together."""
+    if not path.is_dir():
+        raise UserError(f"{path} is not a directory: give a checkpoint directory as model.path")
+    config = read_json(path / "config.json")
+    index_path = path / INDEX
+    if index_path.exists():
+        weight_map = read_json(index_path).get("weight_map")
+        if (
+            not isinstance(weight_map, dict)
+            or not weight_map
+            or not all(isinstance(shard, str) for shard in weight_map.values())
+        ):
+            raise UserError(f"{index_path} has no weight_map")
+        shards = tuple(sorted(set(weight_map.values())))
+    elif (path / SINGLE).exists():
+        weight_map, shards = None, (SINGLE,)
+    else:
+        raise UserError(f"{path} holds neither {INDEX} nor {SINGLE}: no weights to read")
+    tensors: dict[str, TensorEntry] = {}
+    for shard in shards:
+        for entry in read_header(path / shard):
+            if entry.name in tensors:
+                raise UserError(f"{path}: tensor {entry.name} is in two shards")
+            tensors[entry.name] = entry
+    if weight_map is not None:
+        _check_index(path, weight_map, tensors)
+    companions = sorted(
+        item.name
+        for item in path.iterdir()
+        if item.is_file()
+        and item.suffix not in _NOT_COPIED
+        and item.name not in ("config.json", INDEX, *_RECORDS)
+        and not item.name.startswith(".")
+    )
+    return ModelFiles(path, config, tensors, shards, tuple(companions))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; raises UserError where there is none."""
+    try:
+        value = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds a {type(value).__name__}, not an object")
+    return value
+
+
+def read_header(path: Path) -> list[TensorEntry]:
+    """Entries of one safetensors file in file order; raises UserError if it is cut short."""
+    if not path.exists():
+        raise UserError(f"{path} is missing: the index names a shard that is not there")
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        prefix = file.read(8)
+        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else -1
+        if length < 0 or 8 + length > size:
+            raise UserError(f"{path} is truncated: {size} bytes do not hold its header")
+        try:
+            header = json.loads(file.read(length))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise UserError(f"{path} is not a safetensors file: {error}") from None
+    if not isinstance(header, dict):
+        raise UserError(f"{path} is not a safetensors file: its header is no object")
+    header.pop("__metadata__", None)
+    entries = [_entry(path, name, info, 8 + length) for name, info in header.items()]
+    entries.sort(key=lambda entry: entry.start)
+    end = 8 + length
+    for entry in entries:
+        if entry.start != end:
+            raise UserError(f"{path} is damaged: tensor {entry.name} does not follow its neighbour")
+        end += entry.nbytes
+    if end != size:
+        raise UserError(f"{path} is truncated or damaged: {size} bytes, its header says {end}")
+    return entries
+
+
+def _entry(path: Path, name: str, info: Any, origin: int) -> TensorEntry:
+    def counts(value: Any) -> bool:
+        return isinstance(value, list) and all(type(n) is int and n >= 0 for n in value)
+
+    match info:
+        case {"dtype": str(dtype), "shape": shape, "data_offsets": [start, end]} if counts(
+            shape
+        ) and counts([start, end]):
+            if dtype not in _BYTES:
+                raise UserError(f"{path}: tensor {name} has the unknown dtype {dtype}")
+            if end - start != math.prod(shape) * _BYTES[dtype]:
+                raise UserError(f"{path}: tensor {name} {shape} spans {end - start} bytes")
+            return TensorEntry(name, path.name, dtype, tuple(shape), origin + start, end - start)
+    raise UserError(f"{path}: the header entry of tensor {name} makes no sense: {info!r:.80}")
+
+
+def file_hashes(model: ModelFiles, on_bytes: OnBytes) -> dict[str, str]:
+    """sha256 of config, shards, index and companions; raises UserError on a NaN weight.
+
+    Float tensors are scanned as they are hashed, and e8m0 scales (`*_scales`, where 255 is NaN).
+    """
+    names = ["config.json", *model.companions, *model.shards]
+    if (model.path / INDEX).exists():
+        names.append(INDEX)
+
+    def sha256(name: str) -> str:
+        sha = hashlib.sha256()
+        with (model.path / name).open("rb") as file:
+            while chunk := file.read(CHUNK):
+                sha.update(chunk)
+                on_bytes(len(chunk))
+        return sha.hexdigest()
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        hashes = dict(zip(names, pool.map(sha256, names), strict=True))
+    for entry in model.tensors.values():
+        has_nan = _nan_test(entry)
+        if has_nan is not None:
+            with (model.path / entry.file).open("rb") as file:
+                if any(has_nan(chunk) for chunk in _read(file, entry.start, entry.nbytes)):
+                    raise UserError(f"{model.path / entry.file}: tensor {entry.name} holds NaN")
+    return hashes
+
+
+def model_digest(hashes: Mapping[str, str]) -> str:
+    """One digest over all file digests: equal iff every file is equal."""
+    return digest(dict(hashes))
+
+
+def tensor_bytes(model: ModelFiles, name: str, index: int | None = None) -> Iterator[bytes]:
+    """The bytes of a tensor, or of one index of its axis 0, in chunks."""
+    entry = model.tensors[name]
+    start, length = entry.start, entry.nbytes
+    if index is not None:
+        length = entry.nbytes // entry.shape[0]
+        start += index * length
+    with (model.path / entry.file).open("rb") as file:
+        yield from _read(file, start, length)
+
+
+def _check_index(
+    path: Path, weight_map: Mapping[str, str], tensors: Mapping[str, TensorEntry]
+) -> None:
+    for name, shard in weight_map.items():
+        if name not in tensors or tensors[name].file != shard:
+            raise UserError(f"{path / INDEX} puts tensor {name} in {shard}, which does not hold it")
+    extra = sorted(set(tensors) - set(weight_map))
+    if extra:
+        raise UserError(f"{path / INDEX} does not name {extra[:5]}, which its shards hold")
+
+
+def _read(file: BinaryIO, start: int, length: int) -> Iterator[bytes]:
+    file.seek(start)
+    while length:
+        chunk = file.read(min(length, CHUNK))
+        if not chunk:
+            raise UserError(f"{file.name} ended early: it changed while it was read")
+        length -= len(chunk)
+        yield chunk
+
+
+def _nan_test(entry: TensorEntry) -> Callable[[bytes], bool] | None:
+    """Whether a chunk of this tensor holds NaN; None if its type has none."""
+    match entry.dtype:
+        case "BF16":
+            return lambda chunk: bool(((np.frombuffer(chunk, "<u2") & 0x7FFF) > 0x7F80).any())
+        case "F16" | "F32" | "F64":
+            kind = {"F16": "<f2", "F32": "<f4", "F64": "<f8"}[entry.dtype]
+            return lambda chunk: bool(np.isnan(np.frombuffer(chunk, kind)).any())
+        case "U8" if entry.name.endswith("_scales"):
+            return lambda chunk: 255 in chunk
+    return None

@@ -1,0 +1,188 @@
+"""One run: settings in; tracked task, report files, result.json and an exit code out."""
+
+from __future__ import annotations
+
+import logging
+import resource
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from eaft_prune import report
+from eaft_prune.config import Experiment, parse_experiment, resolve_path
+from eaft_prune.core.progress import Bars
+from eaft_prune.core.store import Store
+from eaft_prune.core.types import Outcome, UserError
+from eaft_prune.pipeline.arrow import preview
+from eaft_prune.pipeline.observer import Silent
+from eaft_prune.pipeline.session import Bench, Resident
+from eaft_prune.records.lock import FILE as LOCK
+from eaft_prune.records.lock import lock, versions, write_lock
+from eaft_prune.records.result import FILE as RESULT
+from eaft_prune.records.result import result, write_atomically, write_result
+from eaft_prune.tasks import TASKS, UPKEEP
+from eaft_prune.tracking import MlflowRun, Terminated, TrackingError, track
+
+log = logging.getLogger(__name__)
+
+OK, CRASHED, MISUSED, NOT_PROVEN, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 130, 143
+FINDINGS = 3  # of task=doctor
+_UNLOCKED = ("replay", "memo")  # a replay's lock is that of the run it repeats
+
+_RESIDENT = Resident()  # jobs of a multirun in one process share the loaded model
+
+
+def run(values: dict[str, Any], out: Path, overrides: Sequence[str], job: int | None = None) -> int:
+    """Validate, run and record one experiment; returns the exit code, never raises Exception.
+
+    Interrupts are recorded and raised again, so that a multirun stops.
+    """
+    started = time.perf_counter()
+    out.mkdir(parents=True, exist_ok=True)
+    (out / LOCK).unlink(missing_ok=True)  # of an earlier run here: this one may not get so far
+    facts: dict[str, Any] = {"overrides": list(overrides), "job": job, "mlflow_run_id": None}
+    bench: Bench | None = None
+
+    def finish(status: str, code: int, outcome: Outcome, error: str | None = None) -> int:
+        facts.update(
+            exit_code=code,
+            error=error,
+            wall_seconds=round(time.perf_counter() - started, 3),
+            memory=peak_memory(),
+        )
+        records = bench.records if bench else []
+        task = str(values.get("task", {}).get("name"))
+        write_result(out, result(task, status, outcome, records, facts))
+        return code
+
+    try:
+        experiment = parse_experiment(values)
+        if experiment.task.name in UPKEEP:
+            upkeep = UPKEEP[experiment.task.name](experiment, Bars(experiment.runtime.progress))
+            print(upkeep.text)
+            return finish("FINISHED", OK if upkeep.in_order else FINDINGS, upkeep.outcome)
+        with track(experiment, out, overrides, versions()) as tracked:
+            facts.update(mlflow_run_id=tracked.run_id, tracking_uri=tracked.uri)
+            store = Store(resolve_path(experiment.runtime.store_dir))
+            bars = Bars(experiment.runtime.progress)
+            bench = Bench(experiment, store, tracked, bars, _RESIDENT, out=out)
+            outcome = TASKS[experiment.task.name](bench, out)
+            tracked.facts({**outcome.facts, "memory": peak_memory()})
+            if bench.records and experiment.task.name not in _UNLOCKED:
+                tracked.artifact(write_lock(out, lock(experiment, bench, outcome, overrides)))
+            _present(experiment, outcome, bench, out, tracked, job)
+            code = finish("FINISHED", _code(experiment, outcome), outcome)
+            tracked.artifact(out / RESULT)
+            return code
+    except KeyboardInterrupt:
+        finish("KILLED", INTERRUPTED, Outcome(), "interrupted (SIGINT)")
+        raise
+    except Terminated:
+        finish("KILLED", TERMINATED, Outcome(), "terminated (SIGTERM)")
+        raise
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return finish("FAILED", MISUSED, Outcome(), str(error))
+    except TrackingError as error:  # it names the server and what it said
+        print(f"error: {error}", file=sys.stderr)
+        return finish("FAILED", CRASHED, Outcome(), str(error))
+    except (Exception, SystemExit) as error:
+        # a library's sys.exit must not end the other jobs of a multirun
+        traceback.print_exception(error)
+        return finish("FAILED", CRASHED, Outcome(), f"{type(error).__name__}: {error}")
+
+
+def look_ahead(experiment: Experiment) -> tuple[str, dict[str, str]]:
+    """Plan digest and missing evaluations of one experiment; records nothing but stage outputs."""
+    store = Store(resolve_path(experiment.runtime.store_dir))
+    bars = Bars(experiment.runtime.progress)
+    return preview(Bench(experiment, store, Silent(), bars, _RESIDENT))
+
+
+def peak_memory() -> dict[str, int]:
+    """Most bytes this process ever held: resident, and on CUDA devices where it used them."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    peaks = {"peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    torch = sys.modules.get("torch")  # importing it here would be the peak of a task without it
+    if torch is not None and torch.cuda.is_initialized():
+        devices = range(torch.cuda.device_count())
+        peaks["peak_cuda_bytes"] = sum(torch.cuda.max_memory_allocated(d) for d in devices)
+    return peaks
+
+
+def _code(experiment: Experiment, outcome: Outcome) -> int:
+    verdicts = {} if outcome.comparison is None else outcome.comparison.verdicts
+    failed = any(verdict.status != "PASS" for verdict in verdicts.values())
+    refused = failed and experiment.gate.on_fail == "error"
+    return NOT_PROVEN if refused or outcome.differs else OK
+
+
+def _present(
+    experiment: Experiment,
+    outcome: Outcome,
+    bench: Bench,
+    out: Path,
+    tracked: MlflowRun,
+    job: int | None,
+) -> None:
+    """Print what was found (of a multirun's job the verdict) and where everything is."""
+    if bench.records:
+        cached = sum(record.cached for record in bench.records)
+        log.info("\n%d stages, %d of them from the store", len(bench.records), cached)
+    where = {name: out / file for name, file in (("result", RESULT), ("lock", LOCK))}
+    where = {name: path for name, path in where.items() if name == "result" or path.exists()}
+    comparison = outcome.comparison
+    if comparison is not None and comparison.candidates:
+        where = {"report": _write_reports(experiment, outcome, bench, out, tracked), **where}
+    if outcome.checkpoint is not None:
+        where = {"checkpoint": outcome.checkpoint.path, **where}
+    if comparison is not None and job is None:
+        print("\n" + report.comparison_table(comparison))
+    elif comparison is not None:
+        for label, verdict in comparison.verdicts.items():
+            print(" ".join([verdict.status, label, *verdict.failed_checks]))
+    if outcome.text is not None:
+        print("\n" + outcome.text)
+    elif outcome.facts:
+        print(report.facts_text(outcome.facts))
+    for name, path in where.items():
+        print(f"{name:<11} {path}")
+    print(f"{'MLflow':<11} run {tracked.run_id}; open the UI with: {tracked.ui_hint}")
+
+
+def _write_reports(
+    experiment: Experiment, outcome: Outcome, bench: Bench, out: Path, tracked: MlflowRun
+) -> Path:
+    """Write the HTML report and its Markdown twin; returns the HTML file."""
+    assert outcome.comparison is not None, "there is nothing to report on"
+    facts = _provenance(experiment, outcome, bench, tracked)
+    page = report.html_report(
+        outcome.comparison, outcome.selection, facts, cc_quantile=experiment.eval.cc_quantile
+    )
+    twin = report.markdown_report(outcome.comparison, outcome.selection, facts)
+    for name, text in (("report.html", page), ("report.md", twin)):
+        write_atomically(out / name, text)
+        tracked.artifact(out / name)
+    return out / "report.html"
+
+
+def _provenance(
+    experiment: Experiment, outcome: Outcome, bench: Bench, tracked: MlflowRun
+) -> dict[str, Any]:
+    facts: dict[str, Any] = {"task": experiment.task.name, "MLflow run": tracked.run_id}
+    if outcome.base:
+        facts["base"] = {"path": str(outcome.base.path), "digest": outcome.base.digest}
+    if outcome.checkpoint:
+        checkpoint = outcome.checkpoint
+        facts["checkpoint"] = {"path": str(checkpoint.path), "digest": checkpoint.digest}
+    if outcome.selection:
+        facts["plan digest"] = outcome.selection.plan.digest
+        facts["pruning"] = outcome.selection.settings
+    for section in ("profile", "eval", "gate"):
+        facts[section] = getattr(experiment, section).model_dump(mode="json")
+    facts["versions"] = versions()
+    facts["stage keys"] = {record.stage: record.key for record in bench.records}
+    return facts

@@ -1,0 +1,405 @@
+"""The frozen dataclasses that flow between stages; read this first.
+
+Shape legend: L layers, E experts, K experts per token, T scored tokens, B blocks, S tokens each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eaft_prune.core.digests import array_digest, digest
+
+UNION = "UNION"
+
+PlainStatus = Literal["PASS", "FAIL"]
+Status = Literal["PASS", "FAIL", "INCONCLUSIVE"]
+EvalKey = tuple[str, int]  # (pack, seq_len)
+
+
+class UserError(ValueError):
+    """What the user asked for cannot be done; the message names the value and the remedy."""
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """B token blocks of exactly S tokens, with the positions that are scored.
+
+    scored[b, t] is true where token t >= 1 of block b lies in the content of an assistant message;
+    its predictor position is t - 1. row[b, t] indexes `row_packs` (-1 on separators).
+    """
+
+    pack: str
+    seq_len: int
+    ids_BS: NDArray[np.int32]
+    scored_BS: NDArray[np.bool_]
+    row_BS: NDArray[np.int32]
+    row_packs: NDArray[np.int32]  # index into `packs` of every row
+    packs: tuple[str, ...]
+    rows_digest: str  # sha256 over the texts of the rows used, in order
+
+    def __len__(self) -> int:
+        return len(self.ids_BS)
+
+    def __getitem__(self, some: slice) -> Blocks:
+        """Some of the blocks; packs and digest are those of all."""
+        return replace(
+            self,
+            ids_BS=self.ids_BS[some],
+            scored_BS=self.scored_BS[some],
+            row_BS=self.row_BS[some],
+        )
+
+    @property
+    def scored_tokens(self) -> int:
+        return int(self.scored_BS.sum())
+
+    @property
+    def token_digest(self) -> str:
+        """Digest of token ids and scored positions: two evaluations are paired iff it is equal."""
+        return digest({"ids": array_digest(self.ids_BS), "scored": array_digest(self.scored_BS)})
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """What one model said of T scored tokens: ln p <= 0, entropy in [0, 1], block index."""
+
+    logp_T: NDArray[np.float32]  # natural log of p_t
+    entropy_T: NDArray[np.float32]
+    block_T: NDArray[np.int32]
+    # kept with eval.top_logprobs: ln p and ids of the likeliest tokens, in descending order
+    top_logp_TK: NDArray[np.float32] | None = None
+    top_ids_TK: NDArray[np.int32] | None = None
+
+    @property
+    def p_T(self) -> NDArray[np.float64]:
+        return np.exp(self.logp_T.astype(np.float64))
+
+    def __len__(self) -> int:
+        return len(self.logp_T)
+
+    @staticmethod
+    def joined(parts: Sequence[tuple[int, TokenScores]]) -> TokenScores:
+        """Parts in order, each with the block it begins at; blocks are numbered as in the whole."""
+        numbered = [replace(some, block_T=some.block_T + np.int32(first)) for first, some in parts]
+        arrays = {
+            name: np.concatenate([getattr(part, name) for part in numbered])
+            for name, value in vars(numbered[0]).items()
+            if value is not None
+        }
+        return TokenScores(**arrays)
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Routing at the predictor position of every scored token, with p_t and H_t.
+
+    gates are the weights multiplied onto expert outputs, norms the l2 norms of the unweighted
+    expert outputs (bias included), both as used in the forward pass of the profiled model.
+    """
+
+    experts_TLK: NDArray[np.int16]
+    gates_TLK: NDArray[np.float32]
+    norms_TLK: NDArray[np.float32]
+    scores: TokenScores
+    pack_T: NDArray[np.int32]  # index into `packs`
+    row_T: NDArray[np.int32]
+    packs: tuple[str, ...]
+    n_experts: int
+
+    @property
+    def n_layers(self) -> int:
+        return int(self.experts_TLK.shape[1])
+
+    @property
+    def top_k(self) -> int:
+        return int(self.experts_TLK.shape[2])
+
+    def __len__(self) -> int:
+        return len(self.experts_TLK)
+
+
+@dataclass(frozen=True)
+class ExpertScores:
+    """Per-expert evidence of one criterion; in all arrays higher = keep."""
+
+    score_LE: NDArray[np.float64]
+    positive_mass_LE: NDArray[np.float64]  # sum of the positive contributions to the score
+    count_LE: NDArray[np.int64]  # selections of the expert among profiled tokens
+    region_tokens: Mapping[str, int]  # good / uncertain / conflict -> profiled tokens
+    pack_mass_PLE: NDArray[np.float64]  # positive_mass_LE of each pack's tokens alone
+
+
+@dataclass(frozen=True)
+class LayerLosses:
+    """What it costs to cut one layer alone to each of N sizes, all other layers whole."""
+
+    sizes: tuple[int, ...]  # experts kept, ascending
+    loss_LN: NDArray[np.float64]  # dNLL in nats a token
+
+
+@dataclass(frozen=True)
+class KeepPlan:
+    """The expert ids each layer keeps, sorted ascending."""
+
+    kept: tuple[tuple[int, ...], ...]
+    n_experts: int
+
+    def __post_init__(self) -> None:
+        for layer, ids in enumerate(self.kept):
+            if list(ids) != sorted(set(ids)):
+                raise UserError(f"keep plan: layer {layer} lists {ids}: ids must ascend, each once")
+            if not ids or ids[0] < 0 or ids[-1] >= self.n_experts:
+                raise UserError(
+                    f"keep plan: layer {layer} keeps {ids}; ids must be in 0..{self.n_experts - 1}"
+                )
+
+    @property
+    def uniform_keep_n(self) -> int | None:
+        """keep_n if every layer keeps the same number of experts, else None."""
+        counts = {len(ids) for ids in self.kept}
+        return counts.pop() if len(counts) == 1 else None
+
+    @property
+    def mean_keep_n(self) -> float:
+        """Experts kept a layer, on average."""
+        return sum(len(ids) for ids in self.kept) / len(self.kept)
+
+    @property
+    def size(self) -> str:
+        """Experts kept a layer as text: `24`, or `16to28` where layers differ."""
+        counts = sorted({len(ids) for ids in self.kept})
+        return "to".join(str(n) for n in (*counts[:1], *counts[1:][-1:]))
+
+    @property
+    def keeps_all(self) -> bool:
+        return all(len(ids) == self.n_experts for ids in self.kept)
+
+    @property
+    def digest(self) -> str:
+        return digest({"kept": [list(ids) for ids in self.kept], "n_experts": self.n_experts})
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Token scores of one model on every asked (pack, seq_len)."""
+
+    model: str  # label: base, pruned, masked ...
+    checkpoint_digest: str
+    plan_digest: str | None  # of the mask, when experts were masked in the base model
+    scores: Mapping[EvalKey, TokenScores]
+    token_digests: Mapping[EvalKey, str]
+    conditions: Mapping[str, Any]  # engine, dtype, top_k ...: both sides of a comparison must match
+
+    def __iter__(self) -> Iterator[EvalKey]:
+        return iter(self.scores)
+
+
+@dataclass(frozen=True)
+class PackReport:
+    """Metrics of one model on one pack at one sequence length (DESIGN section 2)."""
+
+    ppl: float
+    mean_prob: float
+    mean_entropy: float
+    cc_rate: float
+    cc_rate_base_thr: float
+    js2d: float  # against the base model, natural log, in [0, ln 2]
+    js2d_corrected: float  # without its sampling bias; about 0 it may be negative
+    scored_tokens: int
+    blocks: int
+    kl_top: float | None = None  # KL of base to this over the base's likeliest tokens; nats, >= 0
+    top1_agreement: float | None = None  # share of tokens whose likeliest is the base's
+
+
+Reports = Mapping[str, Mapping[EvalKey, PackReport]]  # model label -> (pack, seq_len) -> metrics
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its standard error over blocks and a one-sided bound on either side."""
+
+    value: float
+    error: float
+    low: float  # the truth is above with the gate's confidence
+    high: float  # the truth is below with the gate's confidence
+
+    @property
+    def reach(self) -> float:
+        """From the value to its upper bound; the lower one is as far, JS2D's not below 0."""
+        return self.high - self.value
+
+
+@dataclass(frozen=True)
+class Changes:
+    """Candidate minus base on one pack at one sequence length, resampled over paired blocks."""
+
+    blocks: int
+    dppl: Estimate
+    dppl_relative: Estimate  # PPL / PPL_base - 1
+    dnll: Estimate
+    dcc_rate: Estimate
+    dmean_prob: Estimate
+    dmean_entropy: Estimate
+    js2d: Estimate  # the bias-corrected one
+
+
+@dataclass(frozen=True)
+class GateCheck:
+    """One inequality of a gate: passed iff |value| <= limit; decided where an interval was made.
+
+    low and high are one-sided bounds, each with the gate's confidence. `decided` is stricter on one
+    side than they are: see stages/gate.py.
+    """
+
+    name: str  # dppl | dcc_rate | dmean_prob | js2d
+    pack: str
+    seq_len: int
+    value: float
+    limit: float
+    passed: bool
+    estimate: float | None = None  # what the bounds are about: value, for JS2D without its bias
+    low: float | None = None
+    high: float | None = None
+    decided: Status | None = None  # by the interval; None: the plain verdict alone was asked for
+    settled_at: int | None = None  # blocks that would decide an inconclusive check
+
+    @property
+    def label(self) -> str:
+        return f"{self.name}@{self.pack}/{self.seq_len}"
+
+    @property
+    def outcome(self) -> Status:
+        return self.decided or ("PASS" if self.passed else "FAIL")
+
+
+@dataclass(frozen=True)
+class GateVerdict:
+    """What all checks together say: by their intervals (status) and by point estimates (plain)."""
+
+    gate: str
+    status: Status
+    checks: tuple[GateCheck, ...]
+    confidence: float | None = None  # of status; None: it is the plain one
+
+    @property
+    def plain(self) -> PlainStatus:
+        """PASS iff every check's point estimate is within its limit."""
+        return "PASS" if all(check.passed for check in self.checks) else "FAIL"
+
+    @property
+    def failed_checks(self) -> tuple[str, ...]:
+        return self._labels("FAIL")
+
+    @property
+    def undecided_checks(self) -> tuple[str, ...]:
+        return self._labels("INCONCLUSIVE")
+
+    @property
+    def plain_failed_checks(self) -> tuple[str, ...]:
+        return tuple(check.label for check in self.checks if not check.passed)
+
+    @property
+    def settled_by(self) -> GateCheck | None:
+        """The check whose `settled_at` blocks would end an inconclusive verdict, if that is known.
+
+        One that leans outside its limit would end it alone; if all lean inside, it takes the last.
+        """
+        undecided = [check for check in self.checks if check.outcome == "INCONCLUSIVE"]
+        if any(check.settled_at is None for check in undecided):
+            return None
+        outside = [c for c in undecided if c.estimate is not None and abs(c.estimate) > c.limit]
+        if outside:
+            return min(outside, key=lambda check: check.settled_at or 0)
+        return max(undecided, key=lambda check: check.settled_at or 0, default=None)
+
+    def _labels(self, outcome: Status) -> tuple[str, ...]:
+        return tuple(check.label for check in self.checks if check.outcome == outcome)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model directory on disk with the digest of its weights, config and tokenizer files."""
+
+    path: Path
+    digest: str
+    label: str
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """What the store knows of one stage run: emitted to the tracker as each stage ends."""
+
+    stage: str
+    key: str
+    cached: bool
+    seconds: float
+    output_digest: str
+    path: Path
+    facts: Mapping[str, Any]  # small JSON-able summary: tokens, tokens_per_s, bytes ...
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """One run as the tracker keeps it; metrics are the last value of each."""
+
+    run_id: str
+    name: str
+    status: str  # RUNNING, FINISHED, FAILED, KILLED
+    active: bool  # not deleted in the tracker
+    started: float  # seconds since 1970
+    ended: float | None
+    params: Mapping[str, str] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one check of task=doctor found, and the command that mends it."""
+
+    check: str
+    ok: bool
+    what: str
+    mend: str = ""
+    mended: bool = False
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A base model, its candidates, and what the gate says of each."""
+
+    base: Evaluation
+    candidates: tuple[Evaluation, ...]
+    reports: Reports
+    verdicts: Mapping[str, GateVerdict]  # candidate label -> verdict
+    changes: Mapping[str, Mapping[EvalKey, Changes]] = field(default_factory=dict)  # by candidate
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Why experts went: scores, the plan cut from them, and the settings that made both."""
+
+    criterion: str
+    scores: ExpertScores
+    plan: KeepPlan
+    settings: Mapping[str, Any]  # of pruning; in a search the winner's, not the configured ones
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a task found; the parts it did not make are None."""
+
+    comparison: Comparison | None = None
+    selection: Selection | None = None
+    base: Checkpoint | None = None
+    checkpoint: Checkpoint | None = None
+    evaluations: Mapping[str, Path] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    text: str | None = None  # the facts, for people
+    differs: bool = False  # a replay or verification found a difference

@@ -1,0 +1,410 @@
+"""Reading checkpoints: what is whole is read as safetensors reads it, what is not is one error."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors import SafetensorError, safe_open
+from support import tiny
+
+from eaft_prune.checkpoints.families import family_of
+from eaft_prune.checkpoints.families.base import check_tensors
+from eaft_prune.checkpoints.read import (
+    INDEX,
+    file_hashes,
+    model_digest,
+    open_model,
+    read_header,
+    tensor_bytes,
+)
+from eaft_prune.checkpoints.slice import write_sliced
+from eaft_prune.core.types import UserError
+
+SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+
+
+def nothing(done: int) -> None:
+    pass
+
+
+@pytest.fixture
+def copy(checkpoint: Path, tmp_path: Path) -> Path:
+    """A private copy of the tiny checkpoint, to damage."""
+    return Path(shutil.copytree(checkpoint, tmp_path / "copy"))
+
+
+def opened(path: Path) -> None:
+    """All that is checked of a checkpoint before it is used."""
+    model = open_model(path)
+    check_tensors(family_of(model.config), model)
+    file_hashes(model, nothing)
+
+
+def refused(path: Path, *named: str) -> None:
+    """Opening raises one UserError that names the offender in one line."""
+    with pytest.raises(UserError) as caught:
+        opened(path)
+    assert "\n" not in str(caught.value)
+    for name in named:
+        assert name in str(caught.value)
+
+
+def header_of(path: Path) -> tuple[dict[str, Any], bytes]:
+    data = path.read_bytes()
+    (length,) = struct.unpack("<Q", data[:8])
+    return json.loads(data[8 : 8 + length]), data[8 + length :]
+
+
+def write(path: Path, header: dict[str, Any], body: bytes) -> None:
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + body)
+
+
+def edit_index(path: Path, edit: Callable[[dict[str, str]], Any]) -> None:
+    index = json.loads((path / INDEX).read_text())
+    edit(index["weight_map"])
+    (path / INDEX).write_text(json.dumps(index))
+
+
+def shard_of(path: Path, name: str) -> str:
+    return next(shard for shard in SHARDS if name in header_of(path / shard)[0])
+
+
+def other_shard(path: Path, name: str) -> str:
+    return next(shard for shard in SHARDS if name not in header_of(path / shard)[0])
+
+
+def rewrite(path: Path, edit: Callable[[dict[str, np.ndarray[Any, Any]]], Any], **how: Any) -> None:
+    """Write the checkpoint's weights again after `edit` changed the tensors."""
+    weights = tiny.tensors(json.loads((path / "config.json").read_text()), 0)
+    edit(weights)
+    tiny.write_weights(path, weights, 2, **how)
+
+
+def test_a_whole_checkpoint_is_accepted(checkpoint: Path) -> None:
+    opened(checkpoint)
+
+
+def test_entries_are_what_safetensors_reads(checkpoint: Path) -> None:
+    model = open_model(checkpoint)
+    seen = set()
+    for shard in model.shards:
+        with safe_open(checkpoint / shard, "numpy") as file:
+            for name in file.keys():  # noqa: SIM118 - safe_open is no mapping
+                array, entry = file.get_tensor(name), model.tensors[name]
+                seen.add(name)
+                assert (entry.file, entry.shape) == (shard, array.shape)
+                assert b"".join(tensor_bytes(model, name)) == array.tobytes()
+                assert b"".join(tensor_bytes(model, name, 1)) == array[1].tobytes()
+    assert seen == set(model.tensors)
+    assert model.weight_bytes == sum(entry.nbytes for entry in model.tensors.values())
+
+
+def test_a_single_file_without_index_is_a_checkpoint(checkpoint: Path, tmp_path: Path) -> None:
+    single = tmp_path / "single"
+    single.mkdir()
+    shutil.copy(checkpoint / "config.json", single)
+    tiny.write_weights(single, tiny.tensors(tiny.config(), 0), 1)
+    (single / "model-00001-of-00001.safetensors").rename(single / "model.safetensors")
+    (single / INDEX).unlink()
+    opened(single)
+    assert set(open_model(single).tensors) == set(open_model(checkpoint).tensors)
+
+
+def test_companions_are_the_small_files_and_no_weights(copy: Path) -> None:
+    for name in (
+        "chat_template.jinja",
+        "pytorch_model.bin",
+        ".hidden",
+        "old.gguf",
+        "manifest.json",
+    ):
+        (copy / name).write_text("x")
+    (copy / "original").mkdir()
+    assert open_model(copy).companions == (
+        "chat_template.jinja",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    )
+
+
+def test_hashes_are_the_files_sha256(checkpoint: Path) -> None:
+    done: list[int] = []
+    hashes = file_hashes(open_model(checkpoint), done.append)
+    expected = {
+        item.name: hashlib.sha256(item.read_bytes()).hexdigest() for item in checkpoint.iterdir()
+    }
+    assert hashes == expected
+    assert sum(done) >= sum((checkpoint / shard).stat().st_size for shard in SHARDS)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", INDEX, *SHARDS])
+def test_the_digest_changes_with_every_file(copy: Path, name: str) -> None:
+    before = model_digest(file_hashes(open_model(copy), nothing))
+    if name in SHARDS:
+        header, body = header_of(copy / name)
+        write(copy / name, header, bytes([body[0] ^ 1]) + body[1:])
+    else:
+        (copy / name).write_text((copy / name).read_text() + "\n")
+    assert model_digest(file_hashes(open_model(copy), nothing)) != before
+
+
+def test_missing_parts_are_named(copy: Path, tmp_path: Path) -> None:
+    refused(tmp_path / "absent", "absent")
+    (copy / SHARDS[1]).unlink()
+    refused(copy, SHARDS[1])
+    (copy / INDEX).unlink()
+    refused(copy, INDEX)
+    (copy / "config.json").unlink()
+    refused(copy, "config.json")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "\x00"])
+@pytest.mark.parametrize("name", ["config.json", INDEX])
+def test_json_that_is_none_is_named(copy: Path, name: str, text: str) -> None:
+    (copy / name).write_text(text)
+    refused(copy, name)
+
+
+@pytest.mark.parametrize("weight_map", [None, {}, [], {"a": 1}, {"a": None}, {"a": ["b"]}])
+def test_an_index_without_a_usable_map_is_named(copy: Path, weight_map: Any) -> None:
+    (copy / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+    refused(copy, INDEX)
+
+
+@pytest.mark.parametrize("keep", [0, 4, 8, 100, -1, -4096])
+def test_a_truncated_shard_is_named(copy: Path, keep: int) -> None:
+    data = (copy / SHARDS[0]).read_bytes()
+    (copy / SHARDS[0]).write_bytes(data[:keep])
+    refused(copy, SHARDS[0])
+
+
+def test_bytes_after_the_last_tensor_are_damage(copy: Path) -> None:
+    with (copy / SHARDS[0]).open("ab") as file:
+        file.write(b"\0")
+    refused(copy, SHARDS[0])
+
+
+def test_an_index_that_names_an_absent_tensor_is_named(copy: Path) -> None:
+    edit_index(copy, lambda names: names.update({"model.ghost.weight": SHARDS[0]}))
+    refused(copy, "model.ghost.weight")
+
+
+def test_an_index_that_names_the_wrong_shard_is_named(copy: Path) -> None:
+    other = other_shard(copy, "model.norm.weight")
+    edit_index(copy, lambda names: names.update({"model.norm.weight": other}))
+    refused(copy, "model.norm.weight", other)
+
+
+def test_a_tensor_the_index_does_not_name_is_named(copy: Path) -> None:
+    edit_index(copy, lambda names: names.pop("lm_head.weight"))
+    refused(copy, "lm_head.weight")
+
+
+@pytest.mark.parametrize("home", SHARDS)
+def test_a_tensor_in_two_shards_is_named(copy: Path, home: str) -> None:
+    """Whichever of the two the index means, and however equal their bytes."""
+    header, body = header_of(copy / home)
+    name, info = next((n, i) for n, i in header.items() if n.endswith("router.weight"))
+    first, end = info["data_offsets"]
+    other = other_shard(copy, name)
+    theirs, more = header_of(copy / other)
+    theirs[name] = {**info, "data_offsets": [len(more), len(more) + end - first]}
+    write(copy / other, theirs, more + body[first:end])
+    refused(copy, name)
+
+
+def test_an_unknown_tensor_in_an_moe_layer_is_named(copy: Path) -> None:
+    extra = "model.layers.1.mlp.shared_expert.weight"
+    rewrite(copy, lambda weights: weights.update({extra: np.zeros((8, 4), np.float32)}))
+    refused(copy, extra)
+
+
+def test_a_missing_tensor_is_named(copy: Path) -> None:
+    gone = "model.layers.1.mlp.experts.down_proj_scales"
+    rewrite(copy, lambda weights: weights.pop(gone))
+    refused(copy, gone)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.layers.0.mlp.experts.gate_up_proj_blocks",
+        "model.layers.0.mlp.experts.down_proj_bias",
+        "model.layers.1.mlp.router.weight",
+        "model.layers.1.mlp.router.bias",
+        "model.embed_tokens.weight",
+        "model.layers.0.self_attn.sinks",
+    ],
+)
+def test_a_wrong_leading_dimension_is_named(copy: Path, name: str) -> None:
+    rewrite(copy, lambda weights: weights.update({name: weights[name][:-1]}))
+    refused(copy, name)
+
+
+def test_experts_of_another_dtype_are_named(copy: Path) -> None:
+    name = "model.layers.0.mlp.experts.down_proj_blocks"
+    rewrite(copy, lambda weights: weights.update({name: weights[name].astype(np.float32)}))
+    refused(copy, name)
+
+
+def test_an_integer_where_a_float_belongs_is_named(copy: Path) -> None:
+    name = "model.layers.0.mlp.router.weight"
+    rewrite(copy, lambda weights: weights.update({name: weights[name].astype(np.int32)}))
+    refused(copy, name)
+
+
+@pytest.mark.parametrize("dtype", ["F32", "BF16"])
+@pytest.mark.parametrize("position", [0, -1])
+def test_a_nan_weight_is_named(copy: Path, dtype: str, position: int) -> None:
+    name = "model.layers.1.self_attn.o_proj.weight"
+
+    def edit(weights: dict[str, np.ndarray[Any, Any]]) -> None:
+        weights[name].reshape(-1)[position] = np.nan
+
+    rewrite(copy, edit, dtype=dtype)
+    refused(copy, name)
+
+
+@pytest.mark.parametrize("pattern", [0x7F81, 0x7FC0, 0x7FFF, 0xFF81, 0xFFFF])
+def test_every_bfloat16_nan_pattern_is_refused(copy: Path, pattern: int) -> None:
+    rewrite(copy, lambda weights: None, dtype="BF16")
+    name = "model.layers.0.input_layernorm.weight"
+    _poke(copy, name, struct.pack("<H", pattern))
+    refused(copy, name)
+
+
+@pytest.mark.parametrize("pattern", [0x7F80, 0xFF80, 0x0000, 0x8000, 0x7F7F, 0x0001, 0x8001])
+def test_bfloat16_values_that_are_numbers_are_no_nan(copy: Path, pattern: int) -> None:
+    rewrite(copy, lambda weights: None, dtype="BF16")
+    _poke(copy, "model.layers.0.input_layernorm.weight", struct.pack("<H", pattern))
+    opened(copy)
+
+
+def test_a_nan_scale_is_named(copy: Path) -> None:
+    name = "model.layers.1.mlp.experts.gate_up_proj_scales"
+
+    def edit(weights: dict[str, np.ndarray[Any, Any]]) -> None:
+        weights[name].reshape(-1)[77] = 255  # e8m0 has one NaN
+
+    rewrite(copy, edit)
+    refused(copy, name)
+
+
+def test_blocks_may_hold_any_byte(copy: Path) -> None:
+    name = "model.layers.1.mlp.experts.gate_up_proj_blocks"
+    rewrite(copy, lambda weights: weights[name].fill(255))
+    opened(copy)
+
+
+def _poke(path: Path, name: str, data: bytes) -> None:
+    entry = open_model(path).tensors[name]
+    with (path / entry.file).open("r+b") as file:
+        file.seek(entry.start + 6)
+        file.write(data)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda info: info.pop("data_offsets"),
+        lambda info: info.pop("shape"),
+        lambda info: info.pop("dtype"),
+        lambda info: info.update(dtype="F4"),
+        lambda info: info.update(data_offsets=[0]),
+        lambda info: info.update(data_offsets=None),
+        lambda info: info.update(shape=[63]),
+        lambda info: info.update(shape=[-64]),
+        lambda info: info.update(shape="64"),
+        lambda info: info.update(data_offsets=[-256, 0]),
+    ],
+    ids=[
+        "no offsets", "no shape", "no dtype", "unknown dtype", "one offset", "null offsets",
+        "short shape", "negative shape", "text shape", "negative offsets",
+    ],
+)  # fmt: skip
+def test_a_header_entry_that_makes_no_sense_names_its_file(
+    copy: Path, edit: Callable[[dict[str, Any]], Any]
+) -> None:
+    shard = shard_of(copy, "model.norm.weight")
+    header, body = header_of(copy / shard)
+    edit(header["model.norm.weight"])
+    write(copy / shard, header, body)
+    refused(copy, shard)
+
+
+def test_tensors_that_overlap_are_refused(copy: Path) -> None:
+    shard = shard_of(copy, "model.norm.weight")
+    header, body = header_of(copy / shard)
+    header["model.norm.weight"]["data_offsets"] = next(
+        info["data_offsets"]
+        for name, info in header.items()
+        if name != "model.norm.weight" and info.get("shape") == [64] and info["dtype"] == "F32"
+    )
+    write(copy / shard, header, body)
+    with pytest.raises(SafetensorError):  # the oracle refuses it too
+        safe_open(copy / shard, "numpy").keys()
+    refused(copy, shard)
+
+
+@given(st.data())
+def test_damage_to_a_header_is_an_error_wherever_safetensors_sees_one(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    """Bytes of a header changed: UserError, never another exception, if safetensors refuses."""
+    directory = tmp_path_factory.mktemp("header")
+    path = directory / "file.safetensors"
+    header: dict[str, Any] = {
+        "a": {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]},
+        "b": {"dtype": "U8", "shape": [4], "data_offsets": [16, 20]},
+    }
+    write(path, header, bytes(20))
+    raw = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 2))):
+        raw[data.draw(st.integers(9, len(raw) - 21))] = data.draw(st.sampled_from(
+            [0, 1, 32, 34, 44, 45, 48, 49, 57, 58, 91, 93, 97, 123, 125, 255])
+        )  # fmt: skip
+    path.write_bytes(raw)
+    try:
+        with safe_open(path, "numpy") as file:
+            expected = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, UnicodeDecodeError):
+        expected = None
+    try:
+        ours = {entry.name: list(entry.shape) for entry in read_header(path)}
+    except UserError:
+        return
+    assert expected is not None, f"safetensors refuses what we read as {ours}"
+    assert ours == expected
+
+
+def test_a_slice_rule_is_needed_for_every_tensor(checkpoint: Path, tmp_path: Path) -> None:
+    model = open_model(checkpoint)
+    rules: dict[str, tuple[int, ...] | None] = dict.fromkeys(model.tensors)
+    rules.pop("lm_head.weight")
+    with pytest.raises(UserError, match=r"lm_head\.weight"):
+        write_sliced(model, rules, tmp_path, 10**9, nothing)
+    rules |= {"lm_head.weight": None, "ghost": None}
+    with pytest.raises(UserError, match="ghost"):
+        write_sliced(model, rules, tmp_path, 10**9, nothing)
+    assert list(tmp_path.glob("*.safetensors")) == []
+
+
+@pytest.mark.parametrize("index", [8, 100, -1])
+def test_a_slice_beyond_a_tensor_is_an_error(checkpoint: Path, tmp_path: Path, index: int) -> None:
+    """Bytes at such an index belong to another tensor."""
+    model = open_model(checkpoint)
+    rules: dict[str, tuple[int, ...] | None] = dict.fromkeys(model.tensors)
+    name = "model.layers.0.mlp.experts.down_proj_blocks"
+    with pytest.raises(UserError, match=name):
+        write_sliced(model, {**rules, name: (0, index)}, tmp_path, 10**9, nothing)

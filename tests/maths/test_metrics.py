@@ -1,0 +1,286 @@
+"""Metrics against their formulas; nothing and NaN raise."""
+
+from __future__ import annotations
+
+import bisect
+import math
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eaft_prune.core.types import TokenScores
+from eaft_prune.maths.divergence import histogram2d, js2d, js2d_corrected, js_divergence
+from eaft_prune.maths.metrics import (
+    cc_rate,
+    kl_top,
+    pack_report,
+    perplexity,
+    thresholds,
+    top1_agreement,
+)
+
+LN2 = math.log(2)
+
+
+def scores(p: Any, h: Any, block: Any = None) -> TokenScores:
+    p, h = np.array(p, float), np.array(h, np.float32)
+    block = np.arange(len(p)) // 5 if block is None else np.array(block)
+    return TokenScores(np.log(p).astype(np.float32), h, block.astype(np.int32))
+
+
+def drawn(tokens: int, seed: int, blocks: int = 8, tilt: float = 0.0) -> TokenScores:
+    rng = np.random.default_rng(seed)
+    p = np.clip(rng.beta(0.6 + tilt, 0.8, tokens), 1e-4, 1)
+    h = np.clip(0.7 * (1 - p) + 0.2 * rng.random(tokens), 0, 1)
+    return scores(p, h, np.arange(tokens) * blocks // tokens)
+
+
+POINTS = st.lists(st.tuples(st.floats(1e-3, 1), st.floats(0, 1, width=32)), min_size=1, max_size=30)
+
+
+def naive_js(a: TokenScores, b: TokenScores) -> float:
+    """JS over a dictionary of occupied bins; edges k/160 and k/120, the last bin closed."""
+
+    def cell(p: float, h: float) -> tuple[int, int]:
+        place = []
+        for value, bins in ((p, 160), (h, 120)):
+            edges = np.linspace(0, 1, bins + 1).tolist()
+            place.append(min(bisect.bisect_right(edges, value) - 1, bins - 1))
+        return place[0], place[1]
+
+    sides = []
+    for s in (a, b):
+        cells = [cell(float(p), float(h)) for p, h in zip(s.p_T, s.entropy_T, strict=True)]
+        sides.append({c: n / len(cells) for c, n in Counter(cells).items()})
+    total = 0.0
+    for place in {*sides[0], *sides[1]}:
+        p, q = (side.get(place, 0.0) for side in sides)
+        m = (p + q) / 2
+        total += sum(x * math.log(x / m) for x in (p, q) if x > 0) / 2
+    return total
+
+
+@given(POINTS)
+def test_ppl_and_means_are_their_formulas(points: list[tuple[float, float]]) -> None:
+    s = scores(*zip(*points, strict=True))
+    report = pack_report(s, s, 0.15)
+    logp = [float(x) for x in s.logp_T]
+    assert report.ppl == pytest.approx(math.exp(-math.fsum(logp) / len(logp)), rel=1e-9)
+    probs = [math.exp(x) for x in logp]
+    assert report.mean_prob == pytest.approx(math.fsum(probs) / len(probs), rel=1e-9)
+    mean = math.fsum(float(x) for x in s.entropy_T) / len(points)
+    assert report.mean_entropy == pytest.approx(mean, rel=1e-9, abs=1e-12)
+    assert report.scored_tokens == len(points)
+    assert report.blocks == len({i // 5 for i in range(len(points))})
+
+
+def test_ppl_of_a_uniform_guess_is_the_number_of_choices() -> None:
+    assert perplexity(np.full(7, -math.log(50))) == pytest.approx(50)
+
+
+@given(POINTS, POINTS, st.floats(0.01, 0.99))
+def test_cc_is_its_formula(
+    points: list[tuple[float, float]], other: list[tuple[float, float]], q: float
+) -> None:
+    """Own thresholds for cc_rate, the base model's for cc_rate_base_thr; both ends included."""
+    n = min(len(points), len(other))
+    s, base = (scores(*zip(*x[:n], strict=True)) for x in (points, other))
+
+    def rate(of: TokenScores, thr: TokenScores) -> float:
+        p_q = float(np.quantile(np.exp(thr.logp_T.astype(float)), q))
+        h_q = float(np.quantile(thr.entropy_T.astype(float), q))
+        hits = [
+            math.exp(float(lp)) <= p_q * (1 + 1e-15) and float(h) <= h_q
+            for lp, h in zip(of.logp_T, of.entropy_T, strict=True)
+        ]
+        return sum(hits) / len(hits)
+
+    report = pack_report(s, base, q)
+    assert report.cc_rate == pytest.approx(rate(s, s))
+    assert report.cc_rate_base_thr == pytest.approx(rate(s, base))
+    assert pack_report(base, base, q).cc_rate == pack_report(base, base, q).cc_rate_base_thr
+
+
+def test_cc_counts_tokens_on_both_thresholds() -> None:
+    p, h = np.array([0.1, 0.2, 0.3]), np.array([0.3, 0.2, 0.1], np.float32)
+    assert cc_rate(p, h, 0.2, float(h[1])) == pytest.approx(1 / 3)  # only the middle token
+    assert cc_rate(p, h, 0.3, 1.0) == 1.0
+    assert cc_rate(p, h, 0.0999, 1.0) == 0.0
+
+
+@given(POINTS, POINTS)
+def test_js2d_is_its_formula_symmetric_and_bounded(
+    points: list[tuple[float, float]], other: list[tuple[float, float]]
+) -> None:
+    a, b = scores(*zip(*points, strict=True)), scores(*zip(*other, strict=True))
+    value = js2d(a, b)
+    assert value == pytest.approx(naive_js(a, b), abs=1e-9)
+    assert value == pytest.approx(js2d(b, a), abs=1e-12)
+    assert 0 <= value <= LN2
+
+
+def test_js2d_of_a_model_with_itself_is_0() -> None:
+    s = drawn(1000, 0)
+    assert js2d(s, s) == 0
+
+
+def test_js2d_of_models_that_share_no_bin_is_ln_2() -> None:
+    a, b = scores([0.9] * 6, [0.1] * 6), scores([0.1] * 9, [0.1] * 9)
+    assert js2d(a, b) == pytest.approx(LN2)
+
+
+def test_js2d_of_a_known_case() -> None:
+    """P = (1, 0), Q = (1/2, 1/2), M = (3/4, 1/4)."""
+    a, b = scores([0.9, 0.9], [0.1, 0.1]), scores([0.9, 0.1], [0.1, 0.1])
+    expected = (math.log(4 / 3) + 0.5 * math.log(2 / 3) + 0.5 * math.log(2)) / 2
+    assert js2d(a, b) == pytest.approx(expected)
+
+
+def test_js2d_does_not_depend_on_the_number_of_tokens_of_a_distribution() -> None:
+    a, b = drawn(300, 1), drawn(200, 2)
+    twice = scores(np.tile(a.p_T, 2), np.tile(a.entropy_T, 2))
+    assert js2d(twice, b) == pytest.approx(js2d(a, b), abs=1e-9)
+
+
+def test_the_axes_are_p_and_entropy() -> None:
+    counts = histogram2d(np.array([0.999, 0.0, 1.0]), np.array([0.0, 0.999, 1.0], np.float32))
+    assert counts.shape == (160, 120)
+    assert {tuple(place) for place in np.argwhere(counts).tolist()} == {
+        (159, 0), (0, 119), (159, 119),
+    }  # fmt: skip
+    assert counts.sum() == 3
+
+
+def test_every_token_is_in_a_bin_also_just_outside_the_square() -> None:
+    h = np.array([-1e-7, 1 + 1e-6, 0.5], np.float32)
+    assert histogram2d(np.array([1 + 1e-7, 0.0, 0.5]), h).sum() == 3
+
+
+def test_a_report_compares_with_the_base() -> None:
+    base, other = drawn(2000, 1), drawn(2000, 2, tilt=0.3)
+    report = pack_report(other, base, 0.15)
+    assert report.js2d == js2d(base, other) > 0
+    assert report.js2d_corrected == js2d_corrected(base, other).value
+    assert pack_report(base, base, 0.15).js2d == 0
+
+
+def test_permuting_tokens_changes_no_report() -> None:
+    base, other = drawn(500, 1), drawn(500, 2)
+    order = np.random.default_rng(0).permutation(500)
+    moved = [
+        TokenScores(s.logp_T[order], s.entropy_T[order], s.block_T[order]) for s in (base, other)
+    ]
+    one, two = pack_report(other, base, 0.15), pack_report(moved[1], moved[0], 0.15)
+    numbers = {name: value for name, value in vars(one).items() if value is not None}
+    assert len(numbers) == len(vars(one)) - 2  # all but KL and agreement, which need top log-probs
+    for name, value in numbers.items():
+        assert getattr(two, name) == pytest.approx(value, rel=1e-9, abs=1e-12), name
+
+
+@pytest.mark.parametrize(
+    ("p", "h"),
+    [
+        ([], []),
+        ([0.5, math.nan], [0.5, 0.5]),
+        ([0.5, 0.0], [0.5, 0.5]),
+        ([0.5, math.inf], [0.5, 0.5]),
+        ([0.5, 1.1], [0.5, 0.5]),
+        ([0.5, 0.5], [0.5, math.nan]),
+        ([0.5, 0.5], [0.5, 1.5]),
+        ([0.5, 0.5], [0.5, -0.5]),
+        ([0.5, 0.5], [0.5, math.inf]),
+    ],
+    ids=["nothing", "p nan", "p 0", "p inf", "p > 1", "H nan", "H > 1", "H < 0", "H inf"],
+)
+@pytest.mark.filterwarnings("ignore:divide by zero")
+def test_scores_that_are_none_raise_on_either_side(p: list[float], h: list[float]) -> None:
+    bad, good = scores(p, h), scores([0.5] * len(p), [0.5] * len(p))
+    with pytest.raises(ValueError, match="candidate"):
+        pack_report(bad, good, 0.15)
+    with pytest.raises(ValueError, match="base" if len(p) else "candidate"):
+        pack_report(good, bad, 0.15)
+
+
+def test_scores_of_different_tokens_raise() -> None:
+    a = scores([0.5] * 4, [0.5] * 4, [0, 0, 1, 1])
+    for other in (
+        scores([0.5] * 5, [0.5] * 5, [0, 0, 1, 1, 1]),
+        scores([0.5] * 4, [0.5] * 4, [0, 1, 1, 1]),
+    ):
+        with pytest.raises(ValueError, match="different tokens"):
+            pack_report(a, other, 0.15)
+        with pytest.raises(ValueError, match="different tokens"):
+            pack_report(other, a, 0.15)
+
+
+def test_arrays_of_different_lengths_raise() -> None:
+    a = scores([0.5] * 4, [0.5] * 4)
+    for name in ("logp_T", "entropy_T", "block_T"):
+        ragged = TokenScores(**{**vars(a), name: getattr(a, name)[:-1]})
+        with pytest.raises(ValueError, match="length"):
+            pack_report(ragged, ragged, 0.15)
+
+
+NOTHING = np.zeros(0)
+NAN = np.array([0.5, math.nan])
+FINE = np.array([0.5, 0.5])
+
+
+@pytest.mark.parametrize(
+    "measure",
+    [
+        lambda x: perplexity(x),
+        lambda x: thresholds(x, np.full(len(x), 0.5), 0.15),
+        lambda x: thresholds(np.full(len(x), 0.5), x, 0.15),
+        lambda x: cc_rate(x, np.full(len(x), 0.5), 0.5, 0.5),
+        lambda x: cc_rate(np.full(len(x), 0.5), x, 0.5, 0.5),
+        lambda x: js_divergence(x, np.ones(len(x))),
+        lambda x: js_divergence(np.ones(len(x)), x),
+        lambda x: js2d(scores(x, np.full(len(x), 0.5)), scores(FINE, FINE)),
+        lambda x: js2d(scores(FINE, FINE), scores(np.full(len(x), 0.5), x)),
+    ],
+    ids=["ppl", "p_q", "h_q", "cc p", "cc H", "js a", "js b", "js2d p", "js2d H"],
+)
+@pytest.mark.parametrize("values", [NOTHING, NAN], ids=["nothing", "nan"])
+@pytest.mark.filterwarnings("ignore")
+def test_every_metric_raises_on_nothing_and_on_nan(
+    measure: Callable[[Any], Any], values: np.ndarray[Any, Any]
+) -> None:
+    """The module promises it of all of them."""
+    with pytest.raises(ValueError):  # noqa: PT011 - each names its own
+        measure(values)
+
+
+def test_kl_and_top1_of_kept_tokens_against_full_distributions() -> None:
+    """With all tokens kept the KL is exact; with fewer it is that of the merged classes."""
+    rng = np.random.default_rng(5)
+    logits = rng.normal(0, 2, (2, 40, 12))
+    logp = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    p, q = np.exp(logp)
+
+    def kept(values: np.ndarray, k: int) -> TokenScores:
+        ids = np.argsort(-values, axis=1)[:, :k]
+        top = np.take_along_axis(values, ids, axis=1)
+        nothing = np.zeros(40, np.float32)
+        return TokenScores(nothing, nothing, nothing.astype(np.int32), top, ids.astype(np.int32))
+
+    exact = np.mean(np.sum(p * np.log(p / q), axis=1))
+    assert kl_top(kept(logp[0], 12), kept(logp[1], 12)) == pytest.approx(exact, rel=1e-6)
+    merged = []
+    for t in range(40):
+        mine, theirs = (np.argsort(-logp[m, t])[:5] for m in (0, 1))
+        least = np.exp(logp[1, t, theirs[-1]])
+        other = [q[t, i] if i in theirs else least for i in mine]
+        classes = [(p[t, i], o) for i, o in zip(mine, other, strict=True)]
+        classes.append((1 - p[t, mine].sum(), 1 - sum(other)))
+        merged.append(sum(a * np.log(a / b) for a, b in classes))
+    some = kl_top(kept(logp[0], 5), kept(logp[1], 5))
+    assert some == pytest.approx(np.mean(merged), rel=1e-6)
+    assert kl_top(kept(logp[0], 5), kept(logp[0], 5)) == pytest.approx(0, abs=1e-9)
+    agreed = np.mean(logp[0].argmax(-1) == logp[1].argmax(-1))
+    assert top1_agreement(kept(logp[0], 5), kept(logp[1], 5)) == agreed

@@ -1,0 +1,50 @@
+"""The shipped gate, and reports and changes for it to judge."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+from scipy.stats import t as student_t
+from support.runs import REPOSITORY
+
+from eaft_prune.config import GateSettings
+from eaft_prune.core.types import Changes, Estimate, EvalKey, PackReport
+
+LENGTHS = (1024, 2048)
+BLOCKS = 100
+ZERO = Estimate(0.0, 0.0, 0.0, 0.0)
+
+
+def v1(**changes: Any) -> GateSettings:
+    """The shipped near-lossless gate."""
+    return GateSettings(
+        **{
+            **yaml.safe_load((REPOSITORY / "conf/gate/near_lossless_v1.yaml").read_text()),
+            **changes,
+        }
+    )
+
+
+def report(
+    ppl: float = 5.0, cc: float = 0.001, p: float = 0.5, js: float = 0.0, **changes: Any
+) -> PackReport:
+    values: dict[str, Any] = {
+        "ppl": ppl, "mean_prob": p, "mean_entropy": 0.4, "cc_rate": cc, "cc_rate_base_thr": cc,
+        "js2d": js, "js2d_corrected": 0.0, "scored_tokens": 1000, "blocks": 4,
+    }  # fmt: skip
+    return PackReport(**{**values, **changes})
+
+
+def both(**changes: Any) -> dict[EvalKey, PackReport]:
+    return {("UNION", seq_len): report(**changes) for seq_len in LENGTHS}
+
+
+def around(value: float, error: float, confidence: float = 0.95) -> Estimate:
+    reach = student_t.ppf(confidence, BLOCKS - 1) * error
+    return Estimate(value, error, value - reach, value + reach)
+
+
+def changed(**estimates: Estimate) -> Changes:
+    names = ("dppl", "dppl_relative", "dnll", "dcc_rate", "dmean_prob", "dmean_entropy", "js2d")
+    return Changes(BLOCKS, *(estimates.get(name, ZERO) for name in names))

@@ -19,10 +19,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.report_inputs import FACTS, PACKS, SEQ_LENS, comparison, selection
 
+from eaft_prune.core.text import id_ranges
 from eaft_prune.core.types import Comparison, ExpertScores, GateVerdict, KeepPlan, Selection
 from eaft_prune.report import comparison_table, facts_text, html_report, markdown_report
 from eaft_prune.report.experts import expert_map
-from eaft_prune.report.text import id_ranges, number
+from eaft_prune.report.text import number
 
 NASTY = "</script><script>alert(1)</script>|`x`\"'&<b>\x1b[31m"
 FIELDS = {"ppl": 3, "cc_rate": 4, "mean_prob": 4, "mean_entropy": 4}

@@ -12,25 +12,24 @@ from pathlib import Path
 from typing import Any
 
 from eaft_prune import report
-from eaft_prune.config import Experiment, parse_experiment, resolve_path
+from eaft_prune.config import Experiment, resolve_path
 from eaft_prune.core.progress import Bars
 from eaft_prune.core.store import Store
 from eaft_prune.core.types import Outcome, UserError
-from eaft_prune.pipeline.arrow import preview
-from eaft_prune.pipeline.observer import Silent
-from eaft_prune.pipeline.session import Bench, Resident
+from eaft_prune.pipeline.observer import Observer, Silent
+from eaft_prune.pipeline.preview import preview
+from eaft_prune.pipeline.session import Resident, Session
 from eaft_prune.records.lock import FILE as LOCK
 from eaft_prune.records.lock import lock, versions, write_lock
 from eaft_prune.records.result import FILE as RESULT
 from eaft_prune.records.result import result, write_atomically, write_result
-from eaft_prune.tasks import TASKS, UPKEEP
+from eaft_prune.tasks import task_of, validated
+from eaft_prune.tasks.task import run_name
 from eaft_prune.tracking import MlflowRun, Terminated, TrackingError, track
 
 log = logging.getLogger(__name__)
 
 OK, CRASHED, MISUSED, NOT_PROVEN, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 130, 143
-FINDINGS = 3  # of task=doctor
-_UNLOCKED = ("replay", "memo")  # a replay's lock is that of the run it repeats
 
 _RESIDENT = Resident()  # jobs of a multirun in one process share the loaded model
 
@@ -44,7 +43,7 @@ def run(values: dict[str, Any], out: Path, overrides: Sequence[str], job: int | 
     out.mkdir(parents=True, exist_ok=True)
     (out / LOCK).unlink(missing_ok=True)  # of an earlier run here: this one may not get so far
     facts: dict[str, Any] = {"overrides": list(overrides), "job": job, "mlflow_run_id": None}
-    bench: Bench | None = None
+    session: Session | None = None
 
     def finish(status: str, code: int, outcome: Outcome, error: str | None = None) -> int:
         facts.update(
@@ -53,27 +52,29 @@ def run(values: dict[str, Any], out: Path, overrides: Sequence[str], job: int | 
             wall_seconds=round(time.perf_counter() - started, 3),
             memory=peak_memory(),
         )
-        records = bench.records if bench else []
+        records = session.records if session else []
         task = str(values.get("task", {}).get("name"))
         write_result(out, result(task, status, outcome, records, facts))
         return code
 
     try:
-        experiment = parse_experiment(values)
-        if experiment.task.name in UPKEEP:
-            upkeep = UPKEEP[experiment.task.name](experiment, Bars(experiment.runtime.progress))
-            print(upkeep.text)
-            return finish("FINISHED", OK if upkeep.in_order else FINDINGS, upkeep.outcome)
-        with track(experiment, out, overrides, versions()) as tracked:
+        experiment = validated(values)
+        task = task_of(experiment)
+        if not task.tracked:
+            outcome = task.run(_session(experiment, Silent(), out), out)
+            print(outcome.text)
+            return finish("FINISHED", _code(experiment, outcome), outcome)
+        name = run_name(task, experiment)
+        with track(experiment, out, overrides, versions(), name) as tracked:
             facts.update(mlflow_run_id=tracked.run_id, tracking_uri=tracked.uri)
-            store = Store(resolve_path(experiment.runtime.store_dir))
-            bars = Bars(experiment.runtime.progress)
-            bench = Bench(experiment, store, tracked, bars, _RESIDENT, out=out)
-            outcome = TASKS[experiment.task.name](bench, out)
+            session = _session(experiment, tracked, out)
+            outcome = task.run(session, out)
             tracked.facts({**outcome.facts, "memory": peak_memory()})
-            if bench.records and experiment.task.name not in _UNLOCKED:
-                tracked.artifact(write_lock(out, lock(experiment, bench, outcome, overrides)))
-            _present(experiment, outcome, bench, out, tracked, job)
+            if session.records and task.locked:
+                packs = {name: sha for name, (_, sha) in session.packs.items()}
+                locked = lock(experiment, session.records, packs, outcome, overrides)
+                tracked.artifact(write_lock(out, locked))
+            _present(session, outcome, tracked, job)
             code = finish("FINISHED", _code(experiment, outcome), outcome)
             tracked.artifact(out / RESULT)
             return code
@@ -97,9 +98,15 @@ def run(values: dict[str, Any], out: Path, overrides: Sequence[str], job: int | 
 
 def look_ahead(experiment: Experiment) -> tuple[str, dict[str, str]]:
     """Plan digest and missing evaluations of one experiment; records nothing but stage outputs."""
+    if task_of(experiment).evaluates != "candidates":
+        raise UserError(f"sweep.plan_only looks at task=pipeline, not {experiment.task.name}")
+    return preview(_session(experiment, Silent(), Path()))
+
+
+def _session(experiment: Experiment, observer: Observer, out: Path) -> Session:
     store = Store(resolve_path(experiment.runtime.store_dir))
     bars = Bars(experiment.runtime.progress)
-    return preview(Bench(experiment, store, Silent(), bars, _RESIDENT))
+    return Session(experiment, store, observer, bars, _RESIDENT, out=out)
 
 
 def peak_memory() -> dict[str, int]:
@@ -120,23 +127,17 @@ def _code(experiment: Experiment, outcome: Outcome) -> int:
     return NOT_PROVEN if refused or outcome.differs else OK
 
 
-def _present(
-    experiment: Experiment,
-    outcome: Outcome,
-    bench: Bench,
-    out: Path,
-    tracked: MlflowRun,
-    job: int | None,
-) -> None:
+def _present(session: Session, outcome: Outcome, tracked: MlflowRun, job: int | None) -> None:
     """Print what was found (of a multirun's job the verdict) and where everything is."""
-    if bench.records:
-        cached = sum(record.cached for record in bench.records)
-        log.info("\n%d stages, %d of them from the store", len(bench.records), cached)
+    out = session.out
+    if session.records:
+        cached = sum(record.cached for record in session.records)
+        log.info("\n%d stages, %d of them from the store", len(session.records), cached)
     where = {name: out / file for name, file in (("result", RESULT), ("lock", LOCK))}
     where = {name: path for name, path in where.items() if name == "result" or path.exists()}
     comparison = outcome.comparison
     if comparison is not None and comparison.candidates:
-        where = {"report": _write_reports(experiment, outcome, bench, out, tracked), **where}
+        where = {"report": _write_reports(session, outcome, tracked), **where}
     if outcome.checkpoint is not None:
         where = {"checkpoint": outcome.checkpoint.path, **where}
     if comparison is not None and job is None:
@@ -153,12 +154,11 @@ def _present(
     print(f"{'MLflow':<11} run {tracked.run_id}; open the UI with: {tracked.ui_hint}")
 
 
-def _write_reports(
-    experiment: Experiment, outcome: Outcome, bench: Bench, out: Path, tracked: MlflowRun
-) -> Path:
+def _write_reports(session: Session, outcome: Outcome, tracked: MlflowRun) -> Path:
     """Write the HTML report and its Markdown twin; returns the HTML file."""
+    experiment, out = session.experiment, session.out
     assert outcome.comparison is not None, "there is nothing to report on"
-    facts = _provenance(experiment, outcome, bench, tracked)
+    facts = _provenance(session, outcome, tracked)
     page = report.html_report(
         outcome.comparison, outcome.selection, facts, cc_quantile=experiment.eval.cc_quantile
     )
@@ -169,9 +169,8 @@ def _write_reports(
     return out / "report.html"
 
 
-def _provenance(
-    experiment: Experiment, outcome: Outcome, bench: Bench, tracked: MlflowRun
-) -> dict[str, Any]:
+def _provenance(session: Session, outcome: Outcome, tracked: MlflowRun) -> dict[str, Any]:
+    experiment = session.experiment
     facts: dict[str, Any] = {"task": experiment.task.name, "MLflow run": tracked.run_id}
     if outcome.base:
         facts["base"] = {"path": str(outcome.base.path), "digest": outcome.base.digest}
@@ -184,5 +183,5 @@ def _provenance(
     for section in ("profile", "eval", "gate"):
         facts[section] = getattr(experiment, section).model_dump(mode="json")
     facts["versions"] = versions()
-    facts["stage keys"] = {record.stage: record.key for record in bench.records}
+    facts["stage keys"] = {record.stage: record.key for record in session.records}
     return facts

@@ -21,13 +21,13 @@ from eaft_prune.cli.multirun import Invocation, print_plan, run_multirun
 from eaft_prune.config import (
     Experiment,
     nearest,
-    parse_experiment,
     resolve_path,
     setting_names,
 )
 from eaft_prune.core.types import UserError
 from eaft_prune.engines.world import is_helper, world_size
 from eaft_prune.records.recipe import read_recipe
+from eaft_prune.tasks import validated
 from eaft_prune.tracking import Terminated
 
 _MULTIRUN = ("-m", "--multirun")
@@ -201,7 +201,7 @@ def _compose(overrides: Sequence[str]) -> DictConfig:
 
 def _validate(composed: DictConfig) -> Experiment:
     values = OmegaConf.masked_copy(composed, [str(k) for k in composed if k != "hydra"])
-    return parse_experiment(_container(values))
+    return validated(_container(values))
 
 
 def _container(settings: DictConfig) -> dict[str, Any]:

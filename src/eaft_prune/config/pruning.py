@@ -9,7 +9,9 @@ from pydantic import Field, model_validator
 from eaft_prune.config.base import Fraction, Limit, NonNegative, Positive, Settings
 from eaft_prune.core.types import UNION
 
-Saliency = Literal["one", "gate", "norm", "norm2", "gate_norm", "random", "leave_one_out", "greedy"]
+Saliency = Literal[
+    "one", "gate", "norm", "norm2", "gate_norm", "random", "leave_one_out", "greedy", "custom"
+]
 Regions = Literal["strict", "policy", "soft"]
 Sampling = Literal["global", "per_file", "per_file_weighted"]
 SelectionRule = Literal["uniform", "effective_number", "coverage", "marginal_loss"]
@@ -55,6 +57,7 @@ class PruningSettings(Settings):
     core_count_top_m: NonNegative = 0
     pack_floor_top_m: NonNegative = 0
     seed: NonNegative = 0  # of saliency=random
+    function: str | None = None  # of saliency=custom: module:name, from a trace to scores [L, E]
     compensation: Literal["none", "bias", "down_proj", "experts"] = "none"
 
     @model_validator(mode="after")
@@ -85,6 +88,16 @@ class PruningSettings(Settings):
                 f"pruning.max_keep_n = {self.max_keep_n} has no effect with pruning.selection = "
                 f"{self.selection!r}: use effective_number or marginal_loss, or keep_n"
             )
+        if (self.saliency == "custom") != (self.function is not None):
+            raise ValueError(
+                f"pruning.function = {self.function!r} and pruning.saliency = {self.saliency!r}: "
+                "a function of your own goes with pruning=custom, and only with it"
+            )
+        if self.function is not None and (self.weight != "uniform" or self.sampling != "global"):
+            raise ValueError(
+                f"pruning.weight = {self.weight!r} and pruning.sampling = {self.sampling!r}: a "
+                "function of your own weighs tokens itself; use uniform and global"
+            )
         return self
 
     @property
@@ -95,7 +108,8 @@ class PruningSettings(Settings):
     @property
     def scoring(self) -> dict[str, Any]:
         """The settings that scores depend on; the others say how a plan is cut from them."""
-        return self.model_dump(exclude={"name", *PLAN_SETTINGS, *_AFTER})
+        absent = {"function"} if self.function is None else set()
+        return self.model_dump(exclude={"name", *PLAN_SETTINGS, *_AFTER, *absent})
 
 
 class CompensationSettings(Settings):

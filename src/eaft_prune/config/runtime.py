@@ -15,7 +15,7 @@ ExpertsMode = Literal["auto", "dense", "packed", "kernels"]
 class EngineSettings(Settings):
     """Who evaluates the model; profiling is always transformers' affair."""
 
-    name: Literal["transformers", "sglang"]
+    name: str  # transformers, sglang, or module:NAME of an EngineKind
     # MXFP4 experts: dequantised once, packed until used, or by transformers' kernels from the hub
     experts: ExpertsMode = "auto"
     # of sglang: a server that runs, or an interpreter and arguments to launch one with

@@ -10,7 +10,7 @@ import logging
 import shutil
 import time
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +21,7 @@ from filelock import FileLock
 
 from eaft_prune.core.digests import canonical_json, digest, file_digest
 from eaft_prune.core.files import sync
+from eaft_prune.core.step import Step
 from eaft_prune.core.types import StageRecord, UserError
 
 T = TypeVar("T")
@@ -57,44 +58,30 @@ class Store:
 
     root: Path
 
-    def run(
-        self,
-        stage: str,
-        version: int,
-        settings: Mapping[str, Any],
-        inputs: Mapping[str, str],
-        kind: type[T],
-        compute: Callable[[], T],
-        facts: Callable[[T, float], Mapping[str, Any]] = lambda value, seconds: {},
-    ) -> Stored[T]:
-        """The output of a stage: from the store if its key is there and whole, else computed.
+    def run(self, step: Step[T]) -> Stored[T]:
+        """The step's output: from the store if its key is there and whole, else computed.
 
-        key = sha256 of (stage, version, settings, input digests). The output appears under its key
-        by one rename, so a killed run leaves nothing that reads as good; an output whose bytes no
-        longer match its record is removed and made again. Processes that want the same key wait
-        for each other. `facts(value, seconds)` is a small summary kept in the record.
+        The output appears under its key by one rename, so a killed run leaves nothing that reads as
+        good; an output whose bytes no longer match its record is removed and made again. Processes
+        that want the same key wait for each other.
         """
-        identity = _identity(stage, version, settings, inputs)
-        home = self.root / identity["stage"] / digest(identity)
+        home = self.root / step.stage / step.key
         home.parent.mkdir(parents=True, exist_ok=True)
         with lock_of(home):
-            record = _read_record(stage, home)
+            record = _read_record(step.name, home)
             if record is None:
                 started = time.perf_counter()
-                value = compute()
+                value = step.compute()
                 seconds = time.perf_counter() - started
-                _write(home, value, identity, seconds, facts(value, seconds))
-                record = _read_record(stage, home)
+                _write(home, value, step.identity, seconds, step.facts(value, seconds))
+                record = _read_record(step.name, home)
                 assert record is not None, f"{home} was written and cannot be read"
                 record = dataclasses.replace(record, cached=False)
-        return Stored(record, kind)
+        return Stored(record, step.kind)
 
-    def holds(
-        self, stage: str, version: int, settings: Mapping[str, Any], inputs: Mapping[str, str]
-    ) -> bool:
-        """Whether `run` with these arguments would find its output, and find it whole."""
-        identity = _identity(stage, version, settings, inputs)
-        return damage(self.root / identity["stage"] / digest(identity)) is None
+    def holds(self, step: Step[Any]) -> bool:
+        """Whether `run` would find the step's output, and find it whole."""
+        return damage(self.root / step.stage / step.key) is None
 
     def outputs(self) -> list[Path]:
         """The directory of every stage output, whole or not; drafts of unfinished ones left out."""
@@ -151,17 +138,6 @@ def load(directory: Path, kind: type[T]) -> T:
     path = directory / ARRAYS
     arrays = load_file(path) if path.exists() else {}
     return typing.cast(T, _build(kind, "", arrays, json.loads((directory / _VALUES).read_text())))
-
-
-def _identity(
-    stage: str, version: int, settings: Mapping[str, Any], inputs: Mapping[str, str]
-) -> dict[str, Any]:
-    return {
-        "stage": stage.split("/")[0],
-        "version": version,
-        "settings": dict(settings),
-        "inputs": dict(inputs),
-    }
 
 
 def _read_record(stage: str, home: Path) -> StageRecord | None:

@@ -123,6 +123,22 @@ class Trace:
     def __len__(self) -> int:
         return len(self.experts_TLK)
 
+    def __getitem__(self, some_T: NDArray[np.bool_]) -> Trace:
+        """Some of the tokens; blocks, rows and packs keep their numbers."""
+        return replace(
+            self,
+            experts_TLK=self.experts_TLK[some_T],
+            gates_TLK=self.gates_TLK[some_T],
+            norms_TLK=self.norms_TLK[some_T],
+            scores=TokenScores(
+                self.scores.logp_T[some_T],
+                self.scores.entropy_T[some_T],
+                self.scores.block_T[some_T],
+            ),
+            pack_T=self.pack_T[some_T],
+            row_T=self.row_T[some_T],
+        )
+
 
 @dataclass(frozen=True)
 class ExpertScores:

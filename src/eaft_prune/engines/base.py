@@ -1,18 +1,22 @@
-"""What a stage asks of whoever runs the model."""
+"""What stages ask of whoever runs the model, and what a run must know of an engine beforehand."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
+from eaft_prune.checkpoints.read import ModelFiles
+from eaft_prune.config import EngineSettings, RuntimeSettings
 from eaft_prune.core.types import Blocks, KeepPlan, TokenScores, Trace
 
 OnTokens = Callable[[int], None]  # tokens done since the last call
 
 
-class Engine(Protocol):
-    """A loaded model that scores tokens."""
+class Scorer(Protocol):
+    """A model that scores tokens, wherever it runs."""
 
     @property
     def conditions(self) -> Mapping[str, Any]:
@@ -21,8 +25,39 @@ class Engine(Protocol):
     def score(self, blocks: Blocks, on_tokens: OnTokens) -> TokenScores:
         """log p and H of every scored token, in block order."""
 
+
+class Profiler(Scorer, Protocol):
+    """A scorer that also shows its routing, and can do without some experts."""
+
     def trace(self, blocks: Blocks, on_tokens: OnTokens) -> Trace:
-        """The same, with the routing at every predictor position."""
+        """Scores, with the routing at every predictor position."""
 
     def masked(self, plan: KeepPlan) -> AbstractContextManager[None]:
         """Inside, experts outside the plan are never routed to."""
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """The settings that an engine is opened with."""
+
+    engine: EngineSettings
+    runtime: RuntimeSettings
+    entropy_top_k: int
+    top_logprobs: bool  # scores carry the likeliest tokens
+
+
+@dataclass(frozen=True)
+class EngineKind:
+    """An engine by its name in `engine.name`: what is known of it before a model is opened."""
+
+    name: str
+    # what evaluations depend on besides weights and tokens: part of their stage keys
+    key: Callable[[EngineOptions], dict[str, Any]]
+    # of a model with this top_k: what both sides of a comparison must share; None: its scorer says
+    conditions: Callable[[EngineOptions, int], dict[str, Any] | None]
+    # checkpoint, its top_k, a file for a server's log
+    open: Callable[[EngineOptions, ModelFiles, int, Path], Scorer]
+    profiles: bool = False  # its scorers are Profilers: they mask experts too
+    top_logprobs: bool = False  # its scores can carry the likeliest tokens
+    # whether what a scorer said of a checkpoint holds as long as the key does
+    lasting: Callable[[EngineOptions], bool] = lambda options: True

@@ -15,6 +15,7 @@ from eaft_prune.config.runtime import ExpertsMode
 from eaft_prune.core.quiet import quiet
 from eaft_prune.core.types import UserError
 from eaft_prune.engines import attention, experts, packed_model
+from eaft_prune.engines.base import EngineOptions
 from eaft_prune.engines.parallel import ParallelEngine, load_everywhere
 from eaft_prune.engines.transformers import TransformersEngine
 from eaft_prune.engines.world import world_size
@@ -52,19 +53,14 @@ def resolve_dtype(runtime: RuntimeSettings) -> str:
     return "bfloat16" if resolve_device(runtime).type == "cuda" else "float32"
 
 
-def load_engine(
-    files: ModelFiles,
-    family: Family,
-    runtime: RuntimeSettings,
-    entropy_top_k: int,
-    mode: ExpertsMode = "auto",
-    keep_top: bool = False,
-) -> TransformersEngine:
+def load_files(files: ModelFiles, options: EngineOptions) -> TransformersEngine:
     """Load a checkpoint with the model code of transformers and our experts and attention.
 
     MXFP4 experts stay packed on CUDA, and on CPU where runtime.memory_gb is less than the model
     needs; elsewhere they are dequantised once. Both give the same weights to the last bit.
     """
+    runtime, mode, family = options.runtime, options.engine.experts, family_of(files.config)
+    entropy_top_k = options.entropy_top_k
     if runtime.threads is not None:
         torch.set_num_threads(runtime.threads)
     vocab = files.config.get("vocab_size", 0)
@@ -88,34 +84,16 @@ def load_engine(
         entropy_top_k=entropy_top_k,
         top_k=family.top_k(files.config),
         n_experts=family.n_experts(files.config),
-        keep_top=keep_top,
+        keep_top=options.top_logprobs,
         kernels=mode == "kernels",
     )
 
 
-def load_files(
-    files: ModelFiles,
-    runtime: RuntimeSettings,
-    entropy_top_k: int,
-    mode: ExpertsMode,
-    keep_top: bool,
-) -> TransformersEngine:
-    """Load a checkpoint of whatever family."""
-    family = family_of(files.config)
-    return load_engine(files, family, runtime, entropy_top_k, mode, keep_top)
-
-
-def load(
-    files: ModelFiles,
-    runtime: RuntimeSettings,
-    entropy_top_k: int,
-    mode: ExpertsMode,
-    keep_top: bool,
-) -> TransformersEngine | ParallelEngine:
+def load(files: ModelFiles, options: EngineOptions) -> TransformersEngine | ParallelEngine:
     """The engine of this process, or of all that torchrun started."""
     if world_size() == 1:
-        return load_files(files, runtime, entropy_top_k, mode, keep_top)
-    return load_everywhere(load_files, files, runtime, entropy_top_k, mode, keep_top)
+        return load_files(files, options)
+    return load_everywhere(load_files, files, options)
 
 
 def register() -> None:

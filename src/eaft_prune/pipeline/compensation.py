@@ -1,4 +1,4 @@
-"""Compensation from settings to export, by way of the store; its maths is stages/compensate.py."""
+"""Compensation from settings to export, by way of the store; its maths is in repair/."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from eaft_prune.checkpoints.model import Model
 from eaft_prune.checkpoints.read import TensorEntry, read_header
 from eaft_prune.core.digests import digest
+from eaft_prune.core.step import Step
 from eaft_prune.core.store import ARRAYS, Stored
 from eaft_prune.core.types import KeepPlan, UserError
-from eaft_prune.pipeline.session import Bench, Model
-from eaft_prune.stages.pack import BlockRequest
+from eaft_prune.pipeline.requests import compensating
+from eaft_prune.pipeline.session import Session
 
 if TYPE_CHECKING:
     from eaft_prune.engines.storage import Storage
@@ -23,7 +25,7 @@ VERSION = 2  # of the stage, whose module imports torch
 
 
 @dataclass(frozen=True)
-class Repair:
+class Compensated:
     """Tensors of kept experts that are not the base's, where their bytes lie, and how they came."""
 
     entries: Mapping[str, TensorEntry] = field(default_factory=dict)
@@ -31,22 +33,22 @@ class Repair:
     changed_tensors: Mapping[str, Any] = field(default_factory=dict)  # likewise: name -> sha256
 
 
-def level(bench: Bench, plan: KeepPlan) -> Level | None:
+def level(session: Session, plan: KeepPlan) -> Level | None:
     """What of this plan's experts is changed, if anything: a plan that keeps all lost nothing."""
-    asked = bench.experiment.pruning.compensation
+    asked = session.experiment.pruning.compensation
     return None if asked == "none" or plan.keeps_all else asked
 
 
-def key(bench: Bench, base: Model, plan: KeepPlan) -> str:
+def key(session: Session, base: Model, plan: KeepPlan) -> str:
     """Digest of all that the changes are made from, known before they are made."""
-    return digest([VERSION, *_made_from(bench, base, plan)])
+    return digest([VERSION, *_made_from(session, base, plan)])
 
 
-def compensated(bench: Bench, base: Model, plan: KeepPlan) -> Repair:
+def compensated(session: Session, base: Model, plan: KeepPlan) -> Compensated:
     """compensate: changed down projections of the kept experts, from the store or computed."""
-    asked = level(bench, plan)
+    asked = level(session, plan)
     if asked is None:
-        return Repair()
+        return Compensated()
     from eaft_prune.repair import compensate  # torch: not before settings are checked
 
     prefix = base.family.compensated
@@ -56,34 +58,36 @@ def compensated(bench: Bench, base: Model, plan: KeepPlan) -> Repair:
             "compensated; use pruning.compensation=none"
         )
     storage = _storage(base, prefix(0))
-    blocks = bench.blocks(base, _request(bench))
-    settings = bench.experiment.compensation
+    blocks = session.blocks(base, compensating(session.experiment))
+    settings = session.experiment.compensation
     tokens = 2 * settings.num_blocks * blocks.value.seq_len * len(plan.kept)
 
     def compute() -> Compensation:
-        engine = bench.local_engine(base)
-        with bench.bars.bar("compensate", tokens, "tok") as on_tokens:
+        engine = session.local_engine(base)
+        with session.bars.bar("compensate", tokens, "tok") as on_tokens:
             return compensate.compensate(
                 engine, plan, blocks.value, asked, settings, storage, on_tokens
             )
 
-    stored = bench.stage(
-        "compensate",
-        VERSION,
-        *_made_from(bench, base, plan),
-        compensate.Compensation,
-        compute,
-        lambda value, seconds: {
-            "scored_tokens": value.scored_tokens,
-            "residual": _mean(value.stored),
-            "held_out": _mean(value.held_out),
-            "held_out_by_half": _mean(value.held_out_by_half),
-            "ridges": list(value.ridges),
-        },
+    stored = session.run(
+        Step(
+            "compensate",
+            VERSION,
+            *_made_from(session, base, plan),
+            compensate.Compensation,
+            compute,
+            lambda value, seconds: {
+                "scored_tokens": value.scored_tokens,
+                "residual": _mean(value.stored),
+                "held_out": _mean(value.held_out),
+                "held_out_by_half": _mean(value.held_out_by_half),
+                "ridges": list(value.ridges),
+            },
+        )
     )
     value = stored.value
     names = [prefix(layer) + name for layer, name, _, _ in value.tensors]
-    return Repair(
+    return Compensated(
         entries=_entries(base, stored, names),
         facts={
             "compensation": {
@@ -107,21 +111,17 @@ def _mean(residuals: Sequence[float]) -> float:
     return math.prod(residuals) ** (1 / len(residuals))
 
 
-def _request(bench: Bench) -> BlockRequest:
-    settings = bench.experiment.compensation
-    seq_len = bench.experiment.profile.seq_len
-    return BlockRequest(settings.pack, "profile", seq_len, settings.num_blocks, settings.seed)
-
-
-def _made_from(bench: Bench, base: Model, plan: KeepPlan) -> tuple[dict[str, Any], dict[str, str]]:
+def _made_from(
+    session: Session, base: Model, plan: KeepPlan
+) -> tuple[dict[str, Any], dict[str, str]]:
     """Settings and input digests of the stage."""
-    experiment = bench.experiment
+    experiment = session.experiment
     settings = {
         "level": experiment.pruning.compensation,
         **experiment.compensation.model_dump(exclude={"pack", "num_blocks"}),
-        "dtype": bench.dtype(),
+        "dtype": session.dtype,
     }
-    blocks = bench.blocks(base, _request(bench)).digest
+    blocks = session.blocks(base, compensating(session.experiment)).digest
     return settings, {"model": base.digest, "plan": plan.digest, "blocks": blocks}
 
 

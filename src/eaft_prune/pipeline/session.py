@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from eaft_prune.checkpoints.families import family_of
-from eaft_prune.checkpoints.families.base import Family, check_tensors
-from eaft_prune.checkpoints.read import ModelFiles, file_hashes, model_digest, open_model
-from eaft_prune.config import Experiment, RuntimeSettings
-from eaft_prune.config.runtime import ExpertsMode
+from eaft_prune.checkpoints.families.base import check_tensors
+from eaft_prune.checkpoints.model import Hashes, Model
+from eaft_prune.checkpoints.read import file_hashes, model_digest, open_model
+from eaft_prune.config import Experiment
 from eaft_prune.core.digests import digest, file_digest
 from eaft_prune.core.progress import Bars
+from eaft_prune.core.step import Step
 from eaft_prune.core.store import Store, Stored
-from eaft_prune.core.types import Blocks, Checkpoint, StageRecord, UserError
-from eaft_prune.engines.base import Engine
+from eaft_prune.core.types import Blocks, StageRecord
+from eaft_prune.engines.base import EngineKind, EngineOptions, Profiler, Scorer
+from eaft_prune.engines.registry import TRANSFORMERS, dtype_of, engine_kind
+from eaft_prune.engines.world import world_size
 from eaft_prune.packs import sources
 from eaft_prune.pipeline.observer import Observer
 from eaft_prune.stages import pack as pack_stage
@@ -27,46 +30,8 @@ if TYPE_CHECKING:
     from eaft_prune.packs.tokenizer import TransformersTokenizer
 
 T = TypeVar("T")
+S = TypeVar("S", bound=Scorer)
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Hashes:
-    """sha256 of every file of a checkpoint."""
-
-    files: Mapping[str, str]
-
-
-@dataclass(frozen=True)
-class Model:
-    """A checkpoint that has been read, checked against its family's tensor table and hashed."""
-
-    label: str
-    files: ModelFiles
-    family: Family
-    digest: str
-    tokenizer_digest: str
-
-    @property
-    def checkpoint(self) -> Checkpoint:
-        return Checkpoint(self.files.path, self.digest, self.label)
-
-
-def with_top_k(model: Model, top_k: int) -> Model:
-    """The model routing each token to `top_k` experts: another config.json, so another digest."""
-    own = model.family.top_k(model.files.config)
-    if top_k > own:
-        raise UserError(
-            f"eval.top_k = {top_k}: this model routes each token to {own} experts; give 1..{own}"
-        )
-    if top_k == own:
-        return model
-    config = {**model.files.config, "num_experts_per_tok": top_k}  # its name in every family
-    return replace(
-        model,
-        files=replace(model.files, config=config),
-        digest=digest({"model": model.digest, "top_k": top_k}),
-    )
 
 
 @dataclass
@@ -74,18 +39,19 @@ class Resident:
     """The one model in memory; asking for another lets go of it first, which frees it."""
 
     key: tuple[Any, ...] | None = None
-    engine: Engine | None = None
+    scorer: Any = None
 
-    def get(self, key: tuple[Any, ...], load: Callable[[], Engine]) -> Engine:
-        if self.engine is None or self.key != key:
-            self.engine = None
-            self.engine, self.key = load(), key
-        return self.engine
+    def get(self, key: tuple[Any, ...], load: Callable[[], S]) -> S:
+        if self.scorer is None or self.key != key:
+            self.scorer = None
+            self.scorer, self.key = load(), key
+        found: S = self.scorer
+        return found
 
 
 @dataclass
-class Bench:
-    """One run's working place; knows paths, cache and watcher so that stages do not."""
+class Session:
+    """One run's working place; knows paths, store and watcher so that stages do not."""
 
     experiment: Experiment
     store: Store
@@ -99,18 +65,9 @@ class Bench:
     _tokenizer: TransformersTokenizer | None = None
     _blocks: dict[pack_stage.BlockRequest, Stored[Blocks]] = field(default_factory=dict)
 
-    def stage(
-        self,
-        stage: str,
-        version: int,
-        settings: Mapping[str, Any],
-        inputs: Mapping[str, str],
-        kind: type[T],
-        compute: Callable[[], T],
-        facts: Callable[[T, float], Mapping[str, Any]] = lambda value, seconds: {},
-    ) -> Stored[T]:
-        """Run a stage through the store and tell the watcher."""
-        stored = self.store.run(stage, version, settings, inputs, kind, compute, facts)
+    def run(self, step: Step[T]) -> Stored[T]:
+        """A step through the store; the watcher hears of it."""
+        stored = self.store.run(step)
         self.record(stored.record)
         return stored
 
@@ -138,7 +95,7 @@ class Bench:
             with self.bars.bar(f"hash {label}", total, "B") as on_bytes:
                 return Hashes(file_hashes(files, on_bytes))
 
-        stored = self.stage(
+        step = Step(
             f"inspect/{label}",
             1,
             {"path": str(files.path), "files": identity},
@@ -147,7 +104,7 @@ class Bench:
             compute,
             lambda value, seconds: {"bytes": total, "gb_per_s": total / 1e9 / max(seconds, 1e-9)},
         )
-        hashes = stored.value.files
+        hashes = self.run(step).value.files
         tokenizer = {name: hashes[name] for name in files.companions if "token" in name}
         return Model(label, files, family, model_digest(hashes), digest(tokenizer))
 
@@ -160,10 +117,10 @@ class Bench:
     def blocks(self, base: Model, request: pack_stage.BlockRequest) -> Stored[Blocks]:
         """The blocks of one request, cut with the base model's tokenizer."""
         if request not in self._blocks:
-            self._blocks[request] = self._packed(base, request)
+            self._blocks[request] = self.run(self._packing(base, request))
         return self._blocks[request]
 
-    def _packed(self, base: Model, request: pack_stage.BlockRequest) -> Stored[Blocks]:
+    def _packing(self, base: Model, request: pack_stage.BlockRequest) -> Step[Blocks]:
         packs = self.experiment.packs
         files = self.pack_files()
         settings = {
@@ -173,7 +130,7 @@ class Bench:
             "format": packs.format,
             "split": packs.split,
             "profile_fraction": packs.profile_fraction,
-            "request": vars(request),
+            "request": request.identity,
         }
 
         def compute() -> Blocks:
@@ -182,7 +139,7 @@ class Bench:
             with self.bars.bar(f"pack {request.pack}", total, "tok") as on_tokens:
                 return pack_stage.pack(packs, request, rows, self._tokens(base), on_tokens)
 
-        return self.stage(
+        return Step(
             f"pack/{request.part}/{request.pack}/{request.seq_len}",
             pack_stage.VERSION,
             settings,
@@ -199,48 +156,53 @@ class Bench:
             },
         )
 
-    def engine(self, model: Model) -> Engine:
-        """Who evaluates the model: resident, under torchrun in every process, or a server."""
-        if self.experiment.engine.name == "transformers":
-            return self.profiler(model)
-        from eaft_prune.engines.sglang.serving import serve
+    @property
+    def kind(self) -> EngineKind:
+        """The engine that evaluates."""
+        return engine_kind(self.experiment.engine.name)
 
-        settings, top = self.experiment.engine, self.experiment.eval.entropy_top_k
-        top_k = model.family.top_k(model.files.config)
-        log_file = self.out / f"server-{model.label}.log"
-        return self.resident.get(
-            (model.digest, settings, top),
-            lambda: serve(settings, model.files, top_k, top, log_file),
+    @property
+    def options(self) -> EngineOptions:
+        """The settings that engines are opened with."""
+        settings, asked = self.experiment, self.experiment.eval
+        return EngineOptions(
+            settings.engine, settings.runtime, asked.entropy_top_k, asked.top_logprobs
         )
 
-    def profiler(self, model: Model) -> Engine:
-        """The model in transformers, which tells gates and norms, whoever evaluates."""
-        from eaft_prune.engines.loading import load
+    @property
+    def profiling_kind(self) -> EngineKind:
+        """The engine that traces and masks: the one that evaluates if it can, else transformers."""
+        return self.kind if self.kind.profiles else TRANSFORMERS
 
-        key = self._how(model)
-        return self.resident.get(key, lambda: load(model.files, *key[1:]))
+    @property
+    def dtype(self) -> str:
+        """The precision that transformers runs models in here."""
+        return dtype_of(self.experiment.runtime)
+
+    def scorer(self, model: Model) -> Scorer:
+        """Who evaluates the model: resident, under torchrun in every process, or a server."""
+        return self._opened(self.kind, model)
+
+    def profiler(self, model: Model) -> Profiler:
+        """Who tells the model's gates and norms, and masks experts."""
+        return cast(Profiler, self._opened(self.profiling_kind, model))
 
     def local_engine(self, model: Model) -> TransformersEngine:
-        """The model in this process alone."""
+        """The model in transformers in this process alone."""
         from eaft_prune.engines.loading import load_files
 
-        key = self._how(model)
-        engine = self.resident.get((*key, "local"), lambda: load_files(model.files, *key[1:]))
-        return cast("TransformersEngine", engine)
+        options = self.options
+        where = TRANSFORMERS.name if world_size() == 1 else "local"
+        return self.resident.get(
+            (model.digest, options, where), lambda: load_files(model.files, options)
+        )
 
-    def _how(self, model: Model) -> tuple[str, RuntimeSettings, int, ExpertsMode, bool]:
-        settings, asked = self.experiment, self.experiment.eval
-        experts = settings.engine.experts
-        return model.digest, settings.runtime, asked.entropy_top_k, experts, asked.top_logprobs
-
-    def dtype(self) -> str:
-        """The precision the model runs in: part of what is measured, so part of stage keys."""
-        dtype = self.experiment.runtime.dtype
-        if dtype != "auto":
-            return dtype
-        from eaft_prune.engines.loading import resolve_dtype
-
-        return resolve_dtype(self.experiment.runtime)
+    def _opened(self, kind: EngineKind, model: Model) -> Scorer:
+        options, log_file = self.options, self.out / f"server-{model.label}.log"
+        return self.resident.get(
+            (model.digest, options, kind.name),
+            lambda: kind.open(options, model.files, model.top_k, log_file),
+        )
 
     def pack_files(self) -> dict[str, tuple[Path, str]]:
         """File and sha256 of every pack: fetched, checked and hashed when first asked for."""

@@ -5,42 +5,32 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 
+from eaft_prune.checkpoints.model import Model
+from eaft_prune.core.step import Step
 from eaft_prune.core.store import Stored
-from eaft_prune.core.types import UNION, Blocks, KeepPlan, TokenScores, Trace
+from eaft_prune.core.types import Blocks, KeepPlan, TokenScores, Trace
 from eaft_prune.maths.agreement import jaccard
-from eaft_prune.pipeline.session import Bench, Model
+from eaft_prune.pipeline.requests import profiling
+from eaft_prune.pipeline.session import Session
 from eaft_prune.stages import profile
-from eaft_prune.stages.pack import BlockRequest
 from eaft_prune.stages.plan import plan
 from eaft_prune.stages.score import score
 
 
-def numerics(bench: Bench) -> dict[str, Any]:
-    """What transformers' numbers depend on besides weights and tokens."""
-    # packed and dequantised experts are the same weights; transformers' kernels round otherwise
-    suffix = "-kernels" if bench.experiment.engine.experts == "kernels" else ""
-    return {
-        "engine": "transformers" + suffix,
-        "dtype": bench.dtype(),
-        "entropy_top_k": bench.experiment.eval.entropy_top_k,
-    }
-
-
-def trace_of(bench: Bench, base: Model) -> Stored[Trace]:
+def trace_of(session: Session, base: Model) -> Stored[Trace]:
     """The routing trace that `profile` asks for."""
-    settings = bench.experiment.profile
+    settings = session.experiment.profile
     if settings.stop == "converged":
-        return _converged(bench, base)
-    return whole_trace(bench, base, settings.seed)
+        return _converged(session, base)
+    return whole_trace(session, base, settings.seed)
 
 
-def whole_trace(bench: Bench, base: Model, seed: int | None) -> Stored[Trace]:
+def whole_trace(session: Session, base: Model, seed: int | None) -> Stored[Trace]:
     """The trace of all profiling blocks, drawn with this seed."""
-    return _traced(bench, base, _blocks(bench, base, seed), None)
+    return _traced(session, base, _blocks(session, base, seed), None)
 
 
 def looks(first: int, total: int) -> list[int]:
@@ -65,25 +55,25 @@ def joined(parts: Sequence[Trace], first_blocks: Sequence[int]) -> Trace:
     )
 
 
-def _converged(bench: Bench, base: Model) -> Stored[Trace]:
+def _converged(session: Session, base: Model) -> Stored[Trace]:
     """Blocks traced in doubling steps until a step leaves the keep plan as it was.
 
     How many steps are taken depends on the criterion, what a step yields does not: each is stored
     under its own key, and the trace they make under the digests of its steps.
     """
-    settings, pruning = bench.experiment.profile, bench.experiment.pruning
-    blocks = _blocks(bench, base, settings.seed)
+    settings, pruning = session.experiment.profile, session.experiment.pruning
+    blocks = _blocks(session, base, settings.seed)
     ends = looks(settings.stop_first_blocks, settings.num_blocks)
     parts: list[Stored[Trace]] = []
     plans: list[KeepPlan] = []
     for first, end in pairwise([0, *ends]):
-        parts.append(_traced(bench, base, blocks, (first, end)))
+        parts.append(_traced(session, base, blocks, (first, end)))
         trace = joined([part.value for part in parts], [0, *ends][: len(parts)])
         plans.append(plan(pruning, score(pruning, trace)))
         if len(plans) > 1 and jaccard(*plans[-2:]).mean() >= settings.stop_jaccard:
             break
     agreement = [round(float(jaccard(*pair).mean()), 4) for pair in pairwise(plans)]
-    return bench.stage(
+    step = Step(
         "profile/converged",
         profile.VERSION,
         {"ends": ends[: len(parts)]},
@@ -97,30 +87,29 @@ def _converged(bench: Bench, base: Model) -> Stored[Trace]:
             "agreement": agreement,
         },
     )
+    return session.run(step)
 
 
-def _blocks(bench: Bench, base: Model, seed: int | None) -> Stored[Blocks]:
-    settings = bench.experiment.profile
-    request = BlockRequest(UNION, "profile", settings.seq_len, settings.num_blocks, seed)
-    return bench.blocks(base, request)
+def _blocks(session: Session, base: Model, seed: int | None) -> Stored[Blocks]:
+    return session.blocks(base, profiling(session.experiment, seed))
 
 
 def _traced(
-    bench: Bench, base: Model, blocks: Stored[Blocks], chunk: tuple[int, int] | None
+    session: Session, base: Model, blocks: Stored[Blocks], chunk: tuple[int, int] | None
 ) -> Stored[Trace]:
     """The trace of all blocks, or of those from chunk[0] to before chunk[1]."""
-    name, settings = "profile", numerics(bench)
-    first, end = chunk or (0, bench.experiment.profile.num_blocks)
+    name, settings = "profile", session.profiling_kind.key(session.options)
+    first, end = chunk or (0, session.experiment.profile.num_blocks)
     if chunk:
         name, settings = f"profile/{first}-{end}", {**settings, "chunk": [first, end]}
-    tokens = (end - first) * bench.experiment.profile.seq_len
+    tokens = (end - first) * session.experiment.profile.seq_len
 
     def compute() -> Trace:
-        engine = bench.profiler(base)
-        with bench.bars.bar(name, tokens, "tok") as on_tokens:
+        engine = session.profiler(base)
+        with session.bars.bar(name, tokens, "tok") as on_tokens:
             return profile.profile(engine, blocks.value[first:end], on_tokens)
 
-    return bench.stage(
+    step = Step(
         name,
         profile.VERSION,
         settings,
@@ -133,3 +122,4 @@ def _traced(
             "tokens_per_s": tokens / seconds,
         },
     )
+    return session.run(step)

@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 from eaft_prune.checkpoints.read import read_json
-from eaft_prune.config import EvalSettings, GateSettings
 from eaft_prune.core.digests import file_digest
 from eaft_prune.core.store import load, save
 from eaft_prune.core.types import (
-    Changes,
-    Comparison,
-    EvalKey,
     Evaluation,
-    PackReport,
     TokenScores,
     UserError,
 )
-from eaft_prune.maths.intervals import changes
-from eaft_prune.maths.metrics import pack_report
-from eaft_prune.stages.gate import gate
 
 _FILE = "evaluation.json"
 
@@ -70,64 +61,3 @@ def load_evaluation(directory: Path) -> Evaluation:
         )
     except Exception as error:  # json, safetensors and numpy each raise their own
         raise UserError(f"{directory} is not a whole evaluation: {error}") from error
-
-
-def compare(
-    eval_settings: EvalSettings,
-    gate_settings: GateSettings,
-    base: Evaluation,
-    candidates: Sequence[Evaluation],
-) -> Comparison:
-    """Reports of base and candidates, and the gate's verdict on each candidate.
-
-    Raises UserError unless all were measured on the same tokens under the same conditions.
-    """
-    names = [candidate.model for candidate in candidates]
-    if len(set(names)) != len(names):
-        raise UserError(f"two candidates have one name: {', '.join(names)}")
-    for candidate in candidates:
-        _check_paired(base, candidate, eval_settings.top_k)
-    reports = {model.model: _reports(eval_settings, model, base) for model in (base, *candidates)}
-    found = {c.model: _changes(eval_settings, gate_settings, base, c) for c in candidates}
-    verdicts = {
-        label: gate(gate_settings, reports[base.model], reports[label], of_candidate)
-        for label, of_candidate in found.items()
-    }
-    return Comparison(base, tuple(candidates), reports, verdicts, found)
-
-
-def _reports(
-    settings: EvalSettings, model: Evaluation, base: Evaluation
-) -> dict[EvalKey, PackReport]:
-    return {
-        key: pack_report(scores, base.scores[key], settings.cc_quantile)
-        for key, scores in model.scores.items()
-    }
-
-
-def _changes(
-    eval_settings: EvalSettings, gate_settings: GateSettings, base: Evaluation, other: Evaluation
-) -> dict[EvalKey, Changes]:
-    found = {
-        key: changes(base.scores[key], scores, eval_settings.cc_quantile, gate_settings)
-        for key, scores in other.scores.items()
-    }
-    return {key: change for key, change in found.items() if change is not None}
-
-
-def _check_paired(base: Evaluation, candidate: Evaluation, top_k: int | None) -> None:
-    if candidate.model == base.model:
-        raise UserError(f"both sides are called {base.model!r}")
-    asked = dict(base.conditions) | ({} if top_k is None else {"top_k": top_k})
-    if asked != dict(candidate.conditions):
-        raise UserError(
-            f"{candidate.model} was evaluated under {dict(candidate.conditions)}, {base.model} "
-            f"under {dict(base.conditions)}: the gate compares like with like"
-        )
-    for key in {*base.token_digests, *candidate.token_digests}:
-        mine, theirs = base.token_digests.get(key), candidate.token_digests.get(key)
-        if mine != theirs:
-            raise UserError(
-                f"pack {key[0]} at seq_len {key[1]}: {base.model} and {candidate.model} were not "
-                "evaluated on the same tokens"
-            )

@@ -13,15 +13,15 @@ from typing import Any
 import yaml
 
 import eaft_prune
+from eaft_prune.checkpoints.model import Hashes
 from eaft_prune.checkpoints.read import model_digest
 from eaft_prune.config import Experiment, resolve_path
 from eaft_prune.core.digests import file_digest
 from eaft_prune.core.provenance import flatten, git_state, redact
 from eaft_prune.core.store import load
-from eaft_prune.core.types import Outcome, UserError
-from eaft_prune.pipeline.session import Bench, Hashes
+from eaft_prune.core.text import id_ranges
+from eaft_prune.core.types import Outcome, StageRecord, UserError
 from eaft_prune.records.result import reports_by_name, write_atomically
-from eaft_prune.report.text import id_ranges
 
 FILE = "run.lock.yaml"
 _FORMAT = 1
@@ -60,9 +60,15 @@ class Drift:
 
 
 def lock(
-    experiment: Experiment, bench: Bench, outcome: Outcome, overrides: Sequence[str]
+    experiment: Experiment,
+    records: Sequence[StageRecord],
+    packs: Mapping[str, str],
+    outcome: Outcome,
+    overrides: Sequence[str],
 ) -> dict[str, Any]:
     """Everything `experiment` depended on in this run of it, and everything found.
+
+    `packs` has the sha256 of every pack that was read.
 
     Passwords in URLs are left out.
     """
@@ -73,13 +79,13 @@ def lock(
         "overrides": list(overrides),
         "seeds": seeds,
         "config": config,
-        "inputs": _inputs(experiment, bench),
+        "inputs": _inputs(experiment, records, packs),
         "code": code_state(),
         "versions": {"python": sys.version.split()[0], **versions()},
         "device": _device(experiment),
-        "keys": _by_stage(bench, "key"),
-        "from_store": [name for name, cached in _by_stage(bench, "cached").items() if cached],
-        "outputs": _outputs(bench, outcome),
+        "keys": _by_stage(records, "key"),
+        "from_store": [name for name, cached in _by_stage(records, "cached").items() if cached],
+        "outputs": _outputs(records, outcome),
     }
     redacted: dict[str, Any] = _redacted(value)
     return redacted
@@ -147,20 +153,21 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _inputs(experiment: Experiment, bench: Bench) -> dict[str, Any]:
+def _inputs(
+    experiment: Experiment, records: Sequence[StageRecord], packs: Mapping[str, str]
+) -> dict[str, Any]:
     inputs: dict[str, Any] = {}
-    for record in bench.records:
+    for record in records:
         if record.stage == "inspect/base":
             files = dict(load(record.path, Hashes).files)
             where = experiment.model.model_dump(exclude={"name"}, exclude_none=True)
             inputs["model"] = {**where, "digest": model_digest(files), "files": files}
     inputs["packs"] = {
-        name: {"path": experiment.packs.files[name], "sha256": sha}
-        for name, (_, sha) in bench.packs.items()
+        name: {"path": experiment.packs.files[name], "sha256": sha} for name, sha in packs.items()
     }
     inputs["blocks"] = {
         name.removeprefix("pack/"): {"rows": facts["rows_digest"], "tokens": facts["token_digest"]}
-        for name, facts in _by_stage(bench, "facts").items()
+        for name, facts in _by_stage(records, "facts").items()
         if name.startswith("pack/")
     }
     if experiment.scores:
@@ -168,9 +175,9 @@ def _inputs(experiment: Experiment, bench: Bench) -> dict[str, Any]:
     return inputs
 
 
-def _outputs(bench: Bench, outcome: Outcome) -> dict[str, Any]:
+def _outputs(records: Sequence[StageRecord], outcome: Outcome) -> dict[str, Any]:
     comparison, selection = outcome.comparison, outcome.selection
-    outputs: dict[str, Any] = {"stages": _by_stage(bench, "output_digest")}
+    outputs: dict[str, Any] = {"stages": _by_stage(records, "output_digest")}
     if selection is not None:
         kept = {str(layer): id_ranges(ids) for layer, ids in enumerate(selection.plan.kept)}
         outputs["plan"] = {"digest": selection.plan.digest, "kept": kept}
@@ -189,11 +196,11 @@ def _outputs(bench: Bench, outcome: Outcome) -> dict[str, Any]:
     return {**outputs, "facts": dict(outcome.facts)}
 
 
-def _by_stage(bench: Bench, fact: str) -> dict[str, Any]:
+def _by_stage(records: Sequence[StageRecord], fact: str) -> dict[str, Any]:
     """Stage -> a fact of its record; a stage with several keys is numbered in order."""
     found: dict[str, Any] = {}
     names: dict[tuple[str, str], str] = {}
-    for record in bench.records:
+    for record in records:
         count = sum(stage == record.stage for stage, _ in names)
         name = record.stage if count == 0 else f"{record.stage}#{count + 1}"
         name = names.setdefault((record.stage, record.key), name)

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from eaft_prune.core.text import id_ranges
 from eaft_prune.core.types import UNION, Comparison, Selection
 from eaft_prune.report.experts import expert_map, method, selections_of
 from eaft_prune.report.summary import (
@@ -25,7 +26,6 @@ from eaft_prune.report.text import (
     bounds_label,
     check_numbers,
     fact_groups,
-    id_ranges,
     metric_numbers,
     number,
     printable,

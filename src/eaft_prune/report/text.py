@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from eaft_prune.core.types import Estimate, GateCheck, GateVerdict, Status
@@ -120,17 +120,6 @@ def plain_clause(verdict: GateVerdict) -> str:
 def printable(text: str) -> str:
     """Without control characters, which could repaint a terminal or break a table row."""
     return "".join(c if c.isprintable() else "\ufffd" for c in text)
-
-
-def id_ranges(ids: Iterable[int]) -> str:
-    """0, 1, 2, 7 -> "0-2, 7"; ids ascend."""
-    runs: list[list[int]] = []
-    for i in ids:
-        if runs and i == runs[-1][1] + 1:
-            runs[-1][1] = i
-        else:
-            runs.append([i, i])
-    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
 
 
 def fact_text(value: Any) -> str:

@@ -60,12 +60,12 @@ def work(problem: Problem, study: optuna.Study) -> None:
 
 def _ask(problem: Problem, study: optuna.Study) -> tuple[optuna.Trial | None, int]:
     """The next trial, or None when n_trials are finished or running; and how many are running."""
-    settings, experiment = problem.settings, problem.bench.experiment
+    settings, experiment = problem.settings, problem.session.experiment
     parent = multiprocessing.parent_process()
     if parent is not None and not parent.is_alive():
         return None, 0  # the search was killed: a worker does not go on by itself
     # asked under a lock, so that workers on one store do not start more trials than are wanted
-    with FileLock(problem.bench.store.root / f"search-{digest(study.study_name)[:16]}.lock"):
+    with FileLock(problem.session.store.root / f"search-{digest(study.study_name)[:16]}.lock"):
         running = 0
         seen = study.get_trials(deepcopy=False)  # read once: others may end a trial meanwhile
         ended = [other for other in seen if other.state.is_finished()]
@@ -112,7 +112,7 @@ def _announce(
     """One line on the console, one child run."""
     figures = "  ".join(f"{name} {value:.5g}" for name, value in shown.items())
     log.info("trial %-4d %-36s %6.2f s  %s", trial.number, how, seconds, figures)
-    problem.bench.observer.point(
+    problem.session.observer.point(
         f"trial {trial.number}",
         trial.params,
         {**shown, "seconds": seconds},

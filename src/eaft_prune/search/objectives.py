@@ -67,7 +67,7 @@ def measured(
 def _reports(
     problem: Problem, plan: KeepPlan, chunks: Sequence[Chunk]
 ) -> tuple[PackReport, PackReport]:
-    quantile = problem.bench.experiment.eval.cc_quantile
+    quantile = problem.session.experiment.eval.cc_quantile
     base, mine = (_joined(problem, mask, chunks) for mask in (None, plan))
     report = pack_report(mine, base, quantile)
     corrected = replace(report, js2d=max(report.js2d_corrected, 0.0))

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from eaft_prune.checkpoints.model import Model
 from eaft_prune.config import PruningSettings, SearchSettings
-from eaft_prune.core.types import UNION, Blocks, KeepPlan, TokenScores, Trace
-from eaft_prune.pipeline.session import Bench, Model
-from eaft_prune.pipeline.traces import numerics, trace_of
-from eaft_prune.stages.evaluate import VERSION, evaluate
-from eaft_prune.stages.pack import BlockRequest
+from eaft_prune.core.progress import Bars
+from eaft_prune.core.store import Stored
+from eaft_prune.core.types import Blocks, KeepPlan, TokenScores, Trace
+from eaft_prune.pipeline.evaluation import Side, evaluated
+from eaft_prune.pipeline.requests import searching
+from eaft_prune.pipeline.session import Session
+from eaft_prune.pipeline.traces import trace_of
 from eaft_prune.stages.plan import plan as cut_plan
 from eaft_prune.stages.score import Masses, mass_key, masses, score_from
 
@@ -38,18 +41,18 @@ class BlockLosses:
 class Problem:
     """The base model, its trace, and the blocks of each replicate."""
 
-    bench: Bench
+    session: Session
     base: Model
     trace: Trace
     trace_digest: str
-    blocks: tuple[tuple[str, Blocks], ...]  # digest and blocks of each replicate
+    blocks: tuple[Stored[Blocks], ...]  # of each replicate
     _scores: dict[str, TokenScores] = field(default_factory=dict)  # of the base and the last plan
     _losses: dict[str, BlockLosses] = field(default_factory=dict)
     _masses: dict[tuple[str | float, ...], Masses] = field(default_factory=dict)
 
     @property
     def settings(self) -> SearchSettings:
-        settings = self.bench.experiment.search
+        settings = self.session.experiment.search
         assert settings is not None, "config requires search settings for task=search"
         return settings
 
@@ -64,20 +67,15 @@ class Problem:
         ]
 
 
-def open_problem(bench: Bench, base: Model) -> Problem:
+def open_problem(session: Session, base: Model) -> Problem:
     """Profile once, cut the replicates' blocks from the profiling rows, score the base on them."""
-    settings = bench.experiment.search
+    settings = session.experiment.search
     assert settings is not None, "config requires search settings for task=search"
-    trace = trace_of(bench, base)
-    blocks = []
-    for seed in settings.seeds:
-        stored = bench.blocks(
-            base, BlockRequest(UNION, "profile", settings.seq_len, settings.num_blocks, seed)
-        )
-        blocks.append((stored.digest, stored.value))
-    problem = Problem(bench, base, trace.value, trace.digest, tuple(blocks))
+    trace = trace_of(session, base)
+    blocks = tuple(session.blocks(base, request) for request in searching(session.experiment))
+    problem = Problem(session, base, trace.value, trace.digest, blocks)
     total = settings.num_blocks * settings.seq_len * len(blocks)
-    with bench.bars.bar("search: base", total, "tok") as on_tokens:
+    with session.bars.bar("search: base", total, "tok") as on_tokens:
         for chunk in problem.chunks:
             chunk_scores(problem, None, chunk)
             on_tokens((chunk.end - chunk.first) * settings.seq_len)
@@ -100,19 +98,12 @@ def chunk_scores(problem: Problem, plan: KeepPlan | None, chunk: Chunk) -> Token
         for other in list(problem._scores):  # token scores of all plans would fill the memory
             if not other.startswith(("/", f"{mask}/")):
                 del problem._scores[other]
-        digest, blocks = problem.blocks[chunk.replicate]
-        bench, some = problem.bench, blocks[chunk.first : chunk.end]
-        stored = bench.store.run(
-            "evaluate",
-            VERSION,
-            {**numerics(bench), "replicate": 0, "chunk": [chunk.first, chunk.end]},
-            {"model": problem.base.digest, "blocks": digest, "mask": mask},
-            TokenScores,
-            lambda: evaluate(
-                bench.engine(problem.base), some, plan if mask else None, lambda done: None
-            ),
-        )
-        problem._scores[name] = stored.value
+        # many and small: no bar and no record of each
+        session = replace(problem.session, bars=Bars(False))
+        side = Side("search", problem.base, plan if mask else None)
+        blocks = problem.blocks[chunk.replicate]
+        step = evaluated(session, side, blocks, f"search/{name}", (chunk.first, chunk.end))
+        problem._scores[name] = session.store.run(step).value
     return problem._scores[name]
 
 

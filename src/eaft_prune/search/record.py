@@ -13,12 +13,12 @@ import optuna
 from optuna import visualization as draw
 from optuna.trial import FrozenTrial
 
-from eaft_prune.pipeline.session import Bench
+from eaft_prune.pipeline.session import Session
 from eaft_prune.records.result import write_atomically
 from eaft_prune.search.trials import complete
 
 
-def write_trials(bench: Bench, out: Path, study: optuna.Study) -> None:
+def write_trials(session: Session, out: Path, study: optuna.Study) -> None:
     """trials.csv and the study's plots, as files of the run and artifacts."""
     home = out / "search"
     home.mkdir(exist_ok=True)
@@ -28,7 +28,7 @@ def write_trials(bench: Bench, out: Path, study: optuna.Study) -> None:
         warnings.simplefilter("ignore", UserWarning)
         for name, figure in _plots(study):
             figure.write_html(home / f"{name}.html", include_plotlyjs="directory")
-    bench.observer.artifact(home)
+    session.observer.artifact(home)
 
 
 def _csv(study: optuna.Study) -> str:

@@ -13,9 +13,9 @@ from optuna.distributions import (
 )
 from pydantic import ValidationError
 
+from eaft_prune.checkpoints.model import Model
 from eaft_prune.config import PruningSettings, RangeSettings, SearchSettings
 from eaft_prune.core.types import UserError
-from eaft_prune.pipeline.session import Model
 from eaft_prune.stages.plan import check_keep_n
 
 Space = Mapping[str, BaseDistribution]

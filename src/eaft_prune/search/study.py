@@ -14,7 +14,6 @@ from eaft_prune.config import SamplerSettings, SearchSettings, resolve_path
 from eaft_prune.core.digests import digest
 from eaft_prune.core.provenance import redact
 from eaft_prune.core.types import UserError
-from eaft_prune.pipeline.traces import numerics
 from eaft_prune.search.problem import Problem
 from eaft_prune.stages import evaluate, plan, score
 
@@ -27,7 +26,7 @@ def open_study(problem: Problem) -> optuna.Study:
     settings, identity = problem.settings, _identity(problem)
     name = settings.study or f"search-{identity[:12]}"
     # databases break when two processes make their tables at once
-    with FileLock(problem.bench.store.root / "search-storage.lock"):
+    with FileLock(problem.session.store.root / "search-storage.lock"):
         study = optuna.create_study(
             study_name=name,
             storage=_storage(settings.storage),
@@ -64,8 +63,8 @@ def make_pruner(settings: SearchSettings) -> optuna.pruners.BasePruner:
 
 def _identity(problem: Problem) -> str:
     """Digest of everything a trial's values depend on: trials of one study are comparable."""
-    bench, settings = problem.bench, problem.settings
-    experiment = bench.experiment
+    session, settings = problem.session, problem.settings
+    experiment = session.experiment
     searched = {name.removeprefix("pruning.") for name in settings.space}
     return digest(
         {
@@ -76,15 +75,19 @@ def _identity(problem: Problem) -> str:
             "versions": [score.VERSION, plan.VERSION, evaluate.VERSION],
             "model": problem.base.digest,
             "trace": problem.trace_digest,
-            "blocks": [sha for sha, _ in problem.blocks],
-            "pruning": experiment.pruning.model_dump(mode="json", exclude={"name", *searched}),
+            "blocks": [blocks.digest for blocks in problem.blocks],
+            "pruning": experiment.pruning.model_dump(
+                # a function of the user's cannot be searched
+                mode="json",
+                exclude={"name", "function", *searched},
+            ),
             "limits": {
                 name: value
                 for name, value in experiment.gate.model_dump(mode="json").items()
                 if name.startswith("max_")
             },
             "cc_quantile": experiment.eval.cc_quantile,
-            "numerics": numerics(bench),
+            "numerics": session.profiling_kind.key(session.options),
         }
     )
 

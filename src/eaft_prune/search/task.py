@@ -9,63 +9,64 @@ from typing import Any
 
 import optuna
 
-from eaft_prune.config import resolve_path
 from eaft_prune.core.types import Outcome, Selection, UserError
-from eaft_prune.pipeline.arrow import check_padding, judge, measure, requests, write
-from eaft_prune.pipeline.session import Bench
+from eaft_prune.pipeline.arrow import Origin, check_padding, check_target, judge
+from eaft_prune.pipeline.evaluation import Side, measure
+from eaft_prune.pipeline.export import write
+from eaft_prune.pipeline.requests import evaluating
+from eaft_prune.pipeline.session import Session
 from eaft_prune.search.problem import Problem, open_problem
 from eaft_prune.search.record import write_trials
 from eaft_prune.search.space import check_space, distributions, settings_of
 from eaft_prune.search.study import make_pruner, make_sampler, open_study
 from eaft_prune.search.trials import distinct_plans, failed, finished, plan_of, winner
 from eaft_prune.search.workers import run_workers
-from eaft_prune.stages import export
 from eaft_prune.stages.score import score
 
 log = logging.getLogger(__name__)
 
 
-def run(bench: Bench, out: Path) -> Outcome:
+def run(session: Session, out: Path) -> Outcome:
     """Search, then export the winner and gate it on evaluation rows the search never saw."""
-    settings, pruning = bench.experiment.search, bench.experiment.pruning
+    settings, pruning = session.experiment.search, session.experiment.pruning
     assert settings is not None, "config requires search settings for task=search"
-    base = bench.base()
+    base = session.base()
     check_space(pruning, distributions(settings, pruning), base)
-    check_padding(bench, base)
+    check_padding(session, base)
     make_sampler(settings, 0)
     make_pruner(settings)
-    for request in requests(bench):  # what the winner is gated on: rows may be too few
-        bench.blocks(base, request)
-    if bench.experiment.export.path:
-        export.check_target(resolve_path(bench.experiment.export.path))
-    problem = open_problem(bench, base)
+    for request in evaluating(
+        session.experiment
+    ):  # what the winner is gated on: rows may be too few
+        session.blocks(base, request)
+    check_target(session)
+    problem = open_problem(session, base)
     study = open_study(problem)
     before = len(finished(study))
     started = time.perf_counter()
     run_workers(problem, study)
     seconds = time.perf_counter() - started
-    write_trials(bench, out, study)
+    write_trials(session, out, study)
     for trial in failed(study):
         log.warning("trial %d failed: %s", trial.number, trial.user_attrs["error"])
     best = winner(study)
     if best is None:
         raise UserError("no trial was finished: nothing to export (see the trials' errors above)")
     selection = _selected(problem, best)
-    bench.observer.plan(selection.plan)
-    pruned = write(bench, base, selection)
+    session.observer.plan(selection.plan)
+    pruned = write(session, base, selection)
     facts = {
         **_facts(problem, study, best),
         "trials_now": len(finished(study)) - before,
         "search_seconds": round(seconds, 2),
     }
-    first = measure(bench, base, "base", base)
-    second = measure(bench, pruned, "pruned", base)
-    return judge(bench, out, first, [second], selection, base.checkpoint, pruned.checkpoint, facts)
+    found = [measure(session, base, Side(m.label, m)) for m in (base, pruned)]
+    return judge(session, out, found, Origin(selection, base.checkpoint, pruned.checkpoint, facts))
 
 
 def _selected(problem: Problem, best: optuna.trial.FrozenTrial) -> Selection:
     """The winner's plan, and the settings and scores it was made with."""
-    pruning = settings_of(problem.bench.experiment.pruning, best.params)
+    pruning = settings_of(problem.session.experiment.pruning, best.params)
     return Selection(
         pruning.name, score(pruning, problem.trace), plan_of(best), pruning.model_dump(mode="json")
     )

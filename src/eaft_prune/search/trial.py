@@ -29,7 +29,7 @@ class Ended:
 
 def evaluate_trial(problem: Problem, study: optuna.Study, trial: optuna.Trial) -> Ended:
     """Evaluate one point; what it reports on the way goes to the study at once."""
-    experiment = problem.bench.experiment
+    experiment = problem.session.experiment
     plan = cut(problem, settings_of(experiment.pruning, trial.params))
     earlier = _same_plan(problem, study, plan)
     trial.set_user_attr("plan", plan.digest)
@@ -65,7 +65,7 @@ def _evaluate_in_chunks(
             and confidence is not None
             and behind(problem, plan, best, done, confidence)
         ):
-            partial = measured(problem, plan, problem.bench.experiment.gate, done)
+            partial = measured(problem, plan, problem.session.experiment.gate, done)
             _constrain(trial, partial.constraints)
             how = f"stopped after {done} of {len(problem.chunks)} chunks"
             return Ended(TrialState.PRUNED, None, how, {"dnll": value})

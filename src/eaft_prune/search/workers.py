@@ -11,7 +11,7 @@ import optuna
 from eaft_prune.config import Experiment, resolve_path
 from eaft_prune.core.progress import Bars
 from eaft_prune.core.store import Store
-from eaft_prune.pipeline.session import Bench, Resident
+from eaft_prune.pipeline.session import Resident, Session
 from eaft_prune.search.loop import work
 from eaft_prune.search.problem import Problem, open_problem
 from eaft_prune.search.study import open_study
@@ -20,11 +20,11 @@ from eaft_prune.tracking import MlflowRun, prepare
 
 def run_workers(problem: Problem, study: optuna.Study) -> None:
     """Work until the study is full, beside workers - 1 further processes."""
-    bench = problem.bench
+    session = problem.session
     others = [
         multiprocessing.get_context("spawn").Process(
             target=_worker,
-            args=(bench.experiment.model_dump(), bench.observer.run_id),
+            args=(session.experiment.model_dump(), session.observer.run_id),
             daemon=True,
         )
         for _ in range(1, problem.settings.workers)
@@ -49,6 +49,6 @@ def _worker(values: dict[str, Any], run_id: str) -> None:
     experiment = Experiment.model_validate(values)
     tracked = MlflowRun(prepare(experiment.tracking), run_id, experiment)
     store = Store(resolve_path(experiment.runtime.store_dir))
-    bench = Bench(experiment, store, tracked, Bars(False), Resident())
-    problem = open_problem(bench, bench.base())
+    session = Session(experiment, store, tracked, Bars(False), Resident())
+    problem = open_problem(session, session.base())
     work(problem, open_study(problem))

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from eaft_prune.core.types import Blocks, KeepPlan, TokenScores
-from eaft_prune.engines.base import Engine
+from eaft_prune.engines.base import OnTokens, Profiler, Scorer
 
 VERSION = 2
 
 
-def evaluate(
-    engine: Engine, blocks: Blocks, mask: KeepPlan | None, on_tokens: Callable[[int], None]
+def evaluate(scorer: Scorer, blocks: Blocks, on_tokens: OnTokens) -> TokenScores:
+    """Score the blocks."""
+    return scorer.score(blocks, on_tokens)
+
+
+def evaluate_masked(
+    profiler: Profiler, blocks: Blocks, mask: KeepPlan, on_tokens: OnTokens
 ) -> TokenScores:
-    """Score the blocks, with the experts outside `mask` switched off if a plan is given."""
-    if mask is None:
-        return engine.score(blocks, on_tokens)
-    with engine.masked(mask):
-        return engine.score(blocks, on_tokens)
+    """Score the blocks with the experts outside `mask` switched off."""
+    with profiler.masked(mask):
+        return profiler.score(blocks, on_tokens)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eaft_prune.core.types import Blocks, ExpertScores, KeepPlan, LayerLosses, TokenScores
-from eaft_prune.engines.base import Engine
+from eaft_prune.engines.base import Profiler
 from eaft_prune.maths.elimination import looks, ratio_bounds, settled, tail_of
 
 VERSION = 1
@@ -27,7 +27,7 @@ class Stop:
 
 
 def leave_one_out(
-    engine: Engine, blocks: Blocks, stop: Stop | None, on_tokens: OnTokens
+    engine: Profiler, blocks: Blocks, stop: Stop | None, on_tokens: OnTokens
 ) -> ExpertScores:
     """S[l, j] = NLL without expert j of layer l - NLL of the whole model; higher = keep.
 
@@ -78,7 +78,7 @@ def leave_one_out(
 
 
 def greedy(
-    engine: Engine,
+    engine: Profiler,
     blocks: Blocks,
     alone: ExpertScores,
     rounds: int,
@@ -121,7 +121,7 @@ def greedy(
 
 
 def layer_losses(
-    engine: Engine, blocks: Blocks, plans: Mapping[int, KeepPlan], on_tokens: OnTokens
+    engine: Profiler, blocks: Blocks, plans: Mapping[int, KeepPlan], on_tokens: OnTokens
 ) -> LayerLosses:
     """c[l, n] = NLL with layer l alone cut to n experts - NLL of the whole model; nats a token.
 
@@ -142,7 +142,7 @@ def layer_losses(
 
 
 def _masked(
-    engine: Engine, blocks: Blocks, kept_LE: NDArray[np.bool_], on_tokens: OnTokens
+    engine: Profiler, blocks: Blocks, kept_LE: NDArray[np.bool_], on_tokens: OnTokens
 ) -> NDArray[np.float64]:
     kept = tuple(tuple(np.flatnonzero(kept_E).tolist()) for kept_E in kept_LE)
     with engine.masked(KeepPlan(kept, kept_LE.shape[1])):

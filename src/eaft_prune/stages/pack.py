@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import zip_longest
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +42,12 @@ class BlockRequest:
     seq_len: int
     num_blocks: int
     seed: int | None
+    setting: str = field(compare=False)  # the one to lower where rows are too few
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What the blocks depend on: part of a stage key."""
+        return {name: value for name, value in vars(self).items() if name != "setting"}
 
 
 def pack(
@@ -88,7 +94,7 @@ def pack(
         raise UserError(
             f"pack {request.pack}: {request.num_blocks} blocks of {request.seq_len} tokens need "
             f"{need} tokens; its {len(row_packs)} {_part_name(settings, request)}rows give {have}, "
-            f"enough for {have // request.seq_len} blocks: lower {_count_key(request)}"
+            f"enough for {have // request.seq_len} blocks: lower {request.setting}"
         )
     shape = (request.num_blocks, request.seq_len)
     scored_BS = np.concatenate(scored)[:need].reshape(shape)
@@ -163,7 +169,3 @@ def _batches(rows: Iterator[tuple[int, str]]) -> Iterator[list[tuple[int, str]]]
 
 def _part_name(settings: PacksSettings, request: BlockRequest) -> str:
     return "" if settings.split == "none" else f"{request.part} "
-
-
-def _count_key(request: BlockRequest) -> str:
-    return "profile.num_blocks" if request.part == "profile" else "eval.num_blocks"

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eaft_prune.config import PruningSettings
+from eaft_prune.core.plugins import load_object
 from eaft_prune.core.types import ExpertScores, Trace, UserError
 from eaft_prune.maths.regions import REGIONS, regions, soft_regions
 
@@ -37,8 +38,11 @@ def score(settings: PruningSettings, trace: Trace) -> ExpertScores:
     saliency is 1, the gate g, the norm n, n^2 or g * n; w_t is 1 or the weight of the token's
     region; m_t the weight of its pack (`pack_weights`). sum: over selections; mean: the sum over
     the summed m_t of the selections. An expert without selections scores 0; higher = keep. REAP is
-    (gate_norm, uniform, mean) of arXiv:2510.13999; EAFT-REAP is (gate_norm, eaft, sum).
+    (gate_norm, uniform, mean) of arXiv:2510.13999; EAFT-REAP is (gate_norm, eaft, sum). With
+    `function` S[l, j] is what the user's own function makes of the trace.
     """
+    if settings.function is not None:
+        return _score_by_function(settings.function, settings, trace)
     return score_from(settings, masses(settings, trace))
 
 
@@ -53,8 +57,7 @@ def masses(settings: PruningSettings, trace: Trace, by: Literal["pack", "row"] =
             f"pruning.saliency = {settings.saliency!r} is measured by masking experts, not taken "
             "from a routing trace: use it with task=pipeline, prune or profile"
         )
-    if len(trace) == 0:
-        raise ValueError("the routing trace holds no tokens: nothing to score")
+    _check_tokens(trace)
     group_T, pack_G = _groups(trace, by)
     region_T, share_TR = _regions(settings, trace)
     n_groups, n_regions, n_experts = len(pack_G), len(REGIONS), trace.n_experts
@@ -79,6 +82,44 @@ def masses(settings: PruningSettings, trace: Trace, by: Literal["pack", "row"] =
         packs=trace.packs,
         region_tokens={name: int(np.sum(region_T == i)) for i, name in enumerate(REGIONS)},
     )
+
+
+def _check_tokens(trace: Trace) -> None:
+    if len(trace) == 0:
+        raise ValueError("the routing trace holds no tokens: nothing to score")
+
+
+def _score_by_function(where: str, settings: PruningSettings, trace: Trace) -> ExpertScores:
+    """Scores of the user's function; a pack's masses are the positive scores on its tokens alone.
+
+    Raises UserError unless it gives finite numbers [L, E].
+    """
+    _check_tokens(trace)
+    function = load_object("pruning.function", where)
+    shape = (trace.n_layers, trace.n_experts)
+
+    def of(some: Trace) -> NDArray[np.float64]:
+        score_LE = np.asarray(function(some), np.float64)
+        if score_LE.shape != shape or not np.isfinite(score_LE).all():
+            raise UserError(
+                f"pruning.function = {where!r} gave an array of shape {score_LE.shape} with "
+                f"{int((~np.isfinite(score_LE)).sum())} numbers that are not finite; wanted are "
+                f"finite scores {shape}: one for every layer and expert"
+            )
+        return score_LE
+
+    score_LE = of(trace)
+    packs = [trace.pack_T == index for index in range(len(trace.packs))]
+    mass_PLE = np.stack(
+        [np.maximum(of(trace[there]), 0.0) if there.any() else np.zeros(shape) for there in packs]
+    )
+    counts = [
+        np.bincount(ids_TK.reshape(-1), minlength=trace.n_experts)
+        for ids_TK in trace.experts_TLK.transpose(1, 0, 2)
+    ]
+    region_T, _ = _regions(settings, trace)
+    tokens = {name: int(np.sum(region_T == i)) for i, name in enumerate(REGIONS)}
+    return ExpertScores(score_LE, np.maximum(score_LE, 0.0), np.stack(counts), tokens, mass_PLE)
 
 
 def mass_key(settings: PruningSettings) -> tuple[str | float, ...]:

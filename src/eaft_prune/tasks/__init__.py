@@ -1,16 +1,16 @@
-"""Every task by its name: tracked ones of (bench, output directory), upkeep of the settings."""
+"""Every task by its name."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
+from typing import Any
 
-from eaft_prune.config import Experiment
-from eaft_prune.core.progress import Bars
-from eaft_prune.core.types import Outcome
-from eaft_prune.pipeline.session import Bench
-from eaft_prune.search import run_search
-from eaft_prune.tasks import basic
+from eaft_prune.config import Experiment, parse_experiment
+from eaft_prune.config.base import allowed
+from eaft_prune.core.types import UserError
+from eaft_prune.pipeline.arrow import run_arrow
+from eaft_prune.search import check_search, run_search
+from eaft_prune.tasks import basic, controls, rules
 from eaft_prune.tasks.ablate import run_ablate
 from eaft_prune.tasks.decode_bench import run_decode_bench
 from eaft_prune.tasks.engine_parity import run_engine_parity
@@ -18,34 +18,168 @@ from eaft_prune.tasks.memo import run_memo
 from eaft_prune.tasks.plan import run_plan
 from eaft_prune.tasks.replay import run_replay
 from eaft_prune.tasks.stability import run_stability
-from eaft_prune.tasks.upkeep import Upkeep, run_doctor, run_gc
-from eaft_prune.tasks.usage import run_usage
+from eaft_prune.tasks.task import Task
+from eaft_prune.tasks.upkeep import run_doctor, run_gc
+from eaft_prune.tasks.usage import check_usage, run_usage
 from eaft_prune.tasks.verify import run_verify
 
-TASKS: Mapping[str, Callable[[Bench, Path], Outcome]] = {
-    "pipeline": basic.run_pipeline,
-    "predownload": basic.run_predownload,
-    "profile": basic.run_profile,
-    "prune": basic.run_prune,
-    "evaluate": basic.run_evaluate,
-    "compare": basic.run_compare,
-    "noise_floor": basic.run_noise_floor,
-    "noop": basic.run_noop,
-    "expert_math": basic.run_expert_math,
-    "io_probe": basic.run_io_probe,
-    "search": run_search,
-    "plan": run_plan,
-    "replay": lambda bench, out: run_replay(bench, out, TASKS),
-    "verify": run_verify,
-    "engine_parity": run_engine_parity,
-    "decode_bench": run_decode_bench,
-    "usage": run_usage,
-    "ablate": run_ablate,
-    "stability": run_stability,
-    "memo": run_memo,
-}
+_OWN = "the {0} settings: select it as task={0}"
 
-UPKEEP: Mapping[str, Callable[[Experiment, Bars], Upkeep]] = {
-    "doctor": run_doctor,
-    "gc": run_gc,
-}
+
+def _with_section(name: str) -> dict[str, Any]:
+    return {"settings": (name,), "needs": _OWN.format(name)}
+
+
+_ALL = (
+    Task(
+        "pipeline",
+        "Prune and prove: profile, plan, checkpoint, base and candidates evaluated, gate.",
+        run_arrow,
+        evaluates="candidates",
+    ),
+    Task("profile", "Trace, scores and plan; nothing is evaluated.", basic.run_profile),
+    Task(
+        "prune", "From packs to the checkpoint; nothing is evaluated.", basic.run_prune, writes=True
+    ),
+    Task(
+        "evaluate",
+        "One model's own metrics, saved for a later comparison.",
+        basic.run_evaluate,
+        evaluates="model",
+    ),
+    Task(
+        "compare",
+        "Table and gate for two saved evaluations; loads no model.",
+        basic.run_compare,
+        settings=("compare",),
+        needs="compare.base=DIR and compare.candidate=DIR",
+    ),
+    Task(
+        "plan",
+        "A keep plan from a scores file alone; no model, no packs.",
+        run_plan,
+        settings=("scores",),
+        needs="scores=FILE, the reap-scores.yaml of a checkpoint",
+    ),
+    Task(
+        "search",
+        "Optuna over pruning settings; the winner is exported and gated on unseen rows.",
+        run_search,
+        **_with_section("search"),
+        writes=True,
+        evaluates="plans",
+        reweighs=True,
+        check=check_search,
+    ),
+    Task(
+        "ablate",
+        "Which term of the weighting does the work: one plan a term, evaluated masked.",
+        run_ablate,
+        **_with_section("ablate"),
+        evaluates="plans",
+        reweighs=True,
+    ),
+    Task(
+        "stability",
+        "How much the keep plan depends on which rows were profiled.",
+        run_stability,
+        **_with_section("stability"),
+        reweighs=True,
+    ),
+    Task(
+        "noise_floor",
+        "The base evaluated twice: what the gate reads when nothing changed.",
+        controls.run_noise_floor,
+        evaluates="control",
+    ),
+    Task(
+        "noop",
+        "A checkpoint with every expert kept: its bytes are the base's and the gate passes.",
+        controls.run_noop,
+        writes=True,
+        evaluates="control",
+    ),
+    Task(
+        "verify",
+        "An exported checkpoint against its manifest and its base, byte by byte; offline.",
+        run_verify,
+        settings=("verify",),
+        needs="verify.path=DIR, an exported checkpoint",
+    ),
+    Task(
+        "replay",
+        "A locked run once more, and every field that differs from its lock.",
+        lambda session, out: run_replay(session, out, TASKS, validated),
+        settings=("replay",),
+        needs="replay.lock=FILE, the run.lock.yaml of a run",
+        locked=False,  # its lock is that of the run it repeats
+    ),
+    Task(
+        "expert_math",
+        "Our experts against transformers' loop and against float64, layer by layer.",
+        controls.run_expert_math,
+    ),
+    Task(
+        "engine_parity",
+        "The same blocks through transformers and through a server.",
+        run_engine_parity,
+        evaluates="model",
+        engine="sglang",
+    ),
+    Task(
+        "decode_bench",
+        "Decoding speed of base and candidate in turn; no quality is measured.",
+        run_decode_bench,
+        **_with_section("decode_bench"),
+    ),
+    Task(
+        "io_probe",
+        "One layer written as an export would: bytes, seconds, memory.",
+        controls.run_io_probe,
+    ),
+    Task(
+        "usage",
+        "The frequency criterion's scores from a server, without a routing trace.",
+        run_usage,
+        engine="sglang",
+        check=check_usage,
+    ),
+    Task("predownload", "Fetch, check and hash model and packs.", basic.run_predownload),
+    Task(
+        "memo",
+        "The decision memo, from the runs MLflow keeps.",
+        run_memo,
+        **_with_section("memo"),
+        locked=False,
+    ),
+    Task(
+        "doctor",
+        "Is everything in order, and if not: the command that mends it.",
+        run_doctor,
+        **_with_section("doctor"),
+        tracked=False,
+    ),
+    Task(
+        "gc",
+        "Remove stage outputs and checkpoints that no run, alias or lockfile needs.",
+        run_gc,
+        **_with_section("gc"),
+        tracked=False,
+    ),
+)
+TASKS: Mapping[str, Task] = {task.name: task for task in _ALL}
+
+
+def task_of(experiment: Experiment) -> Task:
+    """The task that the settings name; raises UserError where there is none."""
+    name = experiment.task.name
+    if name not in TASKS:
+        raise UserError(f"task.name = {name!r}; {allowed(name, list(TASKS))}")
+    return TASKS[name]
+
+
+def validated(values: Mapping[str, Any]) -> Experiment:
+    """Composed settings, checked by themselves and for their task; raises UserError."""
+    experiment = parse_experiment(values)
+    rules.check(task_of(experiment), experiment)
+    return experiment

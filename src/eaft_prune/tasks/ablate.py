@@ -13,8 +13,9 @@ from eaft_prune.config import AblateSettings, PruningSettings
 from eaft_prune.core.types import Evaluation, Outcome, TokenScores, UserError
 from eaft_prune.maths.agreement import jaccard
 from eaft_prune.maths.regions import REGIONS
-from eaft_prune.pipeline.arrow import check_keep_n, judge, measure, open_base
-from eaft_prune.pipeline.session import Bench
+from eaft_prune.pipeline.arrow import Origin, check_plan_fits, judge, open_base
+from eaft_prune.pipeline.evaluation import Side, measure
+from eaft_prune.pipeline.session import Session
 from eaft_prune.pipeline.traces import trace_of
 from eaft_prune.stages.plan import plan
 from eaft_prune.stages.score import masses, score_from
@@ -22,32 +23,34 @@ from eaft_prune.stages.score import masses, score_from
 _WEIGHTS = {"good": "w_good", "uncertain": "w_uncertain", "conflict": "w_conflict"}
 
 
-def run_ablate(bench: Bench, out: Path) -> Outcome:
+def run_ablate(session: Session, out: Path) -> Outcome:
     """The full criterion, no weighting, and each region's term alone, at the same selection.
 
     A term whose region holds no profiled token is named and left out.
     """
-    settings = bench.experiment.ablate
+    settings = session.experiment.ablate
     assert settings is not None, "config requires ablate.* for this task"
-    variants = variants_of(bench.experiment.pruning)
-    base = open_base(bench)
-    check_keep_n(bench, base)
-    sums = masses(bench.experiment.pruning, trace_of(bench, base).value)
+    variants = variants_of(session.experiment.pruning)
+    base = open_base(session)
+    check_plan_fits(session, base)
+    sums = masses(session.experiment.pruning, trace_of(session, base).value)
     empty = [f"{r}_only" for i, r in enumerate(REGIONS) if not sums.mass_GRLE[:, i].any()]
     plans = {
         name: plan(how, score_from(how, sums))
         for name, how in variants.items()
         if name not in empty  # it would rank nothing
     }
-    bench.observer.plan(plans["full"])
-    measured = measure(bench, base, "base", base)
-    candidates = {name: measure(bench, base, name, base, mask=kept) for name, kept in plans.items()}
+    session.observer.plan(plans["full"])
+    measured = measure(session, base, Side("base", base))
+    candidates = {
+        name: measure(session, base, Side(name, base, kept)) for name, kept in plans.items()
+    }
     facts: dict[str, Any] = {
         **{f"{name}_tokens": tokens for name, tokens in sums.region_tokens.items()},
         "without_tokens": " ".join(empty) or "none",
         "distinct_plans": len({kept.digest for kept in plans.values()}),
     }
-    gate = bench.experiment.gate
+    gate = session.experiment.gate
     for seq_len in gate.seq_lens:
         key = (gate.pack, seq_len)
         facts[f"{gate.pack}/{seq_len}"] = {
@@ -57,9 +60,8 @@ def run_ablate(bench: Bench, out: Path) -> Outcome:
             }
             for name in plans
         }
-    return judge(
-        bench, out, measured, list(candidates.values()), None, base.checkpoint, None, facts
-    )
+    origin = Origin(base=base.checkpoint, facts=facts)
+    return judge(session, out, [measured, *candidates.values()], origin)
 
 
 def variants_of(pruning: PruningSettings) -> Mapping[str, PruningSettings]:

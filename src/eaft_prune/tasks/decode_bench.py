@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from eaft_prune.checkpoints.model import Model
 from eaft_prune.checks.decoding_speed import Point, Row, ladder, max_stable_batch, summary
 from eaft_prune.config import DecodeSettings, resolve_path
 from eaft_prune.core.types import Outcome, UserError
 from eaft_prune.engines.decoding import Api, Decoder, HttpDecoder, Prompts
 from eaft_prune.engines.sglang.server import Server, client, connect, launch
-from eaft_prune.pipeline.session import Bench, Model
+from eaft_prune.pipeline.session import Session
 from eaft_prune.records.result import write_atomically
 from eaft_prune.report.decode import decode_page, decode_table
 
@@ -34,24 +35,24 @@ class _Side:
     args: tuple[str, ...] = ()  # of a launched server, after engine.args
 
 
-def run_decode_bench(bench: Bench, out: Path) -> Outcome:
+def run_decode_bench(session: Session, out: Path) -> Outcome:
     """Every round opens each side once and climbs the batch sizes; the order turns every round.
 
     One side holds the machine at a time, unless both are URLs: drift hits both alike.
     """
-    settings = bench.experiment.decode_bench
+    settings = session.experiment.decode_bench
     assert settings is not None, "config requires decode_bench.* for this task"
-    base = bench.base()
+    base = session.base()
     vocab = int(base.files.config["vocab_size"])
-    sides = _sides(bench, settings, base)
+    sides = _sides(session, settings, base)
     points: list[Point] = []
     ended: dict[str, str] = {}
     facts: dict[str, dict[str, Any]] = {}
     total = settings.repeats * len(sides) * len(settings.new_tokens)
-    with bench.bars.bar("decode", total, "ladder") as on_ladder:
+    with session.bars.bar("decode", total, "ladder") as on_ladder:
         for repeat in range(settings.repeats):
             for side in sides if repeat % 2 == 0 else sides[::-1]:
-                with _opened(bench, side, settings.api, out) as decoder:
+                with _opened(session, side, settings.api, out) as decoder:
                     _warm_up(decoder, settings, vocab)
                     for new_tokens in settings.new_tokens:
                         found, why = _climb(decoder, side, settings, vocab, new_tokens, repeat)
@@ -60,7 +61,7 @@ def run_decode_bench(bench: Bench, out: Path) -> Outcome:
                             ended[f"{side.name}/{new_tokens}"] = why
                         on_ladder(1)
                     facts[side.name] = dict(decoder.facts)
-    return _outcome(bench, settings, out, sides, points, ended, facts)
+    return _outcome(session, settings, out, sides, points, ended, facts)
 
 
 def _climb(
@@ -100,12 +101,12 @@ def _warm_up(decoder: Decoder, settings: DecodeSettings, vocab: int) -> None:
         pass  # what fails here fails again where it is recorded
 
 
-def _sides(bench: Bench, settings: DecodeSettings, base: Model) -> list[_Side]:
-    engine = bench.experiment.engine
-    sides = [_side(bench, "base", settings.base or engine.base_url, base, ())]
+def _sides(session: Session, settings: DecodeSettings, base: Model) -> list[_Side]:
+    engine = session.experiment.engine
+    sides = [_side(session, "base", settings.base or engine.base_url, base, ())]
     if settings.candidate is not None or settings.candidate_args:
         args = settings.candidate_args
-        sides.append(_side(bench, "candidate", settings.candidate, base, args))
+        sides.append(_side(session, "candidate", settings.candidate, base, args))
     launched = engine.name == "sglang" and engine.python is not None
     for side in sides:
         if side.url is None and engine.base_url is not None:
@@ -120,17 +121,19 @@ def _sides(bench: Bench, settings: DecodeSettings, base: Model) -> list[_Side]:
     return sides
 
 
-def _side(bench: Bench, name: str, where: str | None, base: Model, args: tuple[str, ...]) -> _Side:
+def _side(
+    session: Session, name: str, where: str | None, base: Model, args: tuple[str, ...]
+) -> _Side:
     if where is None:
         return _Side(name, base, None, args)
     if where.startswith(("http://", "https://")):
         return _Side(name, None, where, args)
-    return _Side(name, bench.open(resolve_path(where), name), None, args)
+    return _Side(name, session.open(resolve_path(where), name), None, args)
 
 
 @contextmanager
-def _opened(bench: Bench, side: _Side, api: Api, out: Path) -> Iterator[Decoder]:
-    engine = bench.experiment.engine
+def _opened(session: Session, side: _Side, api: Api, out: Path) -> Iterator[Decoder]:
+    engine = session.experiment.engine
     if side.url is not None and api == "openai":
         yield HttpDecoder(client(engine, side.url), "openai", {"engine": "openai"})
     elif side.url is not None:
@@ -148,7 +151,7 @@ def _opened(bench: Bench, side: _Side, api: Api, out: Path) -> Iterator[Decoder]
         from eaft_prune.engines.decoding_local import LocalDecoder  # torch
 
         assert side.model is not None, "a side is a URL or a model"
-        yield LocalDecoder(side.model.files, side.model.family, bench.experiment.runtime)
+        yield LocalDecoder(side.model.files, side.model.family, session.experiment.runtime)
 
 
 def _served(server: Server) -> HttpDecoder:
@@ -163,7 +166,7 @@ def _served(server: Server) -> HttpDecoder:
 
 
 def _outcome(
-    bench: Bench,
+    session: Session,
     settings: DecodeSettings,
     out: Path,
     sides: list[_Side],
@@ -194,7 +197,7 @@ def _outcome(
     write_atomically(out / FILE, json.dumps(value, indent=1) + "\n")
     write_atomically(out / "decode_bench.html", decode_page(table))
     for name in (FILE, "decode_bench.html"):
-        bench.observer.artifact(out / name)
+        session.observer.artifact(out / name)
     lines = [decode_table(table)]
     lines += [f"{where}: stopped, {why}" for where, why in ended.items()]
     lines += [f"{'results':<11} {out / FILE}", f"{'plot':<11} {out / 'decode_bench.html'}"]

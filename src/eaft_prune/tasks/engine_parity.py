@@ -8,8 +8,9 @@ from pathlib import Path
 from eaft_prune.checks.engine_parity import parity
 from eaft_prune.config import EngineSettings
 from eaft_prune.core.types import Outcome
-from eaft_prune.pipeline.arrow import measure, open_base
-from eaft_prune.pipeline.session import Bench
+from eaft_prune.pipeline.arrow import open_base
+from eaft_prune.pipeline.evaluation import Side, measure
+from eaft_prune.pipeline.session import Session
 from eaft_prune.report.listing import listing
 
 _COLUMNS = {
@@ -24,16 +25,16 @@ _COLUMNS = {
 }
 
 
-def run_engine_parity(bench: Bench, out: Path) -> Outcome:
+def run_engine_parity(session: Session, out: Path) -> Outcome:
     """Differences a pack and length; facts, no verdict: what is small depends on the dtype."""
-    base = open_base(bench)
-    engine = EngineSettings(name="transformers", experts=bench.experiment.engine.experts)
-    local = replace(bench, experiment=bench.experiment.model_copy(update={"engine": engine}))
-    ours = measure(local, base, "transformers", base)
-    theirs = measure(bench, base, "sglang", base)
+    base = open_base(session)
+    engine = EngineSettings(name="transformers", experts=session.experiment.engine.experts)
+    local = replace(session, experiment=session.experiment.model_copy(update={"engine": engine}))
+    ours = measure(local, base, Side("transformers", base))
+    theirs = measure(session, base, Side("sglang", base))
     found = {
         f"{pack}/{seq_len}": parity(
-            ours.scores[pack, seq_len], scores, bench.experiment.eval.cc_quantile
+            ours.scores[pack, seq_len], scores, session.experiment.eval.cc_quantile
         )
         for (pack, seq_len), scores in theirs.scores.items()
     }
@@ -41,5 +42,5 @@ def run_engine_parity(bench: Bench, out: Path) -> Outcome:
         [name, *(f"{values[c]:.1e}" for c in _COLUMNS.values())] for name, values in found.items()
     ]
     server = {k: theirs.conditions[k] for k in ("version", "top_k")}
-    facts = {"parity": found, "transformers_dtype": local.dtype(), "server": server}
+    facts = {"parity": found, "transformers_dtype": local.dtype, "server": server}
     return Outcome(base=base.checkpoint, facts=facts, text=listing(("blocks", *_COLUMNS), rows))

@@ -6,15 +6,15 @@ from pathlib import Path
 
 from eaft_prune.core.provenance import redact
 from eaft_prune.core.types import Outcome
-from eaft_prune.pipeline.session import Bench
+from eaft_prune.pipeline.session import Session
 from eaft_prune.records.result import write_atomically
 from eaft_prune.report.memo import FILE, decision_memo
 from eaft_prune.tracking.history import Archive
 
 
-def run_memo(bench: Bench, out: Path) -> Outcome:
+def run_memo(session: Session, out: Path) -> Outcome:
     """Write memo.md from the finished runs of one MLflow experiment."""
-    settings, tracking = bench.experiment.memo, bench.experiment.tracking
+    settings, tracking = session.experiment.memo, session.experiment.tracking
     assert settings is not None, "config requires memo.* for this task"
     name = settings.experiment or tracking.experiment
     kept = Archive(tracking.uri).runs(name, settings.filter)
@@ -23,5 +23,5 @@ def run_memo(bench: Bench, out: Path) -> Outcome:
     if settings.filter:
         sources["filter"] = settings.filter
     write_atomically(out / FILE, decision_memo(finished, sources))
-    bench.observer.artifact(out / FILE)
+    session.observer.artifact(out / FILE)
     return Outcome(facts={"memo": str(out / FILE), "runs": len(finished)})

@@ -6,27 +6,28 @@ import json
 from pathlib import Path
 
 from eaft_prune.config import resolve_path
+from eaft_prune.core.text import id_ranges
 from eaft_prune.core.types import Outcome, Selection
-from eaft_prune.pipeline.session import Bench
-from eaft_prune.records.recipe import plan_facts, read_scores
+from eaft_prune.pipeline.session import Session
+from eaft_prune.records.recipe import plan_facts
 from eaft_prune.records.result import write_atomically
-from eaft_prune.report.text import id_ranges
+from eaft_prune.records.scores import read_scores
 from eaft_prune.stages.plan import check_keep_n, plan
 
 FILE = "plan.json"
 
 
-def run_plan(bench: Bench, out: Path) -> Outcome:
+def run_plan(session: Session, out: Path) -> Outcome:
     """Cut a plan with pruning.keep_n and the core settings; no model, no packs.
 
     How experts were scored is the file's affair: the other pruning settings are not read.
     """
-    assert bench.experiment.scores is not None, "config requires scores for this task"
-    file = read_scores(resolve_path(bench.experiment.scores))
-    settings = bench.experiment.pruning
+    assert session.experiment.scores is not None, "config requires scores for this task"
+    file = read_scores(resolve_path(session.experiment.scores))
+    settings = session.experiment.pruning
     check_keep_n(settings, file.n_experts, file.top_k)
     cut = plan(settings, file.scores)
-    bench.observer.plan(cut)
+    session.observer.plan(cut)
     text = json.dumps({"criterion": file.criterion, "base": file.base, **plan_facts(cut)}, indent=1)
     write_atomically(out / FILE, text + "\n")
     layers = [f"layer {layer:>3}  {id_ranges(ids)}" for layer, ids in enumerate(cut.kept)]

@@ -9,37 +9,42 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from eaft_prune.config import Experiment, parse_experiment, resolve_path
+from eaft_prune.config import Experiment, resolve_path
 from eaft_prune.core.store import Store
 from eaft_prune.core.types import Outcome, UserError
 from eaft_prune.packs import sources
-from eaft_prune.pipeline.session import Bench
+from eaft_prune.pipeline.session import Session
 from eaft_prune.records.lock import Drift, drift, lock, read_lock, write_lock
 from eaft_prune.report.listing import listing
+from eaft_prune.tasks.task import Task
 
-Task = Callable[[Bench, Path], Outcome]
+Validate = Callable[[Mapping[str, Any]], Experiment]
 _DIGEST_LENGTH = 64
 
 
-def run_replay(bench: Bench, out: Path, tasks: Mapping[str, Task]) -> Outcome:
+def run_replay(
+    session: Session, out: Path, tasks: Mapping[str, Task], validate: Validate
+) -> Outcome:
     """Repeat what the lock says and compare; the repetition leaves a lock of its own.
 
     Settings are the locked ones with replay.set over them, but for tracking and the directories.
     Fresh, everything is computed in an empty store under `out`, which is removed at the end.
     """
-    settings = bench.experiment.replay
+    settings = session.experiment.replay
     assert settings is not None, "config requires replay.* for this task"
     locked = read_lock(resolve_path(settings.lock))
-    experiment = _experiment(locked["config"], settings.set, bench.experiment)
+    here = session.experiment
+    experiment = _experiment(validate, locked["config"], settings.set, here)
     _check_sources(experiment)
     fresh = tempfile.TemporaryDirectory(prefix="replay-", dir=out) if settings.fresh else None
     with fresh or nullcontext() as place:
         there = _fresh(experiment, Path(place)) if place else experiment
         store = Store(resolve_path(there.runtime.store_dir))
-        again = replace(bench, experiment=there, store=store)
-        outcome = tasks[experiment.task.name](again, out)
-        now = lock(experiment, again, outcome, locked["overrides"])
-    bench.observer.artifact(write_lock(out, now))
+        again = replace(session, experiment=there, store=store)
+        outcome = tasks[experiment.task.name].run(again, out)
+        packs = {name: sha for name, (_, sha) in again.packs.items()}
+        now = lock(experiment, again.records, packs, outcome, locked["overrides"])
+    session.observer.artifact(write_lock(out, now))
     found, compared = drift(locked, now)
     outputs = [item for item in found if item.output]
     return Outcome(
@@ -58,13 +63,13 @@ def run_replay(bench: Bench, out: Path, tasks: Mapping[str, Task]) -> Outcome:
 
 
 def _experiment(
-    config: Mapping[str, Any], changes: Mapping[str, Any], here: Experiment
+    validate: Validate, config: Mapping[str, Any], changes: Mapping[str, Any], here: Experiment
 ) -> Experiment:
     """The locked settings with changes; tracking and directories are this machine's."""
     values = {**config, "tracking": here.tracking.model_dump()}
     for key, value in changes.items():
         values = _with(values, key.split("."), value)
-    locked = parse_experiment(values)
+    locked = validate(values)
     names = ("store_dir", "checkpoint_dir", "progress")
     own = {name: getattr(here.runtime, name) for name in names}
     return locked.model_copy(update={"runtime": locked.runtime.model_copy(update=own)})

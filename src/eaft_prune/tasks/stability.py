@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eaft_prune.config import PruningSettings, StabilitySettings
-from eaft_prune.core.types import ExpertScores, KeepPlan, Outcome, TokenScores, Trace
+from eaft_prune.core.types import ExpertScores, KeepPlan, Outcome, Trace
 from eaft_prune.maths.agreement import jaccard, spearman
-from eaft_prune.pipeline.arrow import check_keep_n, select
-from eaft_prune.pipeline.session import Bench
+from eaft_prune.pipeline.arrow import check_plan_fits
+from eaft_prune.pipeline.criterion import select
+from eaft_prune.pipeline.session import Session
 from eaft_prune.pipeline.traces import trace_of, whole_trace
 from eaft_prune.stages.plan import plan
 from eaft_prune.stages.score import masses, score, score_from
@@ -22,16 +22,16 @@ from eaft_prune.stages.score import masses, score, score_from
 Found = tuple[ExpertScores, KeepPlan]
 
 
-def run_stability(bench: Bench, out: Path) -> Outcome:
+def run_stability(session: Session, out: Path) -> Outcome:
     """Agreement of scores and plans over seeds, rows and resamples; the experts it leaves open."""
-    settings, pruning = bench.experiment.stability, bench.experiment.pruning
+    settings, pruning = session.experiment.stability, session.experiment.pruning
     assert settings is not None, "config requires stability.* for this task"
-    base = bench.base()
-    check_keep_n(bench, base)
-    selection = select(bench, base)
+    base = session.base()
+    check_plan_fits(session, base)
+    selection = select(session, base)
     found = (selection.scores, selection.plan)
-    trace = trace_of(bench, base).value
-    others = [whole_trace(bench, base, seed).value for seed in settings.seeds]
+    trace = trace_of(session, base).value
+    others = [whole_trace(session, base, seed).value for seed in settings.seeds]
     rows: dict[str, Any] = {"seeds": _agreement(found, [_chosen(pruning, t) for t in others])}
     for share in settings.row_shares:
         part = first_rows(trace, share)
@@ -55,19 +55,7 @@ def first_rows(trace: Trace, share: float) -> Trace:
     """The tokens of the first rows, rounded up to a whole row of every pack's turn."""
     rows = np.unique(trace.row_T)
     last = rows[max(int(np.ceil(share * len(rows))), 1) - 1]
-    there = trace.row_T <= last
-    scores = TokenScores(
-        trace.scores.logp_T[there], trace.scores.entropy_T[there], trace.scores.block_T[there]
-    )
-    return replace(
-        trace,
-        experts_TLK=trace.experts_TLK[there],
-        gates_TLK=trace.gates_TLK[there],
-        norms_TLK=trace.norms_TLK[there],
-        scores=scores,
-        pack_T=trace.pack_T[there],
-        row_T=trace.row_T[there],
-    )
+    return trace[trace.row_T <= last]
 
 
 def resamples(settings: StabilitySettings, pruning: PruningSettings, trace: Trace) -> list[Found]:

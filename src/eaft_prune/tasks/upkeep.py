@@ -3,30 +3,22 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 from eaft_prune.checks import doctor, garbage
-from eaft_prune.config import Experiment, resolve_path
-from eaft_prune.core.progress import Bars
+from eaft_prune.config import resolve_path
 from eaft_prune.core.store import Store
 from eaft_prune.core.types import Outcome, RunSummary, UserError
+from eaft_prune.pipeline.session import Session
 from eaft_prune.report.upkeep import findings_table, garbage_table
 from eaft_prune.tracking.health import check_tracking
 from eaft_prune.tracking.history import Archive, live
 
 
-@dataclass(frozen=True)
-class Upkeep:
-    """What such a task found, as text, and whether everything is in order."""
-
-    text: str
-    outcome: Outcome
-    in_order: bool
-
-
-def run_doctor(experiment: Experiment, bars: Bars) -> Upkeep:
+def run_doctor(session: Session, out: Path) -> Outcome:
     """Every check; with doctor.mend=true what is safe to mend is mended."""
+    experiment, bars = session.experiment, session.bars
     assert experiment.doctor is not None, "config requires doctor.* for this task"
     mend, runtime = experiment.doctor.mend, experiment.runtime
     store, checkpoints = map(resolve_path, (runtime.store_dir, runtime.checkpoint_dir))
@@ -44,11 +36,13 @@ def run_doctor(experiment: Experiment, bars: Bars) -> Upkeep:
     wrong = sum(not (one.ok or one.mended) for one in findings)
     facts = {"wrong": wrong, "findings": [asdict(one) for one in findings]}
     summary = "everything is in order" if not wrong else f"{wrong} findings"
-    return Upkeep(f"{findings_table(findings)}\n{summary}", Outcome(facts=facts), not wrong)
+    text = f"{findings_table(findings)}\n{summary}"
+    return Outcome(facts=facts, text=text, differs=bool(wrong))
 
 
-def run_gc(experiment: Experiment, bars: Bars) -> Upkeep:
+def run_gc(session: Session, out: Path) -> Outcome:
     """Name what nobody needs; with gc.delete=true remove it, unless a run is live."""
+    experiment = session.experiment
     settings, runtime = experiment.gc, experiment.runtime
     assert settings is not None, "config requires gc.* for this task"
     archive = Archive(experiment.tracking.uri)
@@ -73,13 +67,13 @@ def run_gc(experiment: Experiment, bars: Bars) -> Upkeep:
     if not settings.delete:
         hint = "; gc.delete=true removes them" if going else ""
         text = f"{len(going)} items, {size / 1e6:,.2f} MB, nobody needs{hint}"
-        return Upkeep(f"{table}\n{text}", Outcome(facts={**facts, "removed": 0}), True)
+        return Outcome(facts={**facts, "removed": 0}, text=f"{table}\n{text}")
     _refuse_live(live(archive.runs()))
     removed = [item for item in going if garbage.remove(item)]
     freed = sum(item.bytes for item in removed)
     text = f"removed {len(removed)} of {len(going)} items, {freed / 1e6:,.2f} MB"
     facts |= {"removed": len(removed), "freed": freed}
-    return Upkeep(f"{table}\n{text}", Outcome(facts=facts), True)
+    return Outcome(facts=facts, text=f"{table}\n{text}")
 
 
 def _refuse_live(runs: list[RunSummary]) -> None:

@@ -21,23 +21,23 @@ from eaft_prune.checks.verify import (
 from eaft_prune.config import ModelSettings, resolve_path
 from eaft_prune.core.types import Checkpoint, Outcome, UserError
 from eaft_prune.packs import sources
-from eaft_prune.pipeline.session import Bench
+from eaft_prune.pipeline.session import Session
 from eaft_prune.report.listing import listing
 
 
-def run_verify(bench: Bench, out: Path) -> Outcome:
+def run_verify(session: Session, out: Path) -> Outcome:
     """Hash every file, compare every kept byte with the base's, load and run it; list what differs.
 
     Nothing is taken from the store: what was hashed last week says nothing of today's disk.
     """
-    settings = bench.experiment.verify
+    settings = session.experiment.verify
     assert settings is not None, "config requires verify.* for this task"
     manifest = read_manifest(resolve_path(settings.path))
     base = open_model(_base_path(manifest, settings.base))
     family = family_of(base.config)
     check_tensors(family, base)
-    hashes = _base_hashes(bench, manifest, base)
-    with bench.bars.bar("verify", work(manifest), "B") as on_bytes:
+    hashes = _base_hashes(session, manifest, base)
+    with session.bars.bar("verify", work(manifest), "B") as on_bytes:
         found = check_files(manifest, on_bytes)
         found += check_base(family, manifest, base, hashes, on_bytes)
     if settings.load:
@@ -81,8 +81,8 @@ def _base_path(manifest: Manifest, given: str | None) -> Path:
     return path
 
 
-def _base_hashes(bench: Bench, manifest: Manifest, base: ModelFiles) -> dict[str, str]:
-    with bench.bars.bar("hash base", base.weight_bytes, "B") as on_bytes:
+def _base_hashes(session: Session, manifest: Manifest, base: ModelFiles) -> dict[str, str]:
+    with session.bars.bar("hash base", base.weight_bytes, "B") as on_bytes:
         hashes = file_hashes(base, on_bytes)
     digest = model_digest(hashes)
     if digest != manifest.base["digest"]:

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
 
-_EVALUATING_TASKS = ("pipeline", "evaluate", "noise_floor", "noop")
 _ERROR_LENGTH = 500
 _NOTE_LENGTH = 8000  # of a tag in MLflow
 
@@ -87,6 +86,7 @@ def track(
     run_dir: Path,
     overrides: Sequence[str],
     versions: Mapping[str, str],
+    name: str,
 ) -> Iterator[MlflowRun]:
     """A run that ends FINISHED, FAILED on an exception, KILLED on Ctrl-C or SIGTERM.
 
@@ -110,7 +110,7 @@ def track(
     if settings.parent_run_id:
         tags["mlflow.parentRunId"] = settings.parent_run_id
     with _sigterm_raises() as hold:
-        run_id = server.create_run(settings.run_name or run_name(experiment), process)
+        run_id = server.create_run(settings.run_name or name, process)
         run = MlflowRun(server, run_id, experiment)
         try:
             run.tags(tags)
@@ -126,19 +126,6 @@ def track(
             raise
         hold()
         server.terminate(run_id, "FINISHED")
-
-
-def run_name(experiment: Experiment) -> str:
-    """Default name: what tells runs apart first, for the UI shows some 20 characters of it."""
-    task = experiment.task.name
-    if task == "pipeline":
-        keep = f"keep{experiment.pruning.keep_n}"
-        parts = [experiment.model.name, keep, experiment.pruning.name]
-    else:
-        parts = [task, experiment.model.name]
-    if task in _EVALUATING_TASKS and experiment.eval.seed is not None:
-        parts.append(f"seed{experiment.eval.seed}")
-    return " ".join(parts)
 
 
 def start_parent(settings: TrackingSettings, name: str, overrides: Sequence[str]) -> str:

@@ -1,0 +1,16 @@
+"""Facts as short text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+def id_ranges(ids: Iterable[int]) -> str:
+    """0, 1, 2, 7 -> "0-2, 7"; ids ascend."""
+    runs: list[list[int]] = []
+    for i in ids:
+        if runs and i == runs[-1][1] + 1:
+            runs[-1][1] = i
+        else:
+            runs.append([i, i])
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)

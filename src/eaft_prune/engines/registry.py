@@ -1,0 +1,97 @@
+"""Every engine by its name; what each needs is imported when it is opened."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from eaft_prune.checkpoints.read import ModelFiles
+from eaft_prune.config import RuntimeSettings
+from eaft_prune.config.base import allowed
+from eaft_prune.core.plugins import load_object
+from eaft_prune.core.types import UserError
+from eaft_prune.engines.base import EngineKind, EngineOptions, Profiler, Scorer
+
+
+def dtype_of(runtime: RuntimeSettings) -> str:
+    """The precision a model runs in here: part of what is measured, so part of stage keys."""
+    if runtime.dtype != "auto":
+        return runtime.dtype
+    from eaft_prune.engines.loading import resolve_dtype
+
+    return resolve_dtype(runtime)
+
+
+def _transformers_key(options: EngineOptions) -> dict[str, Any]:
+    # packed and dequantised experts are the same weights; transformers' kernels round otherwise
+    suffix = "-kernels" if options.engine.experts == "kernels" else ""
+    return {
+        "engine": "transformers" + suffix,
+        "dtype": dtype_of(options.runtime),
+        "entropy_top_k": options.entropy_top_k,
+    }
+
+
+def _open_transformers(
+    options: EngineOptions, files: ModelFiles, top_k: int, log: Path
+) -> Profiler:
+    from eaft_prune.engines.loading import load
+
+    return load(files, options)
+
+
+def _sglang_key(options: EngineOptions) -> dict[str, Any]:
+    """Of a launched server its version, arguments and environment; of a given one its account."""
+    from eaft_prune.engines.sglang import server
+
+    engine = options.engine
+    if engine.base_url is not None:
+        given = server.connect(engine, engine.base_url)
+        how: dict[str, Any] = {"version": given.version, "server": dict(given.args)}
+    else:
+        assert engine.python is not None, "config requires one of base_url and python"
+        version = server.probe_version(engine.python)
+        how = {"version": version, "args": list(engine.args), "env": engine.env}
+    return {"engine": "sglang", "entropy_top_k": options.entropy_top_k, **how}
+
+
+def _open_sglang(options: EngineOptions, files: ModelFiles, top_k: int, log: Path) -> Scorer:
+    from eaft_prune.engines.sglang.serving import serve
+
+    return serve(options.engine, files, top_k, options.entropy_top_k, log)
+
+
+TRANSFORMERS = EngineKind(
+    name="transformers",
+    key=_transformers_key,
+    conditions=lambda options, top_k: {**_transformers_key(options), "top_k": top_k},
+    open=_open_transformers,
+    profiles=True,
+    top_logprobs=True,
+)
+SGLANG = EngineKind(
+    name="sglang",
+    key=_sglang_key,
+    conditions=lambda options, top_k: None,
+    open=_open_sglang,
+    lasting=lambda options: options.engine.base_url is None,  # a given one may be started anew
+)
+ENGINES: Mapping[str, EngineKind] = {kind.name: kind for kind in (TRANSFORMERS, SGLANG)}
+
+
+def engine_kind(name: str) -> EngineKind:
+    """The engine that `engine.name` says: one of ENGINES, or module:NAME of the user's own.
+
+    Raises UserError where there is none.
+    """
+    if ":" in name:
+        kind = load_object("engine.name", name)
+        if not isinstance(kind, EngineKind):
+            raise UserError(f"engine.name = {name!r} is no EngineKind, but {kind!r:.80}")
+        return kind
+    if name not in ENGINES:
+        raise UserError(
+            f"engine.name = {name!r}; {allowed(name, list(ENGINES))}, or module:NAME of your own"
+        )
+    return ENGINES[name]

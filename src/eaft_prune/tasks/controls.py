@@ -1,0 +1,65 @@
+"""Checks of the measurement itself, and of what it stands on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from eaft_prune.checks.io_probe import io_probe
+from eaft_prune.config import resolve_path
+from eaft_prune.core.types import KeepPlan, Outcome
+from eaft_prune.pipeline.arrow import Origin, check_plan_fits, judge, open_base
+from eaft_prune.pipeline.evaluation import Side
+from eaft_prune.pipeline.export import write_plan
+from eaft_prune.pipeline.requests import comparing_experts
+from eaft_prune.pipeline.sequential import measure_all
+from eaft_prune.pipeline.session import Session
+from eaft_prune.stages import export
+
+
+def run_noise_floor(session: Session, out: Path) -> Outcome:
+    """The base model evaluated twice: what the gate reads when nothing changed."""
+    base = open_base(session)
+    sides = [Side("base", base), Side("repeat", base, replicate=1)]
+    found = measure_all(session, base, sides)
+    return judge(session, out, found, Origin(base=base.checkpoint))
+
+
+def run_noop(session: Session, out: Path) -> Outcome:
+    """Rewrite with every expert kept: bytes must be equal and the gate must pass."""
+    base = open_base(session)
+    plan = KeepPlan((tuple(range(base.n_experts)),) * base.n_layers, base.n_experts)
+    session.observer.plan(plan)
+    model = write_plan(session, base, plan, {"criterion": "keep all"})
+    same = export.identical_tensors(base.files, model.files)
+    found = measure_all(session, base, [Side("base", base), Side("pruned", model)])
+    origin = Origin(None, base.checkpoint, model.checkpoint, {"identical_tensors": same})
+    return judge(session, out, found, origin)
+
+
+def run_expert_math(session: Session, out: Path) -> Outcome:
+    """Our experts against transformers' eager loop and against float64, layer by layer."""
+    from eaft_prune.checks.expert_math import expert_math  # torch: not before settings are checked
+
+    base = session.base()
+    blocks = session.blocks(base, comparing_experts(session.experiment)).value
+    facts = expert_math(session.local_engine(base), blocks)
+    return Outcome(base=base.checkpoint, facts=facts)
+
+
+def run_io_probe(session: Session, out: Path) -> Outcome:
+    """One layer written as an export would: bytes, seconds, memory, and an estimate for all."""
+    base = session.base()
+    check_plan_fits(session, base)
+    settings = session.experiment
+    total = base.files.weight_bytes // base.n_layers
+    with session.bars.bar("io probe", total, "B") as on_bytes:
+        facts = io_probe(
+            base.family,
+            base.files,
+            settings.pruning.keep_n,
+            settings.probe.layer,
+            resolve_path(settings.runtime.checkpoint_dir),
+            settings.export.max_shard_bytes,
+            on_bytes,
+        )
+    return Outcome(base=base.checkpoint, facts=facts)

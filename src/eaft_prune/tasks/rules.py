@@ -1,0 +1,104 @@
+"""What must hold between a task, its engine and the other settings, before anything runs."""
+
+from __future__ import annotations
+
+from eaft_prune.config import Experiment
+from eaft_prune.core.types import UserError
+from eaft_prune.engines.registry import engine_kind
+from eaft_prune.tasks.task import Task
+
+
+def check(task: Task, experiment: Experiment) -> None:
+    """Raise UserError naming setting, value and remedy where the task cannot be done."""
+    for section in task.settings:
+        if getattr(experiment, section) is None:
+            raise UserError(f"task={task.name} needs {task.needs}")
+    _check_layers(task, experiment)
+    _check_eval(task, experiment)
+    _check_compensation(task, experiment)
+    _check_scores(task, experiment)
+    _check_engine(task, experiment)
+    task.check(experiment)
+
+
+def _check_layers(task: Task, experiment: Experiment) -> None:
+    pruning = experiment.pruning
+    ragged = pruning.selection != "uniform" and not experiment.export.pad_ragged
+    if ragged and task.exports(experiment) and task.evaluates != "control":
+        raise UserError(
+            f"pruning.selection = {pruning.selection!r} lets layers keep unequal numbers of "
+            "experts, which a checkpoint cannot hold: use eval.candidates=[masked], or "
+            "export.pad_ragged=true"
+        )
+
+
+def _check_eval(task: Task, experiment: Experiment) -> None:
+    asked = experiment.eval
+    if asked.top_k is not None and task.evaluates in ("model", "control", "plans"):
+        raise UserError(
+            f"eval.top_k = {asked.top_k} has no effect with task={task.name}: use task=pipeline"
+        )
+    if asked.top_logprobs and task.evaluates == "plans":
+        raise UserError(f"eval.top_logprobs = true has no effect with task={task.name}: drop it")
+    if asked.stop is not None and task.evaluates not in ("candidates", "control"):
+        raise UserError(
+            f"eval.stop = {asked.stop!r} needs a base, a candidate and their gate: "
+            f"task=pipeline, noise_floor or noop, not {task.name}"
+        )
+
+
+def _check_compensation(task: Task, experiment: Experiment) -> None:
+    level = experiment.pruning.compensation
+    if level == "none":
+        return
+    asked = f"pruning.compensation = {level!r}"
+    if task.evaluates == "plans":
+        raise UserError(
+            f"{asked} changes weights, and task={task.name} scores plans masked in the base model, "
+            "whose weights are as they were: use task=pipeline"
+        )
+    if task.evaluates == "control":
+        raise UserError(
+            f"{asked} has no effect with task={task.name}, which drops nothing: drop it"
+        )
+    if task.evaluates == "candidates" and "masked" in experiment.eval.candidates:
+        raise UserError(
+            f"{asked} changes weights, and a masked candidate has the base's: use "
+            "eval.candidates=[pruned]"
+        )
+
+
+def _check_scores(task: Task, experiment: Experiment) -> None:
+    pruning = experiment.pruning
+    if task.reweighs and (pruning.measured or pruning.selection == "marginal_loss"):
+        key = "saliency" if pruning.measured else "selection"
+        raise UserError(
+            f"pruning.{key} = {getattr(pruning, key)!r} measures the model, task={task.name} only "
+            "its trace: use task=pipeline"
+        )
+    if task.reweighs and pruning.function is not None:
+        raise UserError(
+            f"pruning.function = {pruning.function!r} scores a whole trace, task={task.name} "
+            "weighs its sums: use task=pipeline"
+        )
+
+
+def _check_engine(task: Task, experiment: Experiment) -> None:
+    """What the engine that evaluates cannot do."""
+    kind, asked = engine_kind(experiment.engine.name), experiment.eval
+    if task.engine is not None and kind.name != task.engine:
+        raise UserError(f"task={task.name} asks an SGLang server: give engine={task.engine}")
+    masks = task.evaluates == "plans" or "masked" in asked.candidates
+    if masks and not kind.profiles:
+        raise UserError(
+            f"engine={kind.name} cannot mask experts (task=search, task=ablate, "
+            "eval.candidates=[masked]): use engine=transformers for that"
+        )
+    if asked.top_logprobs and not kind.top_logprobs:
+        raise UserError("eval.top_logprobs = true needs engine=transformers")
+    two = task.evaluates == "candidates" or (task.writes and task.evaluates == "control")
+    if two and experiment.engine.base_url is not None:
+        raise UserError(
+            f"task={task.name} evaluates two checkpoints, engine.base_url serves one: launch "
+            "servers with engine.python, or use task=evaluate twice and task=compare"
+        )

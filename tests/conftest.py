@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import settings
 from support import tiny
+from support.engines import options
 
 from eaft_prune.core.types import Blocks
 
@@ -32,15 +33,11 @@ def load() -> Callable[..., TransformersEngine]:
     """An engine on a checkpoint: `load(path, dtype=..., batch_tokens=...)`."""
 
     def loaded(path: Path, **runtime: Any) -> TransformersEngine:
-        from eaft_prune.checkpoints.families import family_of
         from eaft_prune.checkpoints.read import open_model
-        from eaft_prune.config import RuntimeSettings
-        from eaft_prune.engines.loading import load_engine
+        from eaft_prune.engines.loading import load_files
 
-        files = open_model(path)
         values = {"device": "cpu", "dtype": "float32", "batch_tokens": 256, **runtime}
-        settings = RuntimeSettings(store_dir="unused", checkpoint_dir="unused", **values)
-        return load_engine(files, family_of(files.config), settings, entropy_top_k=20)
+        return load_files(open_model(path), options(**values))
 
     return loaded
 

@@ -27,6 +27,7 @@ SWEEPS = sorted(path.stem for path in (REPOSITORY / "sweeps").glob("*.yaml"))
 NEEDS = {
     "model=local": ["model.path=/somewhere"],
     "packs=local": ["packs.files={mine: /somewhere/mine.parquet}"],
+    "pruning=custom": ["pruning.function=operator:itemgetter"],
     "task=compare": ["compare.base=a", "compare.candidate=b"],
     "task=plan": ["scores=reap-scores.yaml"],
     "task=replay": ["replay.lock=run.lock.yaml"],

@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from eaft_prune.core.step import Step
 from eaft_prune.core.store import Store, Stored, load, save
 from eaft_prune.core.types import Blocks, ExpertScores, KeepPlan, TokenScores, Trace
 
@@ -51,14 +52,20 @@ class Stage:
     made: Callable[[], Value] = value
 
     def run(self, **changes: Any) -> Stored[Value]:
+        return self.store.run(self.step(**changes))
+
+    def holds(self, **changes: Any) -> bool:
+        return self.store.holds(self.step(**changes))
+
+    def step(self, **changes: Any) -> Step[Value]:
         arguments = {
-            "stage": "square",
+            "name": "square",
             "version": 1,
             "settings": {"a": 1, "b": [1.5, None]},
             "inputs": {"x": "0" * 64},
             **changes,
         }
-        return self.store.run(kind=Value, compute=self._compute, **arguments)
+        return Step(kind=Value, compute=self._compute, **arguments)
 
     def _compute(self) -> Value:
         self.calls += 1
@@ -97,20 +104,19 @@ def test_a_second_run_computes_nothing_and_gives_the_same(stage: Stage) -> None:
 
 
 def test_a_store_holds_what_ran(stage: Stage) -> None:
-    where = ("square", 1, {"a": 1, "b": [1.5, None]}, {"x": "0" * 64})
-    assert not stage.store.holds(*where)
+    assert not stage.holds()
     stored = stage.run()
-    assert stage.store.holds(*where)
-    assert stage.store.holds("square/named", *where[1:])
-    assert not stage.store.holds("square", 2, *where[2:])
+    assert stage.holds()
+    assert stage.holds(name="square/named")
+    assert not stage.holds(version=2)
     path = stored.record.path / "values.json"
     text = path.read_text()
     path.write_text(text[:-1])
-    assert not stage.store.holds(*where)  # it would be made again
+    assert not stage.holds()  # it would be made again
     path.write_text(text)
-    assert stage.store.holds(*where)
+    assert stage.holds()
     shutil.rmtree(stored.record.path)
-    assert not stage.store.holds(*where)
+    assert not stage.holds()
 
 
 def test_a_new_process_finds_it(stage: Stage) -> None:
@@ -123,7 +129,7 @@ def test_a_new_process_finds_it(stage: Stage) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"stage": "cube"},
+        {"name": "cube"},
         {"version": 2},
         {"settings": {"a": 2, "b": [1.5, None]}},
         {"settings": {"a": 1, "b": [1.5]}},
@@ -146,8 +152,8 @@ def test_any_other_identity_is_another_key(stage: Stage, change: dict[str, Any])
 
 def test_names_of_one_stage_share_a_key(stage: Stage) -> None:
     """`evaluate/base/UNION` and `evaluate/pruned/UNION` are the same work if their inputs are."""
-    first = stage.run(stage="square/base")
-    second = stage.run(stage="square/pruned")
+    first = stage.run(name="square/base")
+    second = stage.run(name="square/pruned")
     assert stage.calls == 1
     assert first.record.key == second.record.key
     assert second.record.stage == "square/pruned"
@@ -223,7 +229,6 @@ def test_no_altered_byte_of_a_record_is_believed(stage: Stage) -> None:
     rng = np.random.default_rng(0)
     path = stage.run(facts=lambda made, seconds: {"tokens": 12345}).record.path / "record.json"
     before = path.read_bytes()
-    where = ("square", 1, {"a": 1, "b": [1.5, None]}, {"x": "0" * 64})
     for at in range(len(before)):
         after = bytearray(before)
         after[at] ^= 1 << int(rng.integers(7))
@@ -231,9 +236,9 @@ def test_no_altered_byte_of_a_record_is_believed(stage: Stage) -> None:
         with contextlib.suppress(ValueError):
             if json.loads(after) == json.loads(before):  # white space is nobody's fact
                 continue
-        assert not stage.store.holds(*where), at
+        assert not stage.holds(), at
     path.write_bytes(before)
-    assert stage.store.holds(*where)
+    assert stage.holds()
 
 
 @pytest.mark.parametrize(
@@ -339,7 +344,7 @@ def _race(root: Path, start: BarrierType, computed: Any, answers: Any) -> None:
         return value()
 
     start.wait()
-    stored = Store(root).run("race", 1, {}, {}, Value, compute)
+    stored = Store(root).run(Step("race", 1, {}, {}, Value, compute))
     answers.put((stored.digest, stored.record.cached, stored.value.number))
 
 
@@ -370,7 +375,7 @@ def _killed(root: Path) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     store.sync = die
-    Store(root).run("square", 1, {}, {}, Value, value)
+    Store(root).run(Step("square", 1, {}, {}, Value, value))
 
 
 def test_a_run_killed_before_the_rename_resumes(tmp_path: Path) -> None:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from support import tiny
+from support.engines import options
 
 from eaft_prune.checkpoints.families import family_of
 from eaft_prune.checkpoints.read import open_model
-from eaft_prune.config import CompensationSettings, RuntimeSettings
+from eaft_prune.config import CompensationSettings
 from eaft_prune.core.types import Blocks, KeepPlan
-from eaft_prune.engines.loading import load_engine
+from eaft_prune.engines.loading import load_files
 from eaft_prune.engines.packed_model import build, reader
 from eaft_prune.engines.storage import Storage
 from eaft_prune.engines.transformers import TransformersEngine
@@ -43,15 +45,12 @@ def blocks(seq_len: int = 96, count: int = 8) -> Blocks:
     return Blocks("x", seq_len, ids, scored, rows, np.zeros(1, np.int32), ("x",), "")
 
 
-RUNTIME = RuntimeSettings(
-    device="cuda", dtype="bfloat16", batch_tokens=256, store_dir="", checkpoint_dir=""
-)
+RUNTIME: dict[str, Any] = {"device": "cuda", "dtype": "bfloat16", "batch_tokens": 256}
 
 
 def engine(path: Path, dtype: str) -> TransformersEngine:
     files = open_model(path)
-    runtime = RUNTIME.model_copy(update={"dtype": dtype})
-    return load_engine(files, family_of(files.config), runtime, entropy_top_k=20)
+    return load_files(files, options(**{**RUNTIME, "dtype": dtype}))
 
 
 def eager_logp(path: Path, dtype: torch.dtype, cut: Blocks) -> np.ndarray:
@@ -103,9 +102,8 @@ def test_trace_gives_the_scores_of_score(checkpoint: Path) -> None:
 
 def test_packed_streamed_and_dequantised_experts_give_the_same_bits(checkpoint: Path) -> None:
     files = open_model(checkpoint)
-    family = family_of(files.config)
     packed = engine(checkpoint, "bfloat16")
-    dense = load_engine(files, family, RUNTIME, entropy_top_k=20, mode="dense")
+    dense = load_files(files, options("dense", **RUNTIME))
     device = packed.device
     streamed = [
         replace(packed, model=build(files, [device], torch.bfloat16, layers, reader(files)))
@@ -147,10 +145,10 @@ def test_compensation_leaves_the_residuals_it_leaves_on_the_cpu(checkpoint: Path
     cut = replace(cut, row_BS=rng.integers(0, 9, cut.row_BS.shape).astype(np.int32))
     plan = KeepPlan(((0, 2, 3, 7), (1, 2, 4, 5)), 8)
     files = open_model(checkpoint)
-    on_cpu = RUNTIME.model_copy(update={"device": "cpu", "dtype": "float32"})
+    on_cpu = {**RUNTIME, "device": "cpu", "dtype": "float32"}
     found = []
     for runtime in (RUNTIME, on_cpu):
-        own = load_engine(files, family_of(files.config), runtime, entropy_top_k=20)
+        own = load_files(files, options(**runtime))
         for exact in (16384, 1):
             settings = CompensationSettings(ridge=0.3, exact_unknowns=exact)
             storage = Storage("MXFP4", "F32")

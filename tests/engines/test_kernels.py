@@ -14,13 +14,14 @@ if not CUDA:
     os.environ["TRITON_INTERPRET"] = "1"  # read where kernels are defined: before their import
 pytest.importorskip("triton")
 
+from support.engines import options  # noqa: E402
+
 from eaft_prune.checkpoints.families import family_of  # noqa: E402
 from eaft_prune.checkpoints.read import open_model  # noqa: E402
-from eaft_prune.config import RuntimeSettings  # noqa: E402
 from eaft_prune.engines import experts, packed  # noqa: E402
 from eaft_prune.engines.gpt_oss_cuda import hidden_states  # noqa: E402
 from eaft_prune.engines.kernels import attention, head, moe, mxfp4, norm  # noqa: E402
-from eaft_prune.engines.loading import load_engine  # noqa: E402
+from eaft_prune.engines.loading import load_files  # noqa: E402
 
 DEVICE = torch.device("cuda" if CUDA else "cpu")
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
@@ -157,8 +158,7 @@ def test_rotation_in_place() -> None:
 def test_the_kernels_together_are_the_layers_of_transformers(checkpoint: Path) -> None:
     """float32, interpreted: the layers for CUDA against transformers' forward."""
     files = open_model(checkpoint)
-    runtime = RuntimeSettings(device="cpu", store_dir="", checkpoint_dir="", threads=1)
-    model = load_engine(files, family_of(files.config), runtime, 20).model
+    model = load_files(files, options(device="cpu", threads=1)).model
     ids = torch.arange(2 * 24).view(2, 24) * 5 % 256
     with torch.inference_mode():
         ours = hidden_states(model, ids)
@@ -170,10 +170,9 @@ def test_the_kernels_together_are_the_layers_of_transformers(checkpoint: Path) -
 def test_fused_experts_are_the_plain_ones(checkpoint: Path) -> None:
     files = open_model(checkpoint)
     family = family_of(files.config)
-    runtime = RuntimeSettings(
-        device="cpu", dtype="bfloat16", store_dir="", checkpoint_dir="", threads=1
-    )
-    module = family.experts(load_engine(files, family, runtime, 20).model)[0]
+    module = family.experts(
+        load_files(files, options(device="cpu", dtype="bfloat16", threads=1)).model
+    )[0]
     n, k, count = 9, family.top_k(files.config), family.n_experts(files.config)
     hidden = randn(n, files.config["hidden_size"], dtype=torch.bfloat16)
     ids = torch.stack([torch.randperm(count)[:k] for _ in range(n)])

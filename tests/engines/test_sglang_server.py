@@ -38,7 +38,7 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> str:
     home = tmp_path_factory.mktemp("other environment")
     (home / "sglang").mkdir()
     (home / "sglang" / "launch_server.py").write_text(
-        "from sglang_standin import main\nif __name__ == '__main__': main()\n"
+        "from support.sglang_standin import main\nif __name__ == '__main__': main()\n"
     )
     (home / f"sglang-{VERSION}.dist-info").mkdir()
     (home / f"sglang-{VERSION}.dist-info" / "METADATA").write_text(

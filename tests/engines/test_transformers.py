@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 import torch
 from support import tiny
+from support.engines import options
 
-from eaft_prune.checkpoints.families import family_of
 from eaft_prune.checkpoints.read import open_model
 from eaft_prune.config import PruningSettings, RuntimeSettings
 from eaft_prune.core.types import Blocks, KeepPlan, TokenScores, Trace, UserError
@@ -476,12 +476,11 @@ def test_the_likeliest_tokens_are_those_of_transformers(
 
 
 def test_an_entropy_over_more_than_the_vocabulary_is_refused(checkpoint: Path) -> None:
-    from eaft_prune.engines.loading import load_engine
+    from eaft_prune.engines.loading import load_files
 
     files = open_model(checkpoint)
-    runtime = RuntimeSettings(device="cpu", batch_tokens=1, store_dir="s", checkpoint_dir="c")
     with pytest.raises(UserError, match="entropy_top_k = 301"):
-        load_engine(files, family_of(files.config), runtime, entropy_top_k=301)
+        load_files(files, options(device="cpu", batch_tokens=1, entropy_top_k=301))
 
 
 def test_expert_math_finds_no_gap_and_would_find_one(

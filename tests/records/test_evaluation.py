@@ -14,7 +14,8 @@ import pytest
 from eaft_prune.config import EvalSettings, GateSettings
 from eaft_prune.core.types import EvalKey, Evaluation, TokenScores, UserError
 from eaft_prune.maths.metrics import pack_report
-from eaft_prune.records.evaluation import compare, load_evaluation, save_evaluation
+from eaft_prune.pipeline.compare import compare
+from eaft_prune.records.evaluation import load_evaluation, save_evaluation
 
 KEYS: tuple[EvalKey, ...] = (("a", 64), ("a", 128), ("UNION", 64), ("UNION", 128))
 EVAL = EvalSettings(name="t", seq_lens=(64, 128), num_blocks=4, seed=0)

@@ -18,7 +18,8 @@ from eaft_prune.checkpoints.families import family_of
 from eaft_prune.checkpoints.read import file_hashes, model_digest, open_model
 from eaft_prune.core.store import load
 from eaft_prune.core.types import ExpertScores, KeepPlan
-from eaft_prune.records.recipe import ScoresFile, read_recipe, read_scores, scores_file, to_yaml
+from eaft_prune.records.recipe import read_recipe, recipe_text
+from eaft_prune.records.scores import ScoresFile, read_scores, scores_file, scores_text
 from eaft_prune.stages.export import export
 
 pytest_plugins = ("support.worlds",)
@@ -58,7 +59,7 @@ def test_scores_are_read_back_to_the_bit(
     scores = ExpertScores(score, positive, count, tokens, np.stack([positive, score, positive]))
     base = {"label": "x", "digest": "d"}
     file = scores_file(scores, "reap", {"w_good": 0.1, "seed": 0}, base, 2)
-    path.write_text(to_yaml(file))
+    path.write_text(scores_text(file))
     again = read_scores(path)
     assert again == file
     for name in ("score_LE", "positive_mass_LE", "count_LE", "pack_mass_PLE"):
@@ -95,7 +96,7 @@ def test_the_recipe_says_how_the_checkpoint_was_made(world: World, quick: Done) 
     asked = {"num_blocks": 8, "seq_len": 64, "seed": None, "stop": "never"}
     assert recipe.settings["profile"].items() >= asked.items()
     text = beside(quick, "reap-recipe.yaml").read_text()
-    assert to_yaml(recipe) == text
+    assert recipe_text(recipe) == text
 
 
 def test_a_recipe_is_run_again_and_later_settings_override_it(world: World, quick: Done) -> None:

@@ -43,6 +43,7 @@ def settings_of(rows: Rows, **changes: Any) -> PacksSettings:
 def request(pack: str = UNION, **changes: Any) -> BlockRequest:
     values: dict[str, Any] = {
         "pack": pack, "part": "eval", "seq_len": 64, "num_blocks": 3, "seed": None,
+        "setting": "eval.num_blocks",
     }  # fmt: skip
     return BlockRequest(**{**values, **changes})
 
@@ -294,13 +295,13 @@ def test_too_few_rows_say_how_many_blocks_there_are(
     rows = packs(6)
     have = sum(len(tokenizer.encode([text])[0]) + 1 for text in rows["pack0"])
     seq_len = 20
-    asked = request("pack0", part=part, seq_len=seq_len, num_blocks=1000)
+    asked = request("pack0", part=part, seq_len=seq_len, num_blocks=1000, setting=f"{key}.x")
     with pytest.raises(UserError) as caught:
         pack(settings_of(rows), asked, rows, tokenizer)
     message = str(caught.value)
     assert f"enough for {have // seq_len} blocks" in message
     assert "pack0" in message
-    assert f"{key}.num_blocks" in message
+    assert message.endswith(f"lower {key}.x")
     there = replace(asked, num_blocks=have // seq_len)
     assert len(pack(settings_of(rows), there, rows, tokenizer)) == have // seq_len
     with pytest.raises(UserError):

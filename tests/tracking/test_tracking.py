@@ -173,14 +173,14 @@ def artifacts(uri: str, run_id: str) -> Path:
 
 def test_a_pipeline_reads_back(uri: str, tmp_path: Path) -> None:
     overrides = ["pruning.keep_n=24", "tracking.parent_run_id=abc"]
-    with tracking.track(settings(uri), tmp_path, overrides, VERSIONS) as run:
+    with tracking.track(settings(uri), tmp_path, overrides, VERSIONS, "a name") as run:
         run_pipeline(run, tmp_path / "work")
     client = MlflowClient(tracking_uri=uri)
     found = only_run(uri)
     metrics, tags, params = found.data.metrics, found.data.tags, found.data.params
 
     assert found.info.status == "FINISHED"
-    assert found.info.run_name == "tiny keep24 reap seed3"
+    assert found.info.run_name == "a name"
     assert params["pruning.keep_n"] == "24"
     assert params["packs.files.b"] == "b.parquet"
     assert params["eval.seq_lens"] == "[1024, 2048]"
@@ -237,7 +237,7 @@ def test_a_pipeline_reads_back(uri: str, tmp_path: Path) -> None:
 
 
 def test_a_stage_that_ends_twice_keeps_both(uri: str, tmp_path: Path) -> None:
-    with tracking.track(settings(uri), tmp_path, [], {}) as run:
+    with tracking.track(settings(uri), tmp_path, [], {}, "run") as run:
         run.stage(stage("profile", seconds=4.0))
         run.stage(stage("profile", seconds=0.5, cached=True))
     history = MlflowClient(tracking_uri=uri).get_metric_history(run.run_id, "seconds/profile")
@@ -248,7 +248,7 @@ def test_runs_share_the_models_of_equal_digests(uri: str, tmp_path: Path) -> Non
     base, pruned = checkpoints(tmp_path)
     models = []
     for _ in range(2):
-        with tracking.track(settings(uri), tmp_path, [], {}) as run:
+        with tracking.track(settings(uri), tmp_path, [], {}, "run") as run:
             run.checkpoint("base", base, None)
             run.checkpoint("pruned", pruned, base)
         found = MlflowClient(tracking_uri=uri).get_run(run.run_id)
@@ -260,7 +260,7 @@ def test_runs_share_the_models_of_equal_digests(uri: str, tmp_path: Path) -> Non
 def test_long_values_become_artifacts(uri: str, tmp_path: Path) -> None:
     long = "x/" * 4000 + "a.parquet"
     packs = {"name": "two", "files": {"a": long, "b": "b.parquet"}}
-    with tracking.track(settings(uri, packs=packs), tmp_path, [], {}) as run:
+    with tracking.track(settings(uri, packs=packs), tmp_path, [], {}, "run") as run:
         run.facts({"story": long})
     found = only_run(uri)
     for value, file in (
@@ -278,7 +278,7 @@ def test_passwords_stay_out_of_what_is_kept(uri: str, tmp_path: Path) -> None:
 
     def work() -> None:
         with tracking.track(
-            settings(uri, packs=packs), tmp_path, [f"packs.files.a={url}"], {}
+            settings(uri, packs=packs), tmp_path, [f"packs.files.a={url}"], {}, "run"
         ) as run:
             run.dataset("a", url, "a" * 64, 8)
             run.facts({"source": url})
@@ -325,7 +325,7 @@ def test_no_git_is_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_an_exception_is_failed(uri: str, tmp_path: Path) -> None:
     def work() -> None:
-        with tracking.track(settings(uri), tmp_path, [], {}) as run:
+        with tracking.track(settings(uri), tmp_path, [], {}, "run") as run:
             run.stage(stage("profile"))
             raise ValueError("shard 2 is truncated\nsecond line")
 
@@ -341,7 +341,7 @@ def test_an_exception_is_failed(uri: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("code", [0, None, 3])
 def test_a_run_that_ends_by_sys_exit_is_failed(uri: str, tmp_path: Path, code: int | None) -> None:
-    with pytest.raises(SystemExit), tracking.track(settings(uri), tmp_path, [], {}):
+    with pytest.raises(SystemExit), tracking.track(settings(uri), tmp_path, [], {}, "run"):
         sys.exit(code)
     assert only_run(uri).info.status == "FAILED"
 
@@ -350,7 +350,7 @@ def child(uri: str, body: Callable[[tracking.MlflowRun], object], directory: Pat
     """A process in `directory` that tracks a run and does `body` in it."""
 
     def work() -> int:
-        with tracking.track(settings(uri), Path("."), [], {}) as run:
+        with tracking.track(settings(uri), Path("."), [], {}, "run") as run:
             body(run)
         return 0
 
@@ -379,7 +379,7 @@ def test_sigterm_handler_is_restored_and_finally_blocks_run(uri: str, tmp_path: 
     cleaned = []
 
     def work() -> None:
-        with tracking.track(settings(uri), tmp_path, [], {}):
+        with tracking.track(settings(uri), tmp_path, [], {}, "run"):
             try:
                 signal.raise_signal(signal.SIGTERM)
             finally:
@@ -394,7 +394,7 @@ def test_sigterm_handler_is_restored_and_finally_blocks_run(uri: str, tmp_path: 
 
 def test_threads_track_without_signals(uri: str, tmp_path: Path) -> None:
     def work() -> None:
-        with tracking.track(settings(uri), tmp_path, [], {}) as run:
+        with tracking.track(settings(uri), tmp_path, [], {}, "run") as run:
             run.stage(stage("profile"))
 
     threads = [threading.Thread(target=work) for _ in range(3)]
@@ -498,7 +498,7 @@ def test_relative_paths_resolve_against_the_working_directory(
 
 def test_a_directory_still_works(tmp_path: Path) -> None:
     uri = f"file:{tmp_path}/runs"
-    with tracking.track(settings(uri), tmp_path, [], {}) as run:
+    with tracking.track(settings(uri), tmp_path, [], {}, "run") as run:
         run_pipeline(run, tmp_path / "work")
     client = MlflowClient(tracking_uri=(tmp_path / "runs").as_uri())
     found = client.get_run(run.run_id)
@@ -548,7 +548,7 @@ def test_a_deleted_experiment_is_named(uri: str) -> None:
 
 def test_a_tracker_that_breaks_midway_is_an_error(uri: str, tmp_path: Path) -> None:
     def work() -> None:
-        with tracking.track(settings(uri), tmp_path, [], {}) as run:
+        with tracking.track(settings(uri), tmp_path, [], {}, "run") as run:
             Path(uri.removeprefix("sqlite:///")).write_bytes(b"")
             run.stage(stage("profile"))
 
@@ -563,7 +563,7 @@ def test_a_multirun_nests(uri: str, tmp_path: Path) -> None:
     client = MlflowClient(tracking_uri=uri)
     assert client.get_run(parent).info.status == "RUNNING"
     point = settings(uri, tracking={"parent_run_id": parent, "run_name": "point 0"})
-    with tracking.track(point, tmp_path, [], {}) as run:
+    with tracking.track(point, tmp_path, [], {}, "run") as run:
         pass
     assert client.get_run(run.run_id).data.tags["mlflow.parentRunId"] == parent
     assert client.get_run(run.run_id).info.run_name == "point 0"

@@ -6,6 +6,7 @@ import importlib
 import inspect
 import os
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ def load_object(setting: str, where: str) -> Any:
     return getattr(module, name)
 
 
+@cache  # what was imported stays imported, whatever becomes of its file
 def source_digest(setting: str, where: str) -> str:
     """sha256 of the file that an object's module lies in; raises UserError where there is none."""
     load_object(setting, where)

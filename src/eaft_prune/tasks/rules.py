@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from eaft_prune.config import Experiment
+from eaft_prune.core.plugins import load_object
 from eaft_prune.core.types import UserError
 from eaft_prune.engines.registry import engine_kind
 from eaft_prune.tasks.task import Task
@@ -76,7 +77,10 @@ def _check_scores(task: Task, experiment: Experiment) -> None:
             f"pruning.{key} = {getattr(pruning, key)!r} measures the model, task={task.name} only "
             "its trace: use task=pipeline"
         )
-    if task.reweighs and pruning.function is not None:
+    if pruning.function is None:
+        return
+    load_object("pruning.function", pruning.function)
+    if task.reweighs:
         raise UserError(
             f"pruning.function = {pruning.function!r} scores a whole trace, task={task.name} "
             "weighs its sums: use task=pipeline"

@@ -1,0 +1,80 @@
+"""A store that the commit before the rooms made is read by this one: not a key has moved.
+
+tests/data/store_0.tar.xz holds a model, its packs, the store and the exports of the runs below, and
+the lock of the first, all written by commit 61141cb.
+"""
+
+from __future__ import annotations
+
+import tarfile
+from pathlib import Path
+
+import pytest
+import yaml
+from support.runs import REPOSITORY, World
+
+SHORT = ("eval.num_blocks=4",)
+LOSSES = ("task=profile", "marginal.num_blocks=8", "marginal.seq_len=32", "pruning.keep_n=4")
+RUNS = {
+    "pipeline": ("eval.packs=null", "eval.seq_lens=[32,64]", "gate.seq_lens=[32,64]"),
+    "compensated": (*SHORT, "pruning.compensation=experts", "compensation.num_blocks=80"),
+    "top_k": ("eval.top_k=1", "eval.candidates=[masked]", "eval.top_logprobs=true"),
+    "interim": (
+        *("eval.stop=decided", "eval.num_blocks=40", "eval.seq_lens=[32]", "gate.seq_lens=[32]"),
+        *("eval.seed=0", "profile.stop=converged", "profile.stop_first_blocks=4"),
+    ),
+    "noise_floor": (*SHORT, "task=noise_floor"),
+    "noop": (*SHORT, "task=noop"),
+    "greedy": (*LOSSES, "pruning=greedy"),
+    "elimination": (
+        *(*LOSSES, "pruning=leave_one_out", "pruning.core_pos_top_m=0"),
+        "marginal.stop_confidence=0.9",
+    ),
+    "layers": (
+        *(*LOSSES, "pruning.selection=marginal_loss", "pruning.keep_multiple=2"),
+        "pruning.core_pos_top_m=0",
+    ),
+    "stability": ("task=stability", "stability.resamples=20", "stability.seeds=[1,2]"),
+    "ablate": ("task=ablate", "ablate.resamples=50"),
+}
+NOT_KEYED = ("inspect/",)  # by time and place of the files, which unpacking changes
+
+
+@pytest.fixture(scope="module")
+def old(tmp_path_factory: pytest.TempPathFactory) -> World:
+    home = tmp_path_factory.mktemp("old")
+    with tarfile.open(REPOSITORY / "tests" / "data" / "store_0.tar.xz") as archive:
+        archive.extractall(home, filter="data")
+    packs = {name: home / f"{name}.parquet" for name in ("alpha", "beta", "gamma")}
+    return World(home, home / "model", packs, f"sqlite:///{home}/mlruns/mlflow.db")
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_nothing_is_made_again(old: World, name: str) -> None:
+    done = old.run(*RUNS[name])
+    assert done.code == 0, done.out + done.err
+    stages = [s for s in done.result["stages"] if not s["stage"].startswith(NOT_KEYED)]
+    assert len(stages) >= 3
+    assert [s["stage"] for s in stages if not s["cached"]] == []
+
+
+def test_a_search_evaluates_no_chunk_again(old: World, tmp_path: Path) -> None:
+    """Its trials draw the same plans, whose token scores are there."""
+    there = set(old.store.glob("evaluate/*/record.json"))
+    done = old.run(
+        *("task=search", "search.n_trials=6", "search.num_blocks=6", "search.chunk_blocks=2"),
+        *("search.seq_len=64", f"search.storage=sqlite:///{tmp_path}/study.db"),
+    )
+    assert done.code == 0, done.out + done.err
+    assert set(old.store.glob("evaluate/*/record.json")) == there
+
+
+def test_the_lock_says_what_the_run_says_now(old: World) -> None:
+    locked = yaml.safe_load((old.home / "lock" / "run.lock.yaml").read_text())
+    done = old.run(*RUNS["pipeline"])
+    (path,) = done.cwd.rglob("run.lock.yaml")
+    now = yaml.safe_load(path.read_text())
+    for part in ("plan", "checkpoint", "metrics", "gates"):
+        assert now["outputs"][part] == locked["outputs"][part], part
+    keys = {k: v for k, v in locked["keys"].items() if not k.startswith(NOT_KEYED)}
+    assert {k: now["keys"].get(k) for k in keys} == keys

@@ -1,0 +1,1 @@
+"""Checks of what is there: checkpoints, experts, disks, servers, and what dead runs left."""

@@ -1,0 +1,1 @@
+"""The command line: Hydra composes, everything is checked, then jobs run."""

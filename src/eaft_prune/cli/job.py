@@ -13,6 +13,7 @@ from typing import Any
 
 from eaft_prune import report
 from eaft_prune.config import Experiment, resolve_path
+from eaft_prune.core.files import write_atomically
 from eaft_prune.core.progress import Bars
 from eaft_prune.core.store import Store
 from eaft_prune.core.types import Outcome, UserError
@@ -22,7 +23,7 @@ from eaft_prune.pipeline.session import Resident, Session
 from eaft_prune.records.lock import FILE as LOCK
 from eaft_prune.records.lock import lock, versions, write_lock
 from eaft_prune.records.result import FILE as RESULT
-from eaft_prune.records.result import result, write_atomically, write_result
+from eaft_prune.records.result import result, write_result
 from eaft_prune.tasks import task_of, validated
 from eaft_prune.tasks.task import run_name
 from eaft_prune.tracking import MlflowRun, Terminated, TrackingError, track

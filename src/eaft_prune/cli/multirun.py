@@ -13,8 +13,9 @@ from typing import Any
 
 from eaft_prune.cli import job as runner
 from eaft_prune.config import Experiment
+from eaft_prune.core.files import write_atomically
 from eaft_prune.core.types import UserError
-from eaft_prune.records.result import FILE, write_atomically
+from eaft_prune.records.result import FILE
 from eaft_prune.tracking import RunStatus, TrackingError, finish_parent, start_parent
 
 _COLUMNS = (

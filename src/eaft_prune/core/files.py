@@ -1,4 +1,4 @@
-"""Renames that last."""
+"""Files that appear whole, and stay."""
 
 from __future__ import annotations
 
@@ -13,3 +13,13 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Put a text file in place whole."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        draft.write_text(text)
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)

@@ -1,1 +1,1 @@
-"""One file per evaluator behind one Protocol."""
+"""Who runs a model: every engine by its name (registry.py) behind the Protocols of base.py."""

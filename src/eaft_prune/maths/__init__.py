@@ -1,0 +1,1 @@
+"""Numbers from numbers: metrics, intervals, divergences, allocation. numpy and scipy, no torch."""

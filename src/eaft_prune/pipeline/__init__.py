@@ -1,0 +1,1 @@
+"""One run: stages through the store, from the settings to the verdict."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from eaft_prune.core.files import write_atomically
 from eaft_prune.core.types import Checkpoint, EvalKey, GateCheck, GateVerdict, Outcome, StageRecord
 
 FILE = "result.json"
@@ -58,16 +58,6 @@ def result(
         ],
         **extra,
     }
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Put a text file in place whole."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        draft.write_text(text)
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def write_result(out: Path, value: Mapping[str, Any]) -> None:

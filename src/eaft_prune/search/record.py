@@ -13,8 +13,8 @@ import optuna
 from optuna import visualization as draw
 from optuna.trial import FrozenTrial
 
+from eaft_prune.core.files import write_atomically
 from eaft_prune.pipeline.session import Session
-from eaft_prune.records.result import write_atomically
 from eaft_prune.search.trials import complete
 
 

@@ -1,1 +1,1 @@
-"""The stages: each a pure function of its settings and inputs; none imports another."""
+"""The arrow's stages: each gives its output for its settings and inputs; none imports another."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from eaft_prune.core.files import write_atomically
 from eaft_prune.core.provenance import redact
 from eaft_prune.core.types import Outcome
 from eaft_prune.pipeline.session import Session
-from eaft_prune.records.result import write_atomically
 from eaft_prune.report.memo import FILE, decision_memo
 from eaft_prune.tracking.history import Archive
 

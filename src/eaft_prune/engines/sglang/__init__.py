@@ -1,0 +1,1 @@
+"""Evaluation by an SGLang server over HTTP, given or launched."""

@@ -72,7 +72,7 @@ def run(values: dict[str, Any], out: Path, overrides: Sequence[str], job: int | 
             outcome = task.run(session, out)
             tracked.facts({**outcome.facts, "memory": peak_memory()})
             if session.records and task.locked:
-                packs = {name: sha for name, (_, sha) in session.packs.items()}
+                packs = session.pack_digests
                 locked = lock(experiment, session.records, packs, outcome, overrides)
                 tracked.artifact(write_lock(out, locked))
             _present(session, outcome, tracked, job)

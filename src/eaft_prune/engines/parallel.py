@@ -195,17 +195,17 @@ def _check(mine: _Failure | None) -> None:
 
 
 def _run(
-    engine: TransformersEngine, what: str, blocks: Blocks, plan: KeepPlan | None, told: OnTokens
+    engine: TransformersEngine, what: str, blocks: Blocks, plan: KeepPlan | None, on: OnTokens
 ) -> list[Array]:
     """log p and H, the likeliest tokens if kept, and of a trace ids, gates and norms."""
     if len(blocks) == 0:
         return []
     with engine.masked(plan) if plan is not None else nullcontext():
         if what == "score":
-            scores = engine.score(blocks, told)
+            scores = engine.score(blocks, on)
             top = (scores.top_logp_TK, scores.top_ids_TK)
             return [scores.logp_T, scores.entropy_T, *(part for part in top if part is not None)]
-        trace = engine.trace(blocks, told)
+        trace = engine.trace(blocks, on)
     scores = trace.scores
     return [
         scores.logp_T,

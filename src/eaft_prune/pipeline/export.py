@@ -124,7 +124,7 @@ def _files_beside(
         eaft_prune=__version__,
         base=dict(origin(session, base)),
         criterion=how["criterion"],
-        packs={name: sha for name, (_, sha) in session.packs.items()},
+        packs=session.pack_digests,
         profile_rows=rows.get("rows_digest"),
         profile_tokens=rows.get("token_digest"),
         scores=source,

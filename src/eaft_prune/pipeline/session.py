@@ -213,6 +213,11 @@ class Session:
                 self.observer.dataset(name, str(path), self.packs[name][1], rows)
         return self.packs
 
+    @property
+    def pack_digests(self) -> dict[str, str]:
+        """sha256 of every pack that was read."""
+        return {name: sha for name, (_, sha) in self.packs.items()}
+
     def _rows(self, name: str) -> Sequence[str]:
         if name not in self._texts:
             path = self.pack_files()[name][0]

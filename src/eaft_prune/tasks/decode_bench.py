@@ -201,8 +201,8 @@ def _outcome(
     lines = [decode_table(table)]
     lines += [f"{where}: stopped, {why}" for where, why in ended.items()]
     lines += [f"{'results':<11} {out / FILE}", f"{'plot':<11} {out / 'decode_bench.html'}"]
-    told = {"decode": _by_name(rows), "max_stable_batch": stable, "ended": ended}
-    return Outcome(facts=told, text="\n".join(lines))
+    named = {"decode": _by_name(rows), "max_stable_batch": stable, "ended": ended}
+    return Outcome(facts=named, text="\n".join(lines))
 
 
 def _by_name(rows: list[Row]) -> dict[str, Any]:

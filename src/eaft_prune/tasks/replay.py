@@ -42,7 +42,7 @@ def run_replay(
         store = Store(resolve_path(there.runtime.store_dir))
         again = replace(session, experiment=there, store=store)
         outcome = tasks[experiment.task.name].run(again, out)
-        packs = {name: sha for name, (_, sha) in again.packs.items()}
+        packs = again.pack_digests
         now = lock(experiment, again.records, packs, outcome, locked["overrides"])
     session.observer.artifact(write_lock(out, now))
     found, compared = drift(locked, now)

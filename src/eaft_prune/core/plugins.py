@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import inspect
 import os
 import sys
 from functools import cache
@@ -41,7 +40,7 @@ def load_object(setting: str, where: str) -> Any:
 def source_digest(setting: str, where: str) -> str:
     """sha256 of the file that an object's module lies in; raises UserError where there is none."""
     load_object(setting, where)
-    file = inspect.getsourcefile(sys.modules[where.partition(":")[0]])
+    file = getattr(sys.modules[where.partition(":")[0]], "__file__", None)
     if file is None:
         raise UserError(f"{setting} = {where!r}: its module has no source file to tell changes by")
     return file_digest(Path(file))

@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from eaft_prune.maths.metrics import thresholds
+from eaft_prune.maths.formulas import thresholds
 
 REGIONS = ("good", "uncertain", "conflict")
 

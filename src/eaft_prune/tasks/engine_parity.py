@@ -10,7 +10,7 @@ from eaft_prune.config import EngineSettings
 from eaft_prune.core.types import Outcome
 from eaft_prune.pipeline.arrow import measure, open_base
 from eaft_prune.pipeline.session import Bench
-from eaft_prune.report.listing import listing
+from eaft_prune.report.terminal import listing
 
 _COLUMNS = {
     "max dlnp": "max_dlogp",

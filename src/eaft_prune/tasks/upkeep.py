@@ -11,7 +11,7 @@ from eaft_prune.config import Experiment, resolve_path
 from eaft_prune.core.progress import Bars
 from eaft_prune.core.store import Store
 from eaft_prune.core.types import Outcome, RunSummary, UserError
-from eaft_prune.report.upkeep import findings_table, garbage_table
+from eaft_prune.report.upkeep import diagnoses_table, garbage_table
 from eaft_prune.tracking.health import check_tracking
 from eaft_prune.tracking.history import Archive, live
 
@@ -44,7 +44,7 @@ def run_doctor(experiment: Experiment, bars: Bars) -> Upkeep:
     wrong = sum(not (one.ok or one.mended) for one in findings)
     facts = {"wrong": wrong, "findings": [asdict(one) for one in findings]}
     summary = "everything is in order" if not wrong else f"{wrong} findings"
-    return Upkeep(f"{findings_table(findings)}\n{summary}", Outcome(facts=facts), not wrong)
+    return Upkeep(f"{diagnoses_table(findings)}\n{summary}", Outcome(facts=facts), not wrong)
 
 
 def run_gc(experiment: Experiment, bars: Bars) -> Upkeep:

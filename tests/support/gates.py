@@ -9,7 +9,8 @@ from scipy.stats import t as student_t
 from support.runs import REPOSITORY
 
 from eaft_prune.config import GateSettings
-from eaft_prune.core.types import Changes, Estimate, EvalKey, PackReport
+from eaft_prune.core.types import Changes, Estimate, EvalKey, PackReport, TokenScores
+from eaft_prune.maths.intervals import changes
 
 LENGTHS = (1024, 2048)
 BLOCKS = 100
@@ -47,4 +48,14 @@ def around(value: float, error: float, confidence: float = 0.95) -> Estimate:
 
 def changed(**estimates: Estimate) -> Changes:
     names = ("dppl", "dppl_relative", "dnll", "dcc_rate", "dmean_prob", "dmean_entropy", "js2d")
-    return Changes(BLOCKS, *(estimates.get(name, ZERO) for name in names))
+    return Changes(BLOCKS, dict.fromkeys(names, ZERO) | estimates)
+
+
+def intervals(
+    base: TokenScores, other: TokenScores, quantile: float, settings: GateSettings
+) -> Changes | None:
+    """The changes as a comparison under this gate takes them."""
+    return changes(
+        base, other, quantile, confidence=settings.confidence, resamples=settings.resamples,
+        seed=settings.bootstrap_seed, metrics=settings.measured,
+    )  # fmt: skip

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from support.gates import intervals
 
 from eaft_prune.config import GateSettings
 from eaft_prune.core.types import (
@@ -18,7 +19,6 @@ from eaft_prune.core.types import (
     Selection,
     TokenScores,
 )
-from eaft_prune.maths.intervals import changes
 from eaft_prune.maths.metrics import pack_report
 from eaft_prune.stages.gate import gate
 
@@ -101,7 +101,7 @@ def comparison(
     settings = GATE.model_copy(update={"pack": packs[-1], "seq_lens": tuple(seq_lens)})
     found: dict[str, dict[EvalKey, Changes]] = {}
     for other in evaluations[1:]:
-        both = {key: changes(scores[key], other.scores[key], 0.15, settings) for key in keys}
+        both = {key: intervals(scores[key], other.scores[key], 0.15, settings) for key in keys}
         found[other.model] = {key: change for key, change in both.items() if change is not None}
     verdicts = {
         label: gate(settings, reports[base], reports[label], found[label]) for label in damages

@@ -17,9 +17,10 @@ from eaft_prune.checkpoints.families import family_of
 from eaft_prune.checkpoints.families.base import check_tensors, renumbered, slices_of
 from eaft_prune.checkpoints.read import MANIFEST, ModelFiles, open_model
 from eaft_prune.config import Experiment, resolve_path
+from eaft_prune.core.diagnosis import Diagnosis
 from eaft_prune.core.progress import Bars
 from eaft_prune.core.store import Store, damage, lock_of
-from eaft_prune.core.types import Finding, KeepPlan, UserError
+from eaft_prune.core.types import KeepPlan, UserError
 from eaft_prune.packs import sources
 from eaft_prune.stages.export import bytes_needed, misfits
 
@@ -27,22 +28,22 @@ TRASH = ".trash"
 _PACKAGE = "eaft_prune"
 
 
-def safely(name: str, check: Callable[[], Iterable[Finding]]) -> list[Finding]:
+def safely(name: str, check: Callable[[], Iterable[Diagnosis]]) -> list[Diagnosis]:
     """A check's findings; where it breaks, that is the finding: the doctor outlives the patient."""
     try:
         return list(check())
     except Exception as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        return [Finding(name, False, f"cannot be checked: {type(error).__name__}: {first}")]
+        return [Diagnosis(name, False, f"cannot be checked: {type(error).__name__}: {first}")]
 
 
-def check_packages() -> Iterable[Finding]:
+def check_packages() -> Iterable[Diagnosis]:
     """Installed versions against what the package asks for."""
     wrong = 0
     try:
         wanted = [Requirement(line) for line in requires(_PACKAGE) or ()]
     except PackageNotFoundError:
-        yield Finding("packages", False, f"{_PACKAGE} is not installed", "pip install -e .")
+        yield Diagnosis("packages", False, f"{_PACKAGE} is not installed", "pip install -e .")
         return
     plain = [r for r in wanted if r.marker is None or r.marker.evaluate({"extra": ""})]
     for requirement in plain:
@@ -53,18 +54,18 @@ def check_packages() -> Iterable[Finding]:
         if found == "not installed" or not requirement.specifier.contains(found, prereleases=True):
             wrong += 1
             what = f"{requirement.name} is {found}, wanted {requirement.specifier}"
-            yield Finding("packages", False, what, f"pip install {shlex.quote(str(requirement))}")
+            yield Diagnosis("packages", False, what, f"pip install {shlex.quote(str(requirement))}")
     if not wrong:
-        yield Finding("packages", True, f"{len(plain)} requirements hold")
+        yield Diagnosis("packages", True, f"{len(plain)} requirements hold")
 
 
-def check_store(root: Path, bars: Bars, mend: bool) -> Iterable[Finding]:
+def check_store(root: Path, bars: Bars, mend: bool) -> Iterable[Diagnosis]:
     """Every output against its digests; drafts of dead runs; locks."""
     if not root.exists():
-        yield Finding("store", True, f"{root} is empty: the first run makes it")
+        yield Diagnosis("store", True, f"{root} is empty: the first run makes it")
         return
     if not os.access(root, os.R_OK | os.W_OK | os.X_OK):
-        yield Finding("store", False, f"{root} cannot be written", f"chmod u+rwx {_quoted(root)}")
+        yield Diagnosis("store", False, f"{root} cannot be written", f"chmod u+rwx {_quoted(root)}")
         return
     store = Store(root)
     outputs = store.outputs()
@@ -75,7 +76,7 @@ def check_store(root: Path, bars: Bars, mend: bool) -> Iterable[Finding]:
             on_outputs(1)
             if wrong is not None and _free(lock_of(home)):
                 broken += 1
-                yield Finding(
+                yield Diagnosis(
                     "store", False, f"{home} is damaged: {wrong}", f"rm -r {_quoted(home)}"
                 )
     for draft in store.drafts():
@@ -83,10 +84,12 @@ def check_store(root: Path, bars: Bars, mend: bool) -> Iterable[Finding]:
     yield from _trash("store", root, mend)
     held = [lock for path in sorted(root.glob("[!.]*/*.lock")) if (lock := _holder(path))]
     in_use = f", {len(held)} in use ({', '.join(sorted(set(held)))})" if held else ", none in use"
-    yield Finding("store", True, f"{len(outputs) - broken} of {len(outputs)} outputs whole{in_use}")
+    yield Diagnosis(
+        "store", True, f"{len(outputs) - broken} of {len(outputs)} outputs whole{in_use}"
+    )
 
 
-def check_checkpoints(directory: Path, mend: bool) -> Iterable[Finding]:
+def check_checkpoints(directory: Path, mend: bool) -> Iterable[Diagnosis]:
     """Exports against the sizes in their manifests; drafts of dead exports."""
     good = 0
     for manifest in sorted(directory.glob(f"[!.]*/{MANIFEST}")):
@@ -96,15 +99,15 @@ def check_checkpoints(directory: Path, mend: bool) -> Iterable[Finding]:
         if wrong:
             aside = export.with_name(export.name + ".damaged")
             mending = f"mv {_quoted(export)} {_quoted(aside)}"
-            yield Finding("checkpoints", False, f"{export} is damaged: {wrong}", mending)
+            yield Diagnosis("checkpoints", False, f"{export} is damaged: {wrong}", mending)
     for draft in sorted(directory.glob(".*.draft")):
         lock = FileLock(draft.with_suffix(".lock"))
         yield from _draft("checkpoints", draft, lock, mend)
     yield from _trash("checkpoints", directory, mend)
-    yield Finding("checkpoints", True, f"{good} exports as their manifests say, by size")
+    yield Diagnosis("checkpoints", True, f"{good} exports as their manifests say, by size")
 
 
-def check_model(experiment: Experiment) -> Iterable[Finding]:
+def check_model(experiment: Experiment) -> Iterable[Diagnosis]:
     """The configured checkpoint is here and has its family's tensors; else, whether it can be."""
     settings = experiment.model
     command = f"python -m eaft_prune task=predownload model={settings.name}"
@@ -112,16 +115,16 @@ def check_model(experiment: Experiment) -> Iterable[Finding]:
         files = local_model(experiment)
         check_tensors(family_of(files.config), files)
     except UserError as error:
-        yield Finding("model", False, str(error), command if settings.hub_id else "")
+        yield Diagnosis("model", False, str(error), command if settings.hub_id else "")
     else:
         size = f"{len(files.tensors)} tensors, {files.weight_bytes / 1e9:.2f} GB"
-        yield Finding("model", True, f"{settings.name} at {files.path}: {size}")
+        yield Diagnosis("model", True, f"{settings.name} at {files.path}: {size}")
         return
     if settings.hub_id:
         yield from _hub(settings.hub_id, settings.revision)
 
 
-def check_packs(experiment: Experiment) -> Iterable[Finding]:
+def check_packs(experiment: Experiment) -> Iterable[Diagnosis]:
     """Every pack is here and is a parquet file with rows."""
     for name, source in experiment.packs.files.items():
         command = f"python -m eaft_prune task=predownload packs={experiment.packs.name}"
@@ -129,12 +132,12 @@ def check_packs(experiment: Experiment) -> Iterable[Finding]:
             path = sources.pack_file(name, source, experiment.packs.revision, local_only=True)
             rows = sources.count_rows(name, path)
         except UserError as error:
-            yield Finding("packs", False, str(error), command if "://" in source else "")
+            yield Diagnosis("packs", False, str(error), command if "://" in source else "")
         else:
-            yield Finding("packs", True, f"{name}: {rows:,} rows")
+            yield Diagnosis("packs", True, f"{name}: {rows:,} rows")
 
 
-def check_disk(experiment: Experiment) -> Iterable[Finding]:
+def check_disk(experiment: Experiment) -> Iterable[Diagnosis]:
     """Room for the checkpoint that is planned."""
     try:
         files = local_model(experiment)
@@ -154,10 +157,10 @@ def check_disk(experiment: Experiment) -> Iterable[Finding]:
         for name in ("store_dir", "checkpoint_dir")
     ]
     mending = shlex.join(["python", "-m", "eaft_prune", "task=gc", "gc.delete=true", *folders])
-    yield Finding("disk", free >= need, what, "" if free >= need else mending)
+    yield Diagnosis("disk", free >= need, what, "" if free >= need else mending)
 
 
-def check_device(experiment: Experiment) -> Iterable[Finding]:
+def check_device(experiment: Experiment) -> Iterable[Diagnosis]:
     """A device for the model, and memory for its weights as they are held there."""
     import psutil
     import torch
@@ -168,7 +171,7 @@ def check_device(experiment: Experiment) -> Iterable[Finding]:
     cuda = torch.cuda.is_available()
     if asked.startswith("cuda") and not cuda:
         what = f"runtime.device = {asked}, and torch {torch.__version__} sees no CUDA device"
-        yield Finding("device", False, what, "nvidia-smi; or set runtime.device=cpu")
+        yield Diagnosis("device", False, what, "nvidia-smi; or set runtime.device=cpu")
         return
     on_cuda = cuda and asked != "cpu"
     if on_cuda:
@@ -180,7 +183,7 @@ def check_device(experiment: Experiment) -> Iterable[Finding]:
     try:
         files = local_model(experiment)
     except UserError:
-        yield Finding("device", True, f"{name}, {memory / 1e9:.1f} GB")
+        yield Diagnosis("device", True, f"{name}, {memory / 1e9:.1f} GB")
         return
     dtype = experiment.runtime.dtype
     width = 4 if dtype == "float32" or (dtype == "auto" and not on_cuda) else 2
@@ -192,7 +195,7 @@ def check_device(experiment: Experiment) -> Iterable[Finding]:
         need = _parameters(files) * width
         what = f"{name}, {memory / 1e9:.1f} GB; the dequantised weights take {need / 1e9:.2f} GB"
     fits = need < memory
-    yield Finding("device", fits, what, "" if fits else "use a device with more memory")
+    yield Diagnosis("device", fits, what, "" if fits else "use a device with more memory")
 
 
 def local_model(experiment: Experiment) -> ModelFiles:
@@ -200,7 +203,7 @@ def local_model(experiment: Experiment) -> ModelFiles:
     return open_model(sources.model_path(experiment.model, local_only=True))
 
 
-def _hub(hub_id: str, revision: str | None) -> Iterable[Finding]:
+def _hub(hub_id: str, revision: str | None) -> Iterable[Diagnosis]:
     """Whether the hub answers, and whether its files would fit."""
     from huggingface_hub import HfApi, constants
 
@@ -209,17 +212,17 @@ def _hub(hub_id: str, revision: str | None) -> Iterable[Finding]:
     except Exception as error:  # the hub client raises a dozen unrelated types
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         what = f"{hub_id} cannot be reached: {first}"
-        yield Finding("hub", False, what, "download it elsewhere; model=local model.path=DIR")
+        yield Diagnosis("hub", False, what, "download it elsewhere; model=local model.path=DIR")
         return
     wanted = [s for s in info.siblings or () if not s.rfilename.startswith(sources.NOT_FETCHED)]
     need = sum(s.size or 0 for s in wanted)
     cache = Path(constants.HF_HUB_CACHE)
     free = shutil.disk_usage(_existing(cache)).free
     what = f"{hub_id}: {need / 1e9:.2f} GB to download, {cache} has {free / 1e9:.2f} GB free"
-    yield Finding("hub", free > need, what, "" if free > need else "export HF_HOME=DIR")
+    yield Diagnosis("hub", free > need, what, "" if free > need else "export HF_HOME=DIR")
 
 
-def _draft(check: str, draft: Path, lock: FileLock, mend: bool) -> Iterable[Finding]:
+def _draft(check: str, draft: Path, lock: FileLock, mend: bool) -> Iterable[Diagnosis]:
     """A draft under a lock that nobody holds is a dead run's."""
     try:
         with lock.acquire(timeout=0):
@@ -228,19 +231,19 @@ def _draft(check: str, draft: Path, lock: FileLock, mend: bool) -> Iterable[Find
             if mend:
                 shutil.rmtree(draft)
             what = f"{draft} was left by a dead run"
-            yield Finding(check, False, what, f"rm -r {_quoted(draft)}", mended=mend)
+            yield Diagnosis(check, False, what, f"rm -r {_quoted(draft)}", mended=mend)
     except Timeout:
-        yield Finding(check, True, f"{draft} is being written")
+        yield Diagnosis(check, True, f"{draft} is being written")
 
 
-def _trash(check: str, directory: Path, mend: bool) -> Iterable[Finding]:
+def _trash(check: str, directory: Path, mend: bool) -> Iterable[Diagnosis]:
     trash = directory / TRASH
     if not trash.exists():
         return
     if mend:
         shutil.rmtree(trash)
     what = f"{trash} was left by a task=gc that was stopped"
-    yield Finding(check, False, what, f"rm -r {_quoted(trash)}", mended=mend)
+    yield Diagnosis(check, False, what, f"rm -r {_quoted(trash)}", mended=mend)
 
 
 def _free(lock: FileLock) -> bool:

@@ -142,7 +142,7 @@ def _present(session: Session, outcome: Outcome, tracked: MlflowRun, job: int | 
     if outcome.checkpoint is not None:
         where = {"checkpoint": outcome.checkpoint.path, **where}
     if comparison is not None and job is None:
-        print("\n" + report.comparison_table(comparison))
+        print("\n" + report.comparison_table(comparison, session.experiment.gate.measured))
     elif comparison is not None:
         for label, verdict in comparison.verdicts.items():
             print(" ".join([verdict.status, label, *verdict.failed_checks]))
@@ -160,10 +160,10 @@ def _write_reports(session: Session, outcome: Outcome, tracked: MlflowRun) -> Pa
     experiment, out = session.experiment, session.out
     assert outcome.comparison is not None, "there is nothing to report on"
     facts = _provenance(session, outcome, tracked)
-    page = report.html_report(
-        outcome.comparison, outcome.selection, facts, cc_quantile=experiment.eval.cc_quantile
-    )
-    twin = report.markdown_report(outcome.comparison, outcome.selection, facts)
+    what, metrics = (outcome.comparison, outcome.selection, facts), experiment.gate.measured
+    quantile = experiment.eval.cc_quantile
+    page = report.html_report(*what, cc_quantile=quantile, metrics=metrics)
+    twin = report.markdown_report(*what, metrics=metrics)
     for name, text in (("report.html", page), ("report.md", twin)):
         write_atomically(out / name, text)
         tracked.artifact(out / name)

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from eaft_prune.cli import job as runner
 from eaft_prune.config import Experiment
 from eaft_prune.core.files import write_atomically
 from eaft_prune.core.types import UserError
 from eaft_prune.records.result import FILE
+from eaft_prune.report.terminal import listing
 from eaft_prune.tracking import RunStatus, TrackingError, finish_parent, start_parent
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 _COLUMNS = (
     "job",
@@ -61,41 +63,43 @@ def run_multirun(invocation: Invocation, launch: Callable[[Sequence[str]], int])
         code = launch((*invocation.arguments, f"tracking.parent_run_id={parent}"))
     finally:
         stopped = code in (runner.INTERRUPTED, runner.TERMINATED)
-        rows = _rows(invocation, before, stopped)
-        files = _summary(invocation.out, rows)
-        print(f"\n{_markdown(rows)}\nsummary     {invocation.out / 'summary.csv'}")
-        failed = any(row["status"] != "FINISHED" for row in rows)
+        jobs = _jobs(invocation, before, stopped)
+        files = _summary(invocation.out, jobs)
+        shown = _shown(jobs)
+        print(f"\n{listing(list(shown), shown.to_numpy().tolist())}\n")
+        print(f"summary     {invocation.out / 'summary.csv'}")
+        failed = (jobs["status"] != "FINISHED").any()
         status: RunStatus = "KILLED" if stopped else "FAILED" if failed else "FINISHED"
         try:
-            finish_parent(tracking, parent, status, files, _counts(rows))
+            finish_parent(tracking, parent, status, files, _counts(jobs))
         except (TrackingError, UserError) as error:  # the jobs are done: their results stand
             print(f"error: {error}", file=sys.stderr)
             code = code or runner.CRASHED
     if stopped:
         return code
-    codes = [int(row["exit code"]) for row in rows]
-    return max([code, *codes])
+    return max([code, *map(int, jobs["exit code"])])
 
 
-def _summary(out: Path, rows: Sequence[dict[str, Any]]) -> list[Path]:
+def _summary(out: Path, jobs: DataFrame) -> list[Path]:
     """Write the table and the plot; returns the files."""
     out.mkdir(parents=True, exist_ok=True)
-    texts = {"summary.md": _markdown(rows), "summary.csv": _csv(rows)}
-    if any(row["worst dPPL"] != "" for row in rows):
-        texts["summary.html"] = _plot(rows)
+    sheet = jobs.to_csv(index=False, lineterminator="\r\n")
+    texts = {"summary.md": _markdown(jobs), "summary.csv": sheet}
+    if (jobs["worst dPPL"] != "").any():
+        texts["summary.html"] = _plot(jobs)
     for name, text in texts.items():
         write_atomically(out / name, text)
     return [out / name for name in texts]
 
 
-def _counts(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+def _counts(jobs: DataFrame) -> dict[str, float]:
     return {
-        "jobs": len(rows),
-        "jobs/failed": sum(row["status"] != "FINISHED" for row in rows),
-        "jobs/gate_pass": sum(row["gate"] == "PASS" for row in rows),
-        "jobs/gate_inconclusive": sum(row["gate"] == "INCONCLUSIVE" for row in rows),
-        "plans/distinct": len({row["plan"] for row in rows if row["plan"]}),
-        "evaluations/run": sum(int(row["evaluations"] or 0) for row in rows),
+        "jobs": len(jobs),
+        "jobs/failed": int((jobs["status"] != "FINISHED").sum()),
+        "jobs/gate_pass": int((jobs["gate"] == "PASS").sum()),
+        "jobs/gate_inconclusive": int((jobs["gate"] == "INCONCLUSIVE").sum()),
+        "plans/distinct": jobs.loc[jobs["plan"] != "", "plan"].nunique(),
+        "evaluations/run": int(jobs["evaluations"].replace("", 0).sum()),
     }
 
 
@@ -125,9 +129,7 @@ def print_plan(invocation: Invocation) -> int:
         missing |= new
         rows.append((*point, state, str(len(new)), plan[:12]))
     heads = ("point", "overrides", "state", "evaluations", "plan")
-    widths = [max(len(row[i]) for row in (heads, *rows)) for i in range(len(heads))]
-    for row in (heads, *rows):
-        print("  ".join(c.ljust(width) for c, width in zip(row, widths, strict=True)).rstrip())
+    print(listing(heads, rows))
     print(f"\n{len(rows)} points, {len(first)} distinct plans, {len(missing)} evaluations to run")
     for line in errors:
         print(line, file=sys.stderr)
@@ -145,9 +147,10 @@ def _results(out: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in sorted(out.rglob(FILE))}
 
 
-def _rows(
-    invocation: Invocation, before: Mapping[Path, int], stopped: bool
-) -> list[dict[str, Any]]:
+def _jobs(invocation: Invocation, before: Mapping[Path, int], stopped: bool) -> DataFrame:
+    """A row a job; what it has not is an empty text."""
+    import pandas  # here: importing it takes longer than looking at settings
+
     found = {}
     for path, written in _results(invocation.out).items():
         if before.get(path) == written:
@@ -159,9 +162,10 @@ def _rows(
             continue
         found[value["job"]] = value
     missing = "not run: the multirun was stopped" if stopped else "the job left no result.json"
-    return [
+    rows = [
         _row(job, point, found.get(job), missing) for job, point in enumerate(_changed(invocation))
     ]
+    return pandas.DataFrame(rows, columns=[*_COLUMNS, *_FIGURES], dtype=object)
 
 
 def _row(
@@ -193,17 +197,16 @@ def _row(
     return row
 
 
-def _plot(rows: Sequence[dict[str, Any]]) -> str:
+def _plot(jobs: DataFrame) -> str:
     """One HTML file: each point's dPPL at its worst gate length, coloured by the gate's status."""
     import plotly.graph_objects as go
 
     figure = go.Figure()
-    for status in dict.fromkeys(row["gate"] for row in rows if row["gate"]):
-        chosen = [row for row in rows if row["gate"] == status]
+    for status, chosen in jobs[jobs["gate"] != ""].groupby("gate", sort=False):
         figure.add_scatter(
-            x=[row["job"] for row in chosen],
-            y=[row["worst dPPL"] for row in chosen],
-            customdata=[(row["overrides"], row["plan"], row["failed checks"]) for row in chosen],
+            x=chosen["job"].tolist(),
+            y=chosen["worst dPPL"].tolist(),
+            customdata=chosen[["overrides", "plan", "failed checks"]].to_numpy().tolist(),
             mode="markers",
             name=status,
             marker={"size": 10, "color": _COLOURS.get(status, "#777777")},
@@ -212,7 +215,7 @@ def _plot(rows: Sequence[dict[str, Any]]) -> str:
                 "<br>%{customdata[2]}<extra>" + status + "</extra>"
             ),
         )
-    counts = _counts(rows)
+    counts = _counts(jobs)
     figure.update_layout(
         title=f"{counts['jobs']} points, {counts['plans/distinct']} distinct plans, "
         f"{counts['jobs/gate_pass']} pass, {counts['jobs/gate_inconclusive']} inconclusive, "
@@ -225,18 +228,15 @@ def _plot(rows: Sequence[dict[str, Any]]) -> str:
     return page
 
 
-def _csv(rows: Sequence[dict[str, Any]]) -> str:
-    out = io.StringIO()
-    writer = csv.DictWriter(out, [*_COLUMNS, *_FIGURES])
-    writer.writeheader()
-    writer.writerows(rows)
-    return out.getvalue()
+def _shown(jobs: DataFrame) -> DataFrame:
+    """The columns for people that are not empty, as text."""
+    texts = jobs[list(_COLUMNS)].map(str)
+    return texts.loc[:, (texts != "").any()]
 
 
-def _markdown(rows: Sequence[dict[str, Any]]) -> str:
-    used = [c for c in _COLUMNS if any(str(row[c]) for row in rows)]
-    lines = ["| " + " | ".join(used) + " |", "|" + " --- |" * len(used)]
-    for row in rows:
-        cells = (str(row[c]).replace("|", "\\|") for c in used)
-        lines.append("| " + " | ".join(cells) + " |")
+def _markdown(jobs: DataFrame) -> str:
+    shown = _shown(jobs)
+    cells = shown.map(lambda cell: cell.replace("|", "\\|")).to_numpy().tolist()
+    lines = ["| " + " | ".join(row) + " |" for row in (list(shown), *cells)]
+    lines.insert(1, "|" + " --- |" * len(list(shown)))
     return "\n".join(lines) + "\n"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from eaft_prune.config.base import Fraction, Limit, NonNegative, Positive, SeqLen, Settings
 from eaft_prune.core.types import UNION, UserError
+from eaft_prune.maths.metrics import Metric, metric_at, with_metrics
 
 Candidate = Literal["pruned", "masked"]
 BlockCount = Positive | tuple[Positive, ...]
@@ -65,6 +66,20 @@ class EvalSettings(Settings):
         return counts if isinstance(counts, int) else counts[self.seq_lens.index(seq_len)]
 
 
+def _known(metrics: dict[str, float]) -> dict[str, float]:
+    """Raises UserError where a key is no metric, or one that has a key of its own."""
+    for place in metrics:
+        if key := metric_at(place).limit:
+            raise UserError(f"gate.metrics names {place!r}, whose limit is called {key}")
+    return metrics
+
+
+# limits of metrics that have no key of their own, by name or as module:name
+Limits = Annotated[
+    dict[str, Limit], AfterValidator(_known), Field(exclude_if=lambda found: not found)
+]
+
+
 class PackLimits(Settings):
     """What one more pack must hold; null is not checked."""
 
@@ -73,12 +88,19 @@ class PackLimits(Settings):
     max_dcc_rate: Limit | None = None
     max_dmean_prob: Limit | None = None
     max_js2d: Limit | None = None
+    metrics: Limits = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _not_empty(self) -> PackLimits:
         if all(limit is None for limit in self.model_dump().values()):
             raise ValueError("a pack of gate.packs needs at least one limit")
         return self
+
+    def of(self, metric: Metric) -> tuple[float | None, float | None]:
+        """What a metric's change may be, and what it may be as a share of the base's number."""
+        keyed: dict[Any, Any] = self.model_dump()
+        own = {metric_at(place).name: limit for place, limit in self.metrics.items()}
+        return keyed.get(metric.limit, own.get(metric.name)), keyed.get(metric.relative_limit)
 
 
 class GateSettings(Settings):
@@ -92,6 +114,7 @@ class GateSettings(Settings):
     max_dcc_rate: Limit
     max_dmean_prob: Limit
     max_js2d: Limit
+    metrics: Limits = Field(default_factory=dict)
     packs: dict[str, PackLimits] = Field(
         default_factory=dict
     )  # further packs; key `default`: all others
@@ -99,6 +122,17 @@ class GateSettings(Settings):
     resamples: Annotated[int, Field(ge=100)] = 1000
     bootstrap_seed: NonNegative = 0
     on_fail: Literal["report", "error"] = "report"
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> GateSettings:
+        _ = self.measured  # raises
+        return self
+
+    @property
+    def measured(self) -> tuple[Metric, ...]:
+        """Every metric, those of the user's that a limit names included."""
+        packs = (place for limits in self.packs.values() for place in limits.metrics)
+        return with_metrics([*self.metrics, *packs])
 
     def over(self, looks: int) -> GateSettings:
         """The same with the chance of error shared out over several looks (Bonferroni)."""

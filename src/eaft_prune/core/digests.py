@@ -12,8 +12,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-_CHUNK = 1 << 22
-
 
 def canonical_json(value: Any) -> str:
     """JSON text that is equal for equal values: sorted keys, no spaces, no NaN.
@@ -41,11 +39,8 @@ def array_digest(array: NDArray[Any]) -> str:
 
 def file_digest(path: Path) -> str:
     """sha256 hex of a file's bytes."""
-    sha = hashlib.sha256()
     with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            sha.update(chunk)
-    return sha.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _canonical(value: Any, where: str) -> Any:

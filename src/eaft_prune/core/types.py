@@ -218,7 +218,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class PackReport:
-    """Metrics of one model on one pack at one sequence length (DESIGN section 2)."""
+    """Metrics of one model on one pack at one sequence length; `further` are those of the user."""
 
     ppl: float
     mean_prob: float
@@ -231,6 +231,15 @@ class PackReport:
     blocks: int
     kl_top: float | None = None  # KL of base to this over the base's likeliest tokens; nats, >= 0
     top1_agreement: float | None = None  # share of tokens whose likeliest is the base's
+    further: Mapping[str, float] = field(default_factory=dict)
+
+    def __getitem__(self, metric: str) -> float:
+        return float(self.values()[metric])
+
+    def values(self) -> dict[str, Any]:
+        """Everything by name, as files hold it."""
+        own = {name: value for name, value in vars(self).items() if name != "further"}
+        return {**own, **self.further}
 
 
 Reports = Mapping[str, Mapping[EvalKey, PackReport]]  # model label -> (pack, seq_len) -> metrics
@@ -253,16 +262,21 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Changes:
-    """Candidate minus base on one pack at one sequence length, resampled over paired blocks."""
+    """Candidate minus base on one pack at one sequence length, resampled over paired blocks.
+
+    By the gate's names: dppl, dppl_relative (PPL / PPL_base - 1), dnll, dcc_rate, dmean_prob,
+    dmean_entropy, js2d (the bias-corrected one), and those of the user's metrics.
+    """
 
     blocks: int
-    dppl: Estimate
-    dppl_relative: Estimate  # PPL / PPL_base - 1
-    dnll: Estimate
-    dcc_rate: Estimate
-    dmean_prob: Estimate
-    dmean_entropy: Estimate
-    js2d: Estimate  # the bias-corrected one
+    estimates: Mapping[str, Estimate]
+
+    def __getitem__(self, name: str) -> Estimate:
+        return self.estimates[name]
+
+    def values(self) -> dict[str, Any]:
+        """Everything by name, as files hold it."""
+        return {"blocks": self.blocks, **{k: vars(v) for k, v in self.estimates.items()}}
 
 
 @dataclass(frozen=True)
@@ -273,7 +287,7 @@ class GateCheck:
     side than they are: see stages/gate.py.
     """
 
-    name: str  # dppl | dcc_rate | dmean_prob | js2d
+    name: str  # of the change: dppl, dcc_rate, dmean_prob, js2d, d<name of the user's metric>
     pack: str
     seq_len: int
     value: float
@@ -373,17 +387,6 @@ class RunSummary:
     params: Mapping[str, str] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What one check of task=doctor found, and the command that mends it."""
-
-    check: str
-    ok: bool
-    what: str
-    mend: str = ""
-    mended: bool = False
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,7 @@ def js_divergence(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
     """JS = KL(P||M)/2 + KL(Q||M)/2 with M = (P+Q)/2 of two count arrays; nats, in [0, ln 2]."""
     if not (a.sum() > 0 and b.sum() > 0):  # NaN included
         raise ValueError("the Jensen-Shannon divergence of an empty histogram is undefined")
+    # not scipy's jensenshannon or rel_entr: their last bits differ, and so would reports and locks
     p, q = a / a.sum(), b / b.sum()
     middle = (p + q) / 2
 

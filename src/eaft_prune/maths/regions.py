@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from eaft_prune.maths.metrics import thresholds
+from eaft_prune.maths.formulas import thresholds
 
 REGIONS = ("good", "uncertain", "conflict")
 
@@ -58,13 +58,12 @@ def soft_regions(
 
 def _middle_rank(values_T: NDArray[np.float64]) -> NDArray[np.float64]:
     """Tokens below, plus half of those equal: k + 1/2 for the k-th of distinct values."""
-    ordered = np.sort(values_T)
-    below = np.searchsorted(ordered, values_T, "left")
-    up_to = np.searchsorted(ordered, values_T, "right")
-    middle: NDArray[np.float64] = (below + up_to) / 2.0
-    return middle
+    from scipy.stats import rankdata  # here: importing it takes a second
+
+    return np.asarray(rankdata(values_T) - 0.5)
 
 
 def _sigmoid(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    # not scipy's expit: its last bits differ, and stored scores are these
     with np.errstate(over="ignore"):  # exp -> inf is a share of exactly 0
         return 1.0 / (1.0 + np.exp(-x))

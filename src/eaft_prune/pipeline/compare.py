@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from eaft_prune.config import EvalSettings, GateSettings
 from eaft_prune.core.types import Changes, Comparison, EvalKey, Evaluation, PackReport, UserError
 from eaft_prune.maths.intervals import changes
-from eaft_prune.maths.metrics import pack_report
+from eaft_prune.maths.metrics import Metric, pack_report
 from eaft_prune.stages.gate import gate
 
 
@@ -26,7 +26,10 @@ def compare(
         raise UserError(f"two candidates have one name: {', '.join(names)}")
     for candidate in candidates:
         _check_paired(base, candidate, eval_settings.top_k)
-    reports = {model.model: _reports(eval_settings, model, base) for model in (base, *candidates)}
+    metrics = gate_settings.measured
+    reports = {
+        model.model: _reports(eval_settings, model, base, metrics) for model in (base, *candidates)
+    }
     found = {c.model: _changes(eval_settings, gate_settings, base, c) for c in candidates}
     verdicts = {
         label: gate(gate_settings, reports[base.model], reports[label], of_candidate)
@@ -36,10 +39,10 @@ def compare(
 
 
 def _reports(
-    settings: EvalSettings, model: Evaluation, base: Evaluation
+    settings: EvalSettings, model: Evaluation, base: Evaluation, metrics: Sequence[Metric]
 ) -> dict[EvalKey, PackReport]:
     return {
-        key: pack_report(scores, base.scores[key], settings.cc_quantile)
+        key: pack_report(scores, base.scores[key], settings.cc_quantile, metrics)
         for key, scores in model.scores.items()
     }
 
@@ -48,7 +51,15 @@ def _changes(
     eval_settings: EvalSettings, gate_settings: GateSettings, base: Evaluation, other: Evaluation
 ) -> dict[EvalKey, Changes]:
     found = {
-        key: changes(base.scores[key], scores, eval_settings.cc_quantile, gate_settings)
+        key: changes(
+            base.scores[key],
+            scores,
+            eval_settings.cc_quantile,
+            confidence=gate_settings.confidence,
+            resamples=gate_settings.resamples,
+            seed=gate_settings.bootstrap_seed,
+            metrics=gate_settings.measured,
+        )
         for key, scores in other.scores.items()
     }
     return {key: change for key, change in found.items() if change is not None}

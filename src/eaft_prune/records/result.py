@@ -70,7 +70,7 @@ def reports_by_name(found: Mapping[str, Mapping[EvalKey, Any]]) -> dict[str, Any
     out: dict[str, Any] = {}
     for model, by_key in found.items():
         for (pack, seq_len), report in by_key.items():
-            out.setdefault(model, {}).setdefault(pack, {})[str(seq_len)] = asdict(report)
+            out.setdefault(model, {}).setdefault(pack, {})[str(seq_len)] = report.values()
     return out
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from eaft_prune.report.listing import listing
+from eaft_prune.report.terminal import listing
 from eaft_prune.report.text import number
 
 Rows = Sequence[Mapping[str, Any]]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from eaft_prune.core.types import RunSummary
-from eaft_prune.report.summary import CHECK_LABELS
+from eaft_prune.maths.metrics import METRICS
 from eaft_prune.report.text import number
 
 
@@ -109,7 +109,8 @@ class Check:
         return 0.0 if self.value == 0 else math.inf
 
     def __str__(self) -> str:
-        label = CHECK_LABELS.get(self.name, self.name)
+        labels = {metric.change: metric.change_label for metric in METRICS}
+        label = labels.get(self.name, self.name)
         margin = number(self.limit - abs(self.value), 4, signed=True)
         value, limit = number(self.value, 4, signed=True), number(self.limit, 4)
         return f"{label} {self.pack}@{self.seq_len}: {value}, limit {limit}, margin {margin}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from eaft_prune.report.terminal import listing
 from eaft_prune.report.text import number
 
 
@@ -13,7 +14,7 @@ def facts_text(facts: Mapping[str, Any]) -> str:
     lines = []
     for name, value in facts.items():
         if _is_table(value):
-            lines += ["", *_table(name, value), ""]
+            lines += ["", _table(name, value), ""]
         else:
             lines.append(f"{name:<24} {value}")
     return "\n".join(lines)
@@ -27,20 +28,10 @@ def _is_table(value: Any) -> bool:
     )
 
 
-def _table(name: str, rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def _table(name: str, rows: Mapping[str, Mapping[str, Any]]) -> str:
     columns = list(dict.fromkeys(column for row in rows.values() for column in row))
-    cells = [[name, *columns]]
-    cells += [
-        [key, *(_cell(row.get(column, "")) for column in columns)] for key, row in rows.items()
-    ]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(columns) + 1)]
-    return [
-        "  ".join(
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in cells
-    ]
+    cells = [[key, *(_cell(row.get(c, "")) for c in columns)] for key, row in rows.items()]
+    return listing((name, *columns), cells, right=columns)
 
 
 def _cell(value: Any) -> str:

@@ -6,15 +6,14 @@ import html
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from eaft_prune.core.types import UNION, Estimate, GateCheck, GateVerdict, Status
+from eaft_prune.core.types import UNION, Estimate, GateCheck, Status
+from eaft_prune.maths.metrics import JS2D, Metric
 from eaft_prune.report.summary import (
     CORRECTED_MEANING,
-    JS2D_MEANING,
-    METRICS,
     TOKENS_MEANING,
     CandidateSummary,
     Row,
-    check_label,
+    columns,
     leaderboard,
     usage,
 )
@@ -63,7 +62,7 @@ def headline(summaries: Sequence[CandidateSummary], base: str) -> str:
 
 def leaderboard_table(summaries: Sequence[CandidateSummary]) -> str:
     """Candidates, best first, each with a button that selects it."""
-    labels = {check.name: check_label(check) for s in summaries for check in s.verdict.checks}
+    labels = {check.name: s.label_of(check) for s in summaries for check in s.verdict.checks}
     rows = []
     for place, summary in enumerate(leaderboard(tuple(summaries)), start=1):
         failed = f"{len(summary.verdict.failed_checks)} of {len(summary.verdict.checks)}"
@@ -97,7 +96,7 @@ def verdict_block(summary: CandidateSummary, base: str) -> str:
     for outcome, verb in _SENTENCES.items():
         if named := sides[outcome]:
             share = f"{len(named)} of {len(verdict.checks)}"
-            sentence = f"{share} checks of {text(verdict.gate)} {verb}: {_names(named)}"
+            sentence = f"{share} checks of {text(verdict.gate)} {verb}: {_names(summary, named)}"
             break
     if verdict.status == "INCONCLUSIVE":
         settled = settling(verdict)
@@ -109,14 +108,14 @@ def verdict_block(summary: CandidateSummary, base: str) -> str:
         f'<div class="verdict"><p class="word">{_status(verdict.status)}</p>'
         f'<div><p class="pair">{text(summary.label)} <span>against</span> {text(base)}</p>'
         f"<p>{sentence}</p>{further}</div></div>"
-        f"{_checks_table(verdict)}"
+        f"{_checks_table(summary)}"
     )
 
 
-def _names(checks: Iterable[GateCheck]) -> str:
+def _names(summary: CandidateSummary, checks: Iterable[GateCheck]) -> str:
     lengths: dict[tuple[str, str], list[str]] = {}
     for check in checks:
-        lengths.setdefault((check_label(check), check.pack), []).append(str(check.seq_len))
+        lengths.setdefault((summary.label_of(check), check.pack), []).append(str(check.seq_len))
     return ", ".join(
         f"<b>{text(label)}</b> on {text(pack)} at {' and '.join(at)}"
         for (label, pack), at in lengths.items()
@@ -133,7 +132,8 @@ def _whisker(check: GateCheck) -> str:
     return f'<b style="left:{left:.1f}%;width:{max(right - left, 0.3):.1f}%"></b>'
 
 
-def _checks_table(verdict: GateVerdict) -> str:
+def _checks_table(summary: CandidateSummary) -> str:
+    verdict = summary.verdict
     head = "".join(
         f'<th scope="col"{css}>{label}</th>'
         for label, css in (
@@ -149,7 +149,7 @@ def _checks_table(verdict: GateVerdict) -> str:
         width = min(used, BAR_FULL) / BAR_FULL * 100
         share = f"{used:.0%}" if used < 100 else "over 100 times"
         rows.append(
-            f'<tr class="{_tone(used)}"><th scope="row">{text(check_label(check))} '
+            f'<tr class="{_tone(used)}"><th scope="row">{text(summary.label_of(check))} '
             f"<small>{text(check.pack)} · {check.seq_len}</small></th>"
             f'<td class="bar"><span class="track" role="img" aria-label="{share} of the limit">'
             f'<i style="width:{width:.1f}%"></i>{_whisker(check)}</span></td>'
@@ -164,7 +164,7 @@ def metrics_table(summary: CandidateSummary, base: str) -> str:
     """Every pack and length: base, candidate and delta of each metric, then divergence."""
     top = '<th scope="col" rowspan="2">pack</th><th scope="col" rowspan="2" class="n">length</th>'
     sub = ""
-    for metric in METRICS:
+    for metric in summary.columns:
         top += f'<th scope="colgroup" colspan="3" class="group">{text(metric.label)}</th>'
         sub += f'<th scope="col" class="n group">{text(base)}</th>'
         sub += (
@@ -180,17 +180,17 @@ def metrics_table(summary: CandidateSummary, base: str) -> str:
 
 def _metrics_row(summary: CandidateSummary, row: Row) -> str:
     cells = ""
-    for metric in METRICS:
+    for metric in summary.columns:
         values = row.values(metric)
         base, candidate, delta = (_numeral(n) for n in metric_numbers(metric, values))
-        tone = _limit_tone(values[2], summary.limit(metric.check, row))
+        tone = _limit_tone(values[2], summary.limit(metric.change, row))
         cells += f'<td class="n group">{base}</td><td class="n">{candidate}</td>'
-        error = _reach(row.estimate(metric.check), metric.decimals)
+        error = _reach(row.estimate(metric.change), metric.decimals)
         cells += f'<td class="n delta {tone}">{delta}{error}</td>'
-    tone = _limit_tone(row.candidate.js2d, summary.limit("js2d", row))
+    tone = _limit_tone(row.candidate.js2d, summary.limit(JS2D.change, row))
     cells += f'<td class="n group delta {tone}">{_numeral(number(row.candidate.js2d, 4))}</td>'
     corrected = _numeral(number(row.candidate.js2d_corrected, 4))
-    cells += f'<td class="n">{corrected}{_reach(row.estimate("js2d"), 4)}</td>'
+    cells += f'<td class="n">{corrected}{_reach(row.estimate(JS2D.change), 4)}</td>'
     cells += f'<td class="n group">{row.candidate.scored_tokens:,}</td>'
     emphasis = ' class="union"' if row.pack == UNION else ""
     name = f'<th scope="row">{text(row.pack)}</th><td class="n">{row.seq_len}</td>'
@@ -202,11 +202,10 @@ def _reach(estimate: Estimate | None, decimals: int) -> str:
     return f" <small>{shown}</small>" if shown else ""
 
 
-def glossary() -> str:
+def glossary(metrics: Sequence[Metric]) -> str:
     """One sentence for each metric."""
-    entries = [(metric.label, metric.meaning) for metric in METRICS]
+    entries = [(metric.label, metric.sentence) for metric in (*columns(metrics), JS2D)]
     entries += [
-        ("JS2D", JS2D_MEANING),
         ("corrected", CORRECTED_MEANING),
         ("tokens", TOKENS_MEANING),
     ]

@@ -5,12 +5,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from string import Template
 from typing import Any
 
 from eaft_prune.core.types import Comparison, Selection
+from eaft_prune.maths.metrics import METRICS, Metric
 from eaft_prune.report.experts import selections_of
 from eaft_prune.report.fragments import (
     glossary,
@@ -31,15 +32,17 @@ def html_report(
     facts: Mapping[str, Any],
     *,
     cc_quantile: float = 0.15,
+    metrics: Sequence[Metric] = METRICS,
 ) -> str:
     """One self-contained page: verdict, tables, (p, H) plots, expert maps, provenance.
 
     selection: of all candidates, or by candidate label. facts: provenance; values of nested
     mappings are grouped. cc_quantile: q of the thresholds p_q and H_q that the plots draw.
+    metrics: those of the gate.
     Equal inputs give equal text. Raises ValueError where the inputs are empty or do not fit
     together.
     """
-    summaries = leaderboard(summarise(comparison))
+    summaries = leaderboard(summarise(comparison, metrics))
     selections = selections_of(comparison, selection)
     base = comparison.base.model
     data = _json(plot_data(comparison, selections, cc_quantile))
@@ -57,7 +60,7 @@ def html_report(
         ),
         several="" if len(summaries) > 1 else "hidden",
         metrics=_per_candidate(summaries, base, metrics_table),
-        glossary=glossary(),
+        glossary=glossary(metrics),
         experts="" if selections else "hidden",
         provenance=provenance(facts),
         theme=theme,

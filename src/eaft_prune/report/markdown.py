@@ -9,14 +9,12 @@ from typing import Any
 
 from eaft_prune.core.text import id_ranges
 from eaft_prune.core.types import UNION, Comparison, Selection
+from eaft_prune.maths.metrics import JS2D, METRICS, Metric
 from eaft_prune.report.experts import expert_map, method, selections_of
 from eaft_prune.report.summary import (
     CORRECTED_MEANING,
-    JS2D_MEANING,
-    METRICS,
     CandidateSummary,
     Row,
-    check_label,
     leaderboard,
     summarise,
 )
@@ -39,13 +37,16 @@ def markdown_report(
     comparison: Comparison,
     selection: Selection | Mapping[str, Selection] | None,
     facts: Mapping[str, Any],
+    *,
+    metrics: Sequence[Metric] = METRICS,
 ) -> str:
     """Verdict, checks, metrics, experts that went and provenance of every candidate.
 
     selection: of all candidates, or by candidate label. facts: provenance; values of nested
-    mappings are grouped. Raises ValueError where the inputs are empty or do not fit together.
+    mappings are grouped. metrics: those of the gate. Raises ValueError where the inputs are empty
+    or do not fit together.
     """
-    summaries = leaderboard(summarise(comparison))
+    summaries = leaderboard(summarise(comparison, metrics))
     selections = selections_of(comparison, selection)
     lines = _leaderboard(summaries) if len(summaries) > 1 else []
     for summary in summaries:
@@ -81,7 +82,7 @@ def _leaderboard(summaries: Sequence[CandidateSummary]) -> list[str]:
 def _candidate(summary: CandidateSummary, base: str) -> list[str]:
     checks = [
         (
-            check_label(check),
+            summary.label_of(check),
             inline(check.pack),
             str(check.seq_len),
             *check_numbers(check),
@@ -92,7 +93,7 @@ def _candidate(summary: CandidateSummary, base: str) -> list[str]:
     columns = (bounds_label(summary.verdict), "limit", "margin", "result")
     further = [inline(worst_pack_sentence(summary)), inline(agreement_sentence(summary))]
     note = "" if summary.verdict.confidence is None else "; ± is to the bounds"
-    labels = [label for metric in METRICS for label in (metric.label, "Δ")]
+    labels = [label for metric in summary.columns for label in (metric.label, "Δ")]
     header = ("pack", "length", *labels, "JS2D", "corrected", "tokens")
     return [
         f"## {summary.verdict.status}: {inline(summary.label)} against {inline(base)}",
@@ -103,11 +104,10 @@ def _candidate(summary: CandidateSummary, base: str) -> list[str]:
         *table(("check", "pack", "length", "value", *columns), checks, left=2),
         f"Metrics are written base → candidate{note}.",
         "",
-        *table(header, [_metric_cells(row) for row in summary.rows], left=1),
+        *table(header, [_metric_cells(summary, row) for row in summary.rows], left=1),
         "<details><summary>What the metrics mean</summary>",
         "",
-        *(f"- **{metric.label}**: {metric.meaning}" for metric in METRICS),
-        f"- **JS2D**: {JS2D_MEANING}",
+        *(f"- **{metric.label}**: {metric.sentence}" for metric in (*summary.columns, JS2D)),
         f"- **corrected**: {CORRECTED_MEANING}",
         "",
         "</details>",
@@ -115,13 +115,13 @@ def _candidate(summary: CandidateSummary, base: str) -> list[str]:
     ]
 
 
-def _metric_cells(row: Row) -> list[str]:
+def _metric_cells(summary: CandidateSummary, row: Row) -> list[str]:
     cells = [inline(row.pack), str(row.seq_len)]
-    for metric in METRICS:
+    for metric in summary.columns:
         base, candidate, delta = metric_numbers(metric, row.values(metric))
-        error = reach(row.estimate(metric.check), metric.decimals)
+        error = reach(row.estimate(metric.change), metric.decimals)
         cells += [f"{base} → {candidate}", f"{delta} {error}".rstrip()]
-    corrected = f"{number(row.candidate.js2d_corrected, 4)} {reach(row.estimate('js2d'), 4)}"
+    corrected = f"{number(row.candidate.js2d_corrected, 4)} {reach(row.estimate(JS2D.change), 4)}"
     cells += [number(row.candidate.js2d, 4), corrected.rstrip()]
     cells.append(f"{row.candidate.scored_tokens:,}")
     return [f"**{cell}**" for cell in cells] if row.pack == UNION else cells

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from eaft_prune.core.types import Comparison, EvalKey, Evaluation, Selection, TokenScores
 from eaft_prune.maths.divergence import H_BINS, P_BINS, histogram2d
-from eaft_prune.maths.metrics import check_scores, thresholds
+from eaft_prune.maths.formulas import check_scores, thresholds
 from eaft_prune.report.experts import ExpertMap, expert_map
 from eaft_prune.report.summary import ordered_keys
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import astuple, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from eaft_prune.core.types import (
     UNION,
@@ -18,49 +18,13 @@ from eaft_prune.core.types import (
     PackReport,
     Reports,
 )
+from eaft_prune.maths.metrics import JS2D, METRICS, PPL, Metric
 
-
-@dataclass(frozen=True)
-class Metric:
-    """One field of PackReport that base and candidate both have."""
-
-    field: str
-    label: str
-    decimals: int
-    check: str  # the gate's name for its delta
-    meaning: str
-
-
-METRICS = (
-    Metric(
-        "ppl", "PPL", 3, "dppl",
-        "Perplexity, exp of the mean -ln p over scored tokens: 1 is perfect, lower is better.",
-    ),
-    Metric(
-        "cc_rate", "CC rate", 4, "dcc_rate",
-        "Share of confident conflicts: tokens whose p and H both lie under the model's own "
-        "thresholds, so it was sure and wrong. Lower is better.",
-    ),
-    Metric(
-        "mean_prob", "mean p", 4, "dmean_prob",
-        "Mean probability given to the token that came: higher is better.",
-    ),
-    Metric(
-        "mean_entropy", "mean H", 4, "dmean_entropy",
-        "Mean entropy of the 20 likeliest tokens, scaled to [0, 1]: 0 is certain, 1 undecided.",
-    ),
-)  # fmt: skip
-JS2D_MEANING = (
-    "Jensen-Shannon divergence between the two models' joint histograms of (p, H), in nats: "
-    "0 is identical, ln 2 disjoint."
-)
 CORRECTED_MEANING = (
     "JS2D without the bias of small samples, from pairs of different blocks; about 0 it may be "
     "negative. Its interval decides the JS2D check."
 )
 TOKENS_MEANING = "Assistant tokens that were scored, the same ones for both models."
-
-CHECK_LABELS = {metric.check: f"Δ {metric.label}" for metric in METRICS} | {"js2d": "JS2D"}
 
 
 @dataclass(frozen=True)
@@ -75,13 +39,12 @@ class Row:
 
     def values(self, metric: Metric) -> tuple[float, float, float]:
         """(base, candidate, candidate - base)."""
-        base = float(getattr(self.base, metric.field))
-        candidate = float(getattr(self.candidate, metric.field))
+        base, candidate = self.base[metric.name], self.candidate[metric.name]
         return base, candidate, candidate - base
 
     def estimate(self, name: str) -> Estimate | None:
         """The interval of a change, by the gate's name for it."""
-        return None if self.changes is None else getattr(self.changes, name)
+        return None if self.changes is None else self.changes[name]
 
 
 @dataclass(frozen=True)
@@ -91,6 +54,17 @@ class CandidateSummary:
     label: str
     verdict: GateVerdict
     rows: tuple[Row, ...]
+    metrics: tuple[Metric, ...]  # of the comparison, in the order of METRICS
+
+    @property
+    def columns(self) -> tuple[Metric, ...]:
+        """The metrics that base and candidate each have a number of, as reports show them."""
+        return columns(self.metrics)
+
+    def label_of(self, check: GateCheck) -> str:
+        """What people call a check."""
+        labels = {metric.change: metric.change_label for metric in self.metrics}
+        return labels.get(check.name, check.name)
 
     @property
     def passed(self) -> bool:
@@ -99,8 +73,8 @@ class CandidateSummary:
     @property
     def dppl(self) -> float:
         """The delta of PPL that is largest in size among the gate's, else among all rows."""
-        gated = [check.value for check in self.verdict.checks if check.name == "dppl"]
-        return max(gated or [row.values(METRICS[0])[2] for row in self.rows], key=abs)
+        gated = [check.value for check in self.verdict.checks if check.name == PPL.change]
+        return max(gated or [row.values(PPL)[2] for row in self.rows], key=abs)
 
     @property
     def worst_pack(self) -> Row | None:
@@ -133,8 +107,9 @@ def margin(check: GateCheck) -> float:
     return check.limit - abs(check.value)
 
 
-def check_label(check: GateCheck) -> str:
-    return CHECK_LABELS.get(check.name, check.name)
+def columns(metrics: Sequence[Metric]) -> tuple[Metric, ...]:
+    """Those that reports show, but for JS2D, which has columns of its own."""
+    return tuple(metric for metric in metrics if metric.label and metric is not JS2D)
 
 
 def ordered_keys(keys: Iterable[EvalKey]) -> list[EvalKey]:
@@ -144,7 +119,9 @@ def ordered_keys(keys: Iterable[EvalKey]) -> list[EvalKey]:
     return sorted(given, key=lambda key: (packs.index(key[0]), key[1]))
 
 
-def summarise(comparison: Comparison) -> tuple[CandidateSummary, ...]:
+def summarise(
+    comparison: Comparison, metrics: Sequence[Metric] = METRICS
+) -> tuple[CandidateSummary, ...]:
     """Every candidate, in the order of the comparison.
 
     Raises ValueError where there is nothing to report, or where evaluations, reports and verdicts
@@ -157,7 +134,9 @@ def summarise(comparison: Comparison) -> tuple[CandidateSummary, ...]:
     if twice:
         raise ValueError(f"models of a comparison need different labels; twice: {sorted(twice)}")
     base = reports_of(comparison.base, comparison.reports)
-    return tuple(_summary(candidate, base, comparison) for candidate in comparison.candidates)
+    return tuple(
+        _summary(candidate, base, comparison, tuple(metrics)) for candidate in comparison.candidates
+    )
 
 
 def leaderboard(summaries: tuple[CandidateSummary, ...]) -> list[CandidateSummary]:
@@ -175,7 +154,10 @@ def leaderboard(summaries: tuple[CandidateSummary, ...]) -> list[CandidateSummar
 
 
 def _summary(
-    candidate: Evaluation, base: Mapping[EvalKey, PackReport], comparison: Comparison
+    candidate: Evaluation,
+    base: Mapping[EvalKey, PackReport],
+    comparison: Comparison,
+    metrics: tuple[Metric, ...],
 ) -> CandidateSummary:
     label = candidate.model
     reports = reports_of(candidate, comparison.reports)
@@ -192,7 +174,7 @@ def _summary(
             )
     changes = comparison.changes.get(label, {})
     rows = tuple(Row(*key, base[key], reports[key], changes.get(key)) for key in ordered_keys(base))
-    return CandidateSummary(label, _verdict_of(label, comparison.verdicts), rows)
+    return CandidateSummary(label, _verdict_of(label, comparison.verdicts), rows, metrics)
 
 
 def reports_of(evaluation: Evaluation, reports: Reports) -> Mapping[EvalKey, PackReport]:
@@ -203,7 +185,7 @@ def reports_of(evaluation: Evaluation, reports: Reports) -> Mapping[EvalKey, Pac
     for key, report in reports[label].items():
         if report.scored_tokens <= 0:
             raise ValueError(f"the report of {label!r} on {key} has no scored tokens")
-        if any(value is not None and math.isnan(value) for value in astuple(report)):
+        if any(value is not None and math.isnan(value) for value in report.values().values()):
             raise ValueError(f"the report of {label!r} on {key} holds NaN: {report}")
     return reports[label]
 

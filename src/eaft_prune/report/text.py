@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from eaft_prune.core.types import Estimate, GateCheck, GateVerdict, Status
-from eaft_prune.report.summary import CandidateSummary, Metric, margin
+from eaft_prune.maths.metrics import JS2D, PPL, Metric
+from eaft_prune.report.summary import CandidateSummary, margin
 
 RESULTS: Mapping[Status, str] = {"PASS": "pass", "FAIL": "FAIL", "INCONCLUSIVE": "undecided"}
 
@@ -38,7 +39,7 @@ def check_numbers(check: GateCheck) -> tuple[str, str, str, str]:
     ends = [] if check.low is None or check.high is None else [check.low, check.high]
     near = [margin(check), *(check.limit - abs(end) for end in ends)]
     decimals = 4 if min(map(abs, near)) >= 5e-5 else 8
-    signed = check.name != "js2d"
+    signed = check.name != JS2D.change
     return (
         number(check.value, decimals, signed=signed),
         " to ".join(number(end, decimals, signed=signed) for end in ends),
@@ -84,20 +85,20 @@ def worst_pack_sentence(summary: CandidateSummary) -> str:
     if row is None:
         return ""
     change = row.candidate.ppl / row.base.ppl - 1
-    interval = row.estimate("dppl_relative")
+    interval = row.estimate(PPL.relative_change)
     bounds = "" if interval is None else f" ({interval.low:+.1%} to {interval.high:+.1%})"
     return f"worst pack: {row.pack} at {row.seq_len}, PPL {change:+.1%}{bounds}"
 
 
 def agreement_sentence(summary: CandidateSummary) -> str:
     """KL to the base and top-1 agreement by row; empty where the likeliest tokens were not kept."""
-    told = [
+    said = [
         f"{row.pack} at {row.seq_len} KL {row.candidate.kl_top:.4f}, "
         f"top-1 {row.candidate.top1_agreement:.2%}"
         for row in summary.rows
         if row.candidate.kl_top is not None
     ]
-    return "likeliest tokens against the base's: " + "; ".join(told) if told else ""
+    return "likeliest tokens against the base's: " + "; ".join(said) if said else ""
 
 
 def settling(verdict: GateVerdict) -> str:

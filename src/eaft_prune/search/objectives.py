@@ -69,9 +69,10 @@ def _reports(
 ) -> tuple[PackReport, PackReport]:
     quantile = problem.session.experiment.eval.cc_quantile
     base, mine = (_joined(problem, mask, chunks) for mask in (None, plan))
-    report = pack_report(mine, base, quantile)
+    metrics = problem.session.experiment.gate.measured
+    report = pack_report(mine, base, quantile, metrics)
     corrected = replace(report, js2d=max(report.js2d_corrected, 0.0))
-    return pack_report(base, base, quantile), corrected
+    return pack_report(base, base, quantile, metrics), corrected
 
 
 def _joined(problem: Problem, plan: KeepPlan | None, chunks: Sequence[Chunk]) -> TokenScores:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,6 +30,8 @@ def write_trials(session: Session, out: Path, study: optuna.Study) -> None:
 
 
 def _csv(study: optuna.Study) -> str:
+    from pandas import DataFrame
+
     rows = [
         {
             "trial": trial.number,
@@ -44,11 +44,8 @@ def _csv(study: optuna.Study) -> str:
         }
         for trial in study.get_trials(deepcopy=False)
     ]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, dict.fromkeys(name for row in rows for name in row))
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    table: str = DataFrame(rows, dtype=object).to_csv(index=False, lineterminator="\r\n")
+    return table
 
 
 def _plots(study: optuna.Study) -> Iterator[tuple[str, Any]]:

@@ -84,7 +84,7 @@ def _identity(problem: Problem) -> str:
             "limits": {
                 name: value
                 for name, value in experiment.gate.model_dump(mode="json").items()
-                if name.startswith("max_")
+                if name.startswith("max_") or name == "metrics"
             },
             "cc_quantile": experiment.eval.cc_quantile,
             "numerics": session.profiling_kind.key(session.options),

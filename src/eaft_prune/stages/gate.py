@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from eaft_prune.config import GateSettings
-from eaft_prune.config.evaluation import PackLimits
 from eaft_prune.core.types import (
     Changes,
     Estimate,
@@ -19,6 +18,7 @@ from eaft_prune.core.types import (
     UserError,
 )
 from eaft_prune.maths.intervals import student
+from eaft_prune.maths.metrics import Metric
 
 
 def gate(
@@ -30,9 +30,9 @@ def gate(
     """Every |candidate - base| within its limit, on the gate's packs at each length.
 
     |dPPL| <= min(max_dppl, max_dppl_relative * PPL_base); |dCC| <= max_dcc_rate;
-    |d mean p| <= max_dmean_prob; JS2D <= max_js2d. `plain` reads the point estimates, as
-    near-lossless-v1 was published. `status` reads the intervals of `changes`, with alpha =
-    1 - gate.confidence:
+    |d mean p| <= max_dmean_prob; JS2D <= max_js2d; the change of a metric of `gate.metrics` <= its
+    limit there. `plain` reads the point estimates, as near-lossless-v1 was published. `status`
+    reads the intervals of `changes`, with alpha = 1 - gate.confidence:
 
     - PASS iff every check's one-sided bounds at alpha lie within its limit. All must hold, so no
       check needs a correction: the chance to pass a model that breaks any limit is at most alpha
@@ -52,12 +52,17 @@ def gate(
     estimates: list[Estimate | None] = []
     for key in [(pack, seq_len) for pack in limits for seq_len in settings.seq_lens]:
         b, c = _pair(key, base, candidate)
-        for name, value, limit in _inequalities(limits[key[0]], b, c):
-            checks.append(GateCheck(name, *key, value, limit, abs(value) <= limit))
+        for metric in settings.measured:
+            absolute, share = limits[key[0]].of(metric)
+            relative = None if share is None else share * b[metric.name]
+            limit = min((x for x in (absolute, relative) if x is not None), default=None)
+            if limit is None:
+                continue
+            value = metric.delta(b, c)
+            checks.append(GateCheck(metric.change, *key, value, limit, abs(value) <= limit))
             known = (changes or {}).get(key)
-            relative = limits[key[0]].max_dppl_relative
             estimates.append(
-                None if known is None else _estimate(known, name, limit, relative, b.ppl)
+                None if known is None else _estimate(known, metric, b, limit == relative)
             )
     confidence = None if changes is None else settings.confidence
     if confidence is not None:
@@ -71,33 +76,12 @@ def gate(
     return GateVerdict(settings.name, status, tuple(checks), confidence)
 
 
-def _inequalities(
-    limits: PackLimits, base: PackReport, candidate: PackReport
-) -> list[tuple[str, float, float]]:
-    """(name, value, limit) of every check that these limits ask for."""
-    relative = limits.max_dppl_relative
-    dppl = [
-        limit
-        for limit in (limits.max_dppl, None if relative is None else relative * base.ppl)
-        if limit is not None
-    ]
-    asked = [
-        ("dppl", candidate.ppl - base.ppl, min(dppl, default=None)),
-        ("dcc_rate", candidate.cc_rate - base.cc_rate, limits.max_dcc_rate),
-        ("dmean_prob", candidate.mean_prob - base.mean_prob, limits.max_dmean_prob),
-        ("js2d", candidate.js2d, limits.max_js2d),
-    ]
-    return [(name, value, limit) for name, value, limit in asked if limit is not None]
-
-
-def _estimate(
-    changes: Changes, name: str, limit: float, relative: float | None, ppl: float
-) -> Estimate:
-    if name == "dppl" and relative is not None and limit == relative * ppl:
-        ratio = changes.dppl_relative
-        return Estimate(*(ppl * x for x in (ratio.value, ratio.error, ratio.low, ratio.high)))
-    found: Estimate = getattr(changes, name)
-    return found
+def _estimate(changes: Changes, metric: Metric, base: PackReport, relative: bool) -> Estimate:
+    """Of the change; where the limit moves with the base's number, of their ratio."""
+    if not relative:
+        return changes[metric.change]
+    ratio, size = changes[metric.relative_change], base[metric.name]
+    return Estimate(*(size * x for x in (ratio.value, ratio.error, ratio.low, ratio.high)))
 
 
 def _decide(
@@ -132,7 +116,8 @@ def _pair(
         report = reports[key]
         if report.scored_tokens <= 0:
             raise ValueError(f"the {side} report of {key} has no scored tokens")
-        values = (report.ppl, report.cc_rate, report.mean_prob, report.js2d)
+        own = report.further.values()
+        values = (report.ppl, report.cc_rate, report.mean_prob, report.js2d, *own)
         if not all(math.isfinite(value) for value in values):
             raise ValueError(f"the {side} report of {key} holds NaN or infinity: {report}")
     b, c = base[key], candidate[key]

@@ -11,7 +11,7 @@ from eaft_prune.core.types import Outcome
 from eaft_prune.pipeline.arrow import open_base
 from eaft_prune.pipeline.evaluation import Side, measure
 from eaft_prune.pipeline.session import Session
-from eaft_prune.report.listing import listing
+from eaft_prune.report.terminal import listing
 
 _COLUMNS = {
     "max dlnp": "max_dlogp",

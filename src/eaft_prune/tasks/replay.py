@@ -15,7 +15,7 @@ from eaft_prune.core.types import Outcome, UserError
 from eaft_prune.packs import sources
 from eaft_prune.pipeline.session import Session
 from eaft_prune.records.lock import Drift, drift, lock, read_lock, write_lock
-from eaft_prune.report.listing import listing
+from eaft_prune.report.terminal import listing
 from eaft_prune.tasks.task import Task
 
 Validate = Callable[[Mapping[str, Any]], Experiment]

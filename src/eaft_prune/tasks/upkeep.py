@@ -11,7 +11,7 @@ from eaft_prune.config import resolve_path
 from eaft_prune.core.store import Store
 from eaft_prune.core.types import Outcome, RunSummary, UserError
 from eaft_prune.pipeline.session import Session
-from eaft_prune.report.upkeep import findings_table, garbage_table
+from eaft_prune.report.upkeep import diagnoses_table, garbage_table
 from eaft_prune.tracking.health import check_tracking
 from eaft_prune.tracking.history import Archive, live
 
@@ -36,7 +36,7 @@ def run_doctor(session: Session, out: Path) -> Outcome:
     wrong = sum(not (one.ok or one.mended) for one in findings)
     facts = {"wrong": wrong, "findings": [asdict(one) for one in findings]}
     summary = "everything is in order" if not wrong else f"{wrong} findings"
-    text = f"{findings_table(findings)}\n{summary}"
+    text = f"{diagnoses_table(findings)}\n{summary}"
     return Outcome(facts=facts, text=text, differs=bool(wrong))
 
 

@@ -22,7 +22,7 @@ from eaft_prune.config import ModelSettings, resolve_path
 from eaft_prune.core.types import Checkpoint, Outcome, UserError
 from eaft_prune.packs import sources
 from eaft_prune.pipeline.session import Session
-from eaft_prune.report.listing import listing
+from eaft_prune.report.terminal import listing
 
 
 def run_verify(session: Session, out: Path) -> Outcome:

@@ -23,6 +23,7 @@ from eaft_prune.core.types import (
     PackReport,
     StageRecord,
 )
+from eaft_prune.maths.metrics import METRICS
 
 if TYPE_CHECKING:
     from eaft_prune.tracking.server import Server
@@ -100,8 +101,8 @@ class MlflowRun:
             self.run_id, checkpoint.label, tags, params, [file for file in files if file.is_file()]
         )
         self._models[role] = model_id
-        told = ("digest", "path", "compensation")
-        self._log({}, {f"checkpoint.{role}.{k}": tags[k] for k in told if k in tags})
+        kept = ("digest", "path", "compensation")
+        self._log({}, {f"checkpoint.{role}.{k}": tags[k] for k in kept if k in tags})
         if parent is None:
             self._server.model_input(self.run_id, model_id)
         else:
@@ -134,7 +135,7 @@ class MlflowRun:
         for (pack, seq_len), report in reports.items():
             where = f"{pack}/{seq_len}"
             figures |= {
-                f"eval/{model}/{where}/{k}": v for k, v in asdict(report).items() if v is not None
+                f"eval/{model}/{where}/{k}": v for k, v in report.values().items() if v is not None
             }
             if base is not None:
                 changes = _changes(report, base[pack, seq_len])
@@ -237,11 +238,13 @@ def _split(facts: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, str]]:
 
 def _changes(report: PackReport, base: PackReport) -> dict[str, float]:
     """Candidate minus base; nll = ln(ppl / base ppl); js2d is a distance already."""
-    names = ("ppl", "mean_prob", "mean_entropy", "cc_rate", "cc_rate_base_thr")
+    metrics = {metric.name: metric.delta(base, report) for metric in METRICS if metric.label}
+    own = {name: value - base[name] for name, value in report.further.items()}
     return {
-        **{name: getattr(report, name) - getattr(base, name) for name in names},
+        **metrics,
+        **own,
+        "cc_rate_base_thr": report.cc_rate_base_thr - base.cc_rate_base_thr,
         "nll": math.log(report.ppl / base.ppl),
-        "js2d": report.js2d,
     }
 
 

@@ -1,0 +1,75 @@
+"""PPL, the CC rate and its thresholds, KL and agreement: pure functions of token scores.
+
+All of them raise ValueError on nothing and on NaN: a metric of no tokens is not 0.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from eaft_prune.core.types import TokenScores
+from eaft_prune.maths.divergence import Floats, check_numbers
+
+
+def check_scores(scores: TokenScores, name: str) -> None:
+    """Raise ValueError unless there are tokens and every p and H is a number in range."""
+    if len(scores) == 0:
+        raise ValueError(f"{name}: no scored tokens, so there is nothing to measure")
+    if not (len(scores.logp_T) == len(scores.entropy_T) == len(scores.block_T)):
+        raise ValueError(f"{name}: log p, entropy and block differ in length")
+    if not np.isfinite(scores.logp_T).all() or (scores.logp_T > 1e-6).any():
+        raise ValueError(f"{name}: log p holds NaN, infinite or positive values: a broken forward")
+    entropy = scores.entropy_T
+    if not ((entropy >= -1e-6) & (entropy <= 1 + 1e-5)).all():
+        raise ValueError(f"{name}: entropy leaves [0, 1] or is NaN: a broken forward")
+
+
+def perplexity(logp_T: Floats) -> float:
+    """exp(mean -ln p_t); >= 1, lower is better."""
+    check_numbers(logp_T)
+    return math.exp(-float(np.mean(logp_T, dtype=np.float64)))
+
+
+def thresholds(p_T: Floats, entropy_T: Floats, quantile: float) -> tuple[float, float]:
+    """(p_q, H_q): the linear-interpolated quantiles of p and of H over the given tokens."""
+    check_numbers(p_T, entropy_T)
+    entropy = entropy_T.astype(np.float64)
+    return float(np.quantile(p_T, quantile)), float(np.quantile(entropy, quantile))
+
+
+def cc_rate(p_T: Floats, entropy_T: Floats, p_q: float, h_q: float) -> float:
+    """Share of tokens with p <= p_q and H <= H_q: confidently wrong; lower is better."""
+    check_numbers(p_T, entropy_T)
+    return float(np.mean((p_T <= p_q) & (entropy_T.astype(np.float64) <= h_q)))
+
+
+def kl_top(base: TokenScores, other: TokenScores) -> float:
+    """Mean KL of base to other over the base's K likeliest tokens and one class of all others.
+
+    sum over classes c of P_c ln(P_c / Q_c) in nats, >= 0, 0 if equal. Where a token is not among
+    other's K likeliest, its Q is taken as that of the last of them: the most it can be.
+    """
+    assert base.top_logp_TK is not None
+    assert base.top_ids_TK is not None
+    assert other.top_logp_TK is not None
+    assert other.top_ids_TK is not None
+    total = 0.0
+    for part in np.array_split(np.arange(len(base)), len(base) // 4096 + 1):
+        mine, theirs = base.top_logp_TK[part].astype(float), other.top_logp_TK[part].astype(float)
+        same_TKK = base.top_ids_TK[part][:, :, None] == other.top_ids_TK[part][:, None, :]
+        found = same_TKK.any(axis=2)
+        place = same_TKK.argmax(axis=2)
+        logq = np.where(found, np.take_along_axis(theirs, place, axis=1), theirs[:, -1:])
+        p = np.exp(mine)
+        rest_p, rest_q = (np.maximum(1 - np.exp(x).sum(axis=1), 1e-12) for x in (mine, logq))
+        total += float(np.sum(p * (mine - logq)) + np.sum(rest_p * np.log(rest_p / rest_q)))
+    return max(total / len(base), 0.0)
+
+
+def top1_agreement(base: TokenScores, other: TokenScores) -> float:
+    """Share of tokens whose likeliest next token both models agree on; higher is better."""
+    assert base.top_ids_TK is not None
+    assert other.top_ids_TK is not None
+    return float(np.mean(base.top_ids_TK[:, 0] == other.top_ids_TK[:, 0]))

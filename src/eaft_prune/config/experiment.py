@@ -8,10 +8,11 @@ from pydantic import model_validator
 
 from eaft_prune.config.base import Settings, allowed
 from eaft_prune.config.decoding import DecodeSettings
-from eaft_prune.config.evaluation import CompareSettings, EvalSettings, GateSettings
+from eaft_prune.config.eval import EvalSettings
+from eaft_prune.config.gate import GateSettings
 from eaft_prune.config.inputs import ModelSettings, PacksSettings, ProfileSettings
 from eaft_prune.config.losses import MarginalSettings
-from eaft_prune.config.proof import ReplaySettings, VerifySettings
+from eaft_prune.config.proof import CompareSettings, ReplaySettings, VerifySettings
 from eaft_prune.config.pruning import (
     CompensationSettings,
     ExportSettings,
@@ -74,7 +75,8 @@ class Experiment(Settings):
     engine: EngineSettings
     tracking: TrackingSettings
     runtime: RuntimeSettings
-    scores: str | None = None  # a reap-scores.yaml to cut plans from, instead of a profile
+    scores: str | None = None
+    """a reap-scores.yaml: the plan is cut from it, nothing is profiled"""
     compare: CompareSettings | None = None
     replay: ReplaySettings | None = None
     verify: VerifySettings | None = None
@@ -149,15 +151,15 @@ class Experiment(Settings):
                 f"gate.seq_lens = {list(self.gate.seq_lens)} needs {missing}, but eval.seq_lens = "
                 f"{list(self.eval.seq_lens)}"
             )
-        if self.eval.stop is not None:
+        if self.eval.early_stop:
             if self.task.name not in ("pipeline", "noise_floor", "noop"):
                 raise ValueError(
-                    f"eval.stop = {self.eval.stop!r} needs a base, a candidate and their gate: "
+                    "eval.early_stop = true needs a base, a candidate and their gate: "
                     f"task=pipeline, noise_floor or noop, not {self.task.name}"
                 )
             if self.gate.confidence is None or self.eval.seed is None:
                 raise ValueError(
-                    f"eval.stop = {self.eval.stop!r} needs gate.confidence, and eval.seed so that "
+                    "eval.early_stop = true needs gate.confidence, and eval.seed so that "
                     "the first blocks are like all others; null: neither may be"
                 )
         if self.task.name == "compare" and self.compare is None:
@@ -230,9 +232,7 @@ class Experiment(Settings):
         if self.task.name == "usage":
             if self.engine.python is None:
                 raise ValueError("task=usage launches a server that records: give engine.python")
-            counts = PruningSettings(
-                name="frequency", keep_n=1, saliency="one", weight="uniform", reduce="sum"
-            )
+            counts = PruningSettings(name="frequency", saliency="one")
             if self.pruning.scoring != counts.scoring:
                 raise ValueError(
                     "task=usage counts selections: use pruning=frequency as it is, not "
@@ -247,20 +247,20 @@ class Experiment(Settings):
             what = f"pruning.{key} = {getattr(pruning, key)!r} measures the model"
             if task in ("search", "ablate", "stability"):
                 raise ValueError(f"{what}, task={task} only its trace: use task=pipeline")
-            if self.profile.stop == "converged":
-                raise ValueError(f"{what}, profile.stop = 'converged' only its trace: set never")
-        if self.marginal.stop_confidence is None or task == "plan":
+            if self.profile.early_stop:
+                raise ValueError(f"{what}, profile.early_stop = true only its trace: set false")
+        if not self.marginal.early_stop or task == "plan":
             return
         core = (pruning.core_pos_top_m, pruning.core_count_top_m, pruning.pack_floor_top_m)
         if pruning.saliency != "leave_one_out" or pruning.selection != "uniform" or any(core):
             raise ValueError(
-                f"marginal.stop_confidence = {self.marginal.stop_confidence} asks which experts a "
+                "marginal.early_stop = true asks which experts a "
                 "cut keeps by their scores alone: it needs pruning.saliency = 'leave_one_out', "
                 "pruning.selection = 'uniform', and no core"
             )
         if self.marginal.seed is None:
             raise ValueError(
-                f"marginal.stop_confidence = {self.marginal.stop_confidence} needs marginal.seed, "
+                "marginal.early_stop = true needs marginal.seed, "
                 "so that the first blocks are like all others; null: file order"
             )
 

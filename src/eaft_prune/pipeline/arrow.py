@@ -176,8 +176,8 @@ def preview(bench: Bench) -> tuple[str, dict[str, str]]:
     They are keyed so that equal ones of several runs have equal keys; the base model is profiled if
     no run has done so yet, nothing is evaluated and nothing exported.
     """
-    if bench.experiment.eval.stop is not None:
-        raise UserError("how much eval.stop=decided evaluates is not known before: set it to null")
+    if bench.experiment.eval.early_stop:
+        raise UserError("how much eval.early_stop evaluates is not known before: set it to false")
     base = bench.base()
     check_keep_n(bench, base)
     plan = select(bench, base).plan
@@ -271,7 +271,7 @@ def judge(
     facts: Mapping[str, Any] | None = None,
 ) -> Outcome:
     """gate: reports and verdicts, saved evaluations, everything told to the watcher."""
-    settings = bench.experiment.gate.over(len(bench.experiment.eval.looks))
+    settings = bench.experiment.gate.over(len(bench.experiment.eval.interim_shares))
     comparison = compare(bench.experiment.eval, settings, base, candidates)
     saved = {}
     for model in (base, *candidates):

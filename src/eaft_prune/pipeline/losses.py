@@ -28,8 +28,8 @@ def marginal_scores(bench: Bench, base: Model) -> Stored[ExpertScores]:
     """Scores of leave_one_out, or of greedy, which begins with it."""
     settings, pruning = bench.experiment.marginal, bench.experiment.pruning
     n_layers, n_experts, top_k = _shape(base)
-    confidence = settings.stop_confidence
-    stop = None if confidence is None else Stop(pruning.keep_n, confidence)
+    confidence = settings.early_stop_confidence
+    stop = Stop(pruning.keep_n, confidence) if settings.early_stop else None
     alone = _measured(
         bench,
         base,

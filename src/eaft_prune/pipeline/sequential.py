@@ -1,4 +1,4 @@
-"""Sequential evaluation: chunks of blocks until the gate's verdict is sure (eval.stop=decided)."""
+"""Sequential evaluation: chunks of blocks until the gate's verdict is sure (eval.early_stop)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from eaft_prune.stages.pack import BlockRequest
 
 log = logging.getLogger(__name__)
 
-_FIRST_LOOK = 30  # blocks: errors taken over fewer are too rough to stop on
+_FIRST_INTERIM = 30  # blocks: errors taken over fewer are too rough to stop on
 
 
 @dataclass(frozen=True)
@@ -33,23 +33,30 @@ class Side:
 def measure_all(bench: Bench, base: Model, sides: Sequence[Side]) -> list[Evaluation]:
     """Every side on every asked pack and length; the first is the base.
 
-    With eval.stop=decided what the gate reads is evaluated look by look, each about twice as many
-    blocks as the one before and at least 30, for all sides, until every candidate is PASS or FAIL.
-    The chance of a wrong verdict is spent evenly over the looks (Bonferroni): each is judged with
-    confidence 1 - alpha / looks, and so is the last. Packs that the gate does not read come whole.
+    With eval.early_stop what the gate reads is evaluated up to each interim analysis, on about
+    twice as many blocks as the one before and at least 30, for all sides, until every candidate is
+    PASS or FAIL. The chance of a wrong verdict is spent evenly over the n analyses (Bonferroni):
+    each is judged with confidence 1 - alpha / n, and so is the last. Packs that the gate does not
+    read come whole.
     """
-    looks = bench.experiment.eval.looks
-    if len(looks) == 1:
+    interim = bench.experiment.eval.interim_shares
+    if len(interim) == 1:
         return [_whole(bench, base, side) for side in sides]
     read = [request for request in requests(bench) if _is_read(bench, request)]
-    settings = bench.experiment.gate.over(len(looks))
+    settings = bench.experiment.gate.over(len(interim))
     found: list[Evaluation] = []
-    for number in range(1, len(looks) + 1):
-        found = [_up_to(bench, base, side, read, looks[:number]) for side in sides]
+    for number in range(1, len(interim) + 1):
+        found = [_up_to(bench, base, side, read, interim[:number]) for side in sides]
         verdicts = compare(bench.experiment.eval, settings, found[0], found[1:]).verdicts
         told = ", ".join(f"{label} {verdict.status}" for label, verdict in verdicts.items())
         tokens = sum(map(len, found[0].scores.values()))
-        log.info("look %d of %d, %s scored tokens: %s", number, len(looks), f"{tokens:,}", told)
+        log.info(
+            "interim analysis %d of %d, %s scored tokens: %s",
+            number,
+            len(interim),
+            f"{tokens:,}",
+            told,
+        )
         if all(verdict.status != "INCONCLUSIVE" for verdict in verdicts.values()):
             break
     others = [request for request in requests(bench) if request not in read]
@@ -89,8 +96,8 @@ def _up_to(
     scores: dict[EvalKey, TokenScores] = {}
     digests: dict[EvalKey, str] = {}
     for request in read:
-        first_look = min(_FIRST_LOOK, request.num_blocks)
-        ends = sorted({max(math.ceil(s * request.num_blocks), first_look) for s in shares})
+        first_interim = min(_FIRST_INTERIM, request.num_blocks)
+        ends = sorted({max(math.ceil(s * request.num_blocks), first_interim) for s in shares})
         parts = [
             (first, _chunk(bench, base, side, request, first, end))
             for first, end in zip([0, *ends], ends, strict=False)

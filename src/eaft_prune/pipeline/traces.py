@@ -33,7 +33,7 @@ def numerics(bench: Bench) -> dict[str, Any]:
 def trace_of(bench: Bench, base: Model) -> Stored[Trace]:
     """The routing trace that `profile` asks for."""
     settings = bench.experiment.profile
-    if settings.stop == "converged":
+    if settings.early_stop:
         return _converged(bench, base)
     return whole_trace(bench, base, settings.seed)
 
@@ -43,8 +43,8 @@ def whole_trace(bench: Bench, base: Model, seed: int | None) -> Stored[Trace]:
     return _traced(bench, base, _blocks(bench, base, seed), None)
 
 
-def looks(first: int, total: int) -> list[int]:
-    """Blocks profiled at each look: first, twice that, ..., total."""
+def doubling(first: int, total: int) -> list[int]:
+    """Blocks profiled at each interim plan: first, twice that, ..., total."""
     counts = [min(first, total)]
     while counts[-1] < total:
         counts.append(min(2 * counts[-1], total))
@@ -73,14 +73,14 @@ def _converged(bench: Bench, base: Model) -> Stored[Trace]:
     """
     settings, pruning = bench.experiment.profile, bench.experiment.pruning
     blocks = _blocks(bench, base, settings.seed)
-    ends = looks(settings.stop_first_blocks, settings.num_blocks)
+    ends = doubling(settings.early_stop_first_blocks, settings.num_blocks)
     parts: list[Stored[Trace]] = []
     plans: list[KeepPlan] = []
     for first, end in pairwise([0, *ends]):
         parts.append(_traced(bench, base, blocks, (first, end)))
         trace = joined([part.value for part in parts], [0, *ends][: len(parts)])
         plans.append(plan(pruning, score(pruning, trace)))
-        if len(plans) > 1 and jaccard(*plans[-2:]).mean() >= settings.stop_jaccard:
+        if len(plans) > 1 and jaccard(*plans[-2:]).mean() >= settings.early_stop_agreement:
             break
     agreement = [round(float(jaccard(*pair).mean()), 4) for pair in pairwise(plans)]
     return bench.stage(

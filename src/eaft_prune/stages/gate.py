@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from eaft_prune.config import GateSettings
-from eaft_prune.config.evaluation import PackLimits
+from eaft_prune.config.gate import PackLimits
 from eaft_prune.core.types import (
     Changes,
     Estimate,

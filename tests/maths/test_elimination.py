@@ -18,7 +18,9 @@ from eaft_prune.maths.elimination import interim_blocks, ratio_bounds, settled, 
     ("blocks", "expected"),
     [(1, [1]), (3, [3]), (4, [4]), (6, [4, 6]), (16, [4, 8, 16]), (64, [8, 16, 32, 64])],
 )
-def test_looks_end_with_all_blocks_and_begin_with_four(blocks: int, expected: list[int]) -> None:
+def test_interim_blocks_end_with_all_blocks_and_begin_with_four(
+    blocks: int, expected: list[int]
+) -> None:
     assert interim_blocks(blocks) == expected
 
 

@@ -120,7 +120,7 @@ def test_a_term_without_weight_cannot_be_ablated() -> None:
     ("first", "total", "expected"),
     [(8, 64, [8, 16, 32, 64]), (8, 20, [8, 16, 20]), (8, 8, [8]), (8, 3, [3]), (1, 3, [1, 2, 3])],
 )
-def test_looks_double_until_all_blocks(first: int, total: int, expected: list[int]) -> None:
+def test_interim_plans_double_until_all_blocks(first: int, total: int, expected: list[int]) -> None:
     assert doubling(first, total) == expected
 
 
@@ -151,7 +151,7 @@ def profiled(result: dict[str, Any]) -> dict[str, bool]:
 
 
 def test_a_profile_stops_when_the_plan_stays(world: World) -> None:
-    """With a bar of any plan it stops at the second look; with one out of reach it takes all."""
+    """With a bar of any plan it stops at the second plan; with one out of reach it takes all."""
     settings = ("task=profile", "profile.early_stop=true", "profile.early_stop_first_blocks=2")
     early = world.run(*settings, "profile.early_stop_agreement=0.01").result
     assert profiled(early) == {
@@ -163,7 +163,7 @@ def test_a_profile_stops_when_the_plan_stays(world: World) -> None:
     assert len(joint["facts"]["agreement"]) == 1
     # another criterion that stops elsewhere shares what was traced
     other = world.run(*settings, "profile.early_stop_agreement=1", "pruning=random").result
-    assert profiled(other) == {  # random scores never move: it stops at the second look too
+    assert profiled(other) == {  # random scores never move: it stops at the second plan too
         "profile/0-2": True, "profile/2-4": True, "profile/converged": True,
     }  # fmt: skip
     assert other["digests"]["profile/converged"] == early["digests"]["profile/converged"]

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from eaft_prune.config.base import Fraction, NonNegative, Positive, SeqLen, Settings
-from eaft_prune.core.types import UNION, UserError
+from eaft_prune.core.types import UserError
 
 Candidate = Literal["pruned", "masked"]
 BlockCount = Positive | tuple[Positive, ...]
@@ -21,7 +21,7 @@ class EvalSettings(Settings):
     seq_lens: Annotated[tuple[SeqLen, ...], Field(min_length=1)]
     """tokens a block, one evaluation each"""
     num_blocks: BlockCount | dict[str, BlockCount]
-    """blocks a pack: one count, one a length, or a mapping of packs (`default`: the rest) to those"""
+    """blocks a pack: a count, one a length, or a mapping of packs (`default`: the rest) to those"""
     packs: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     """null: every pack, then UNION"""
     seed: NonNegative | None = None

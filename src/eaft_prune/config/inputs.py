@@ -43,7 +43,7 @@ class PacksSettings(Settings):
     text_column: str = "text"
     """column of the rows' text"""
     format: Literal["harmony", "plain"] = "harmony"
-    """harmony: assistant messages are scored; plain: every token of a row, whatever the tokenizer"""
+    """harmony: assistant messages are scored; plain: all tokens of a row, whatever the tokenizer"""
     split: Literal["hash", "none"] = "hash"
     """rows to profiling or evaluation by the hash of their text; none: all rows to both"""
     profile_fraction: Fraction = 0.5

@@ -10,7 +10,7 @@ from eaft_prune.config.base import NonNegative, Positive, SeqLen, Settings
 
 
 class MarginalSettings(Settings):
-    """Losses measured by masking: pruning=leave_one_out, greedy; pruning.selection=marginal_loss."""
+    """Losses measured by masking, for leave_one_out, greedy and selection=marginal_loss."""
 
     num_blocks: Positive = 16
     """UNION blocks of the profiling rows"""

@@ -154,7 +154,7 @@ class ExportSettings(Settings):
     """Where the pruned checkpoint is written and how large its shards may be."""
 
     path: str | None = None
-    """null: <runtime.checkpoint_dir>/<model>-keep<N>-<plan digest>"""
+    """null: MODEL-keepN-PLAN in runtime.checkpoint_dir"""
     max_shard_bytes: Positive = 5_000_000_000
     """of each safetensors file"""
     pad_ragged: bool = False

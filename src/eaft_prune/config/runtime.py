@@ -20,7 +20,7 @@ class EngineSettings(Settings):
     experts: ExpertsMode = "auto"
     """MXFP4 experts: dense, packed until used, or kernels (transformers' own, from the hub)"""
     base_url: Annotated[str, Field(pattern="^https?://[^/]+")] | None = None
-    """sglang: a server that runs, http://HOST:PORT; or"""
+    """sglang: a server that runs, http://HOST:PORT; this or engine.python"""
     python: str | None = None
     """sglang: an interpreter with sglang, to launch one server a checkpoint with"""
     args: tuple[str, ...] = ()

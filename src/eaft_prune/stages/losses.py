@@ -34,7 +34,7 @@ def leave_one_out(
     NLL is the mean of -ln p over the scored tokens of the blocks, so S is in nats a token; below 0
     the expert does harm. Positive mass: the positive parts of the packs' shares in S.
 
-    With `stop` blocks are taken in interim steps, and an expert ends once bounds say on which side of the
+    With `stop` there are interim analyses, and an expert ends once bounds say on which side of the
     cut it is; its score is then its estimate so far, within its bounds. If all bounds hold, the
     keep_n best of every layer are those of no stopping: another plan has at most the chance
     1 - confidence (see maths/elimination.py for what the bounds suppose).

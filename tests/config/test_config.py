@@ -12,7 +12,7 @@ import yaml
 from support import runs
 from support.runs import REPOSITORY
 
-from eaft_prune.cli.main import check
+from eaft_prune.cli.main import check, register_defaults
 from eaft_prune.config import Experiment, Settings, parse_experiment
 from eaft_prune.core.types import UserError
 
@@ -92,6 +92,27 @@ def test_every_sweep_composes_and_validates_without_m(sweep: str) -> None:
     assert invocation.multirun
     assert len(invocation.points) > 1
     assert len(set(invocation.points)) == len(invocation.points)
+
+
+def test_the_sweep_of_criteria_has_each_that_needs_no_measuring_once() -> None:
+    """Criteria that differ in their name alone are one point."""
+    distinct: dict[str, set[str]] = {}
+    for option in (option for option in OPTIONS if option.startswith("pruning=")):
+        (settings,) = (one.pruning for one in check([option]).experiments)
+        if not settings.measured:
+            same = distinct.setdefault(
+                settings.model_copy(update={"name": ""}).model_dump_json(), set()
+            )
+            same.add(settings.name)
+    swept = [one.pruning.name for one in check(["+sweeps=criteria"]).experiments]
+    assert len(swept) == len(distinct)
+    assert all(len(same & set(swept)) == 1 for same in distinct.values())
+
+
+def test_the_page_on_sweeps_has_them_all() -> None:
+    page = (REPOSITORY / "docs" / "sweeps.md").read_text()
+    table = page[page.index("| `+sweeps=` |") : page.index("All but `served`")]
+    assert sorted(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == SWEEPS
 
 
 def test_a_sweep_and_a_line_of_ones_own_multiply() -> None:
@@ -260,7 +281,7 @@ REFUSED = {
     "twice": (["eval.candidates=[masked,masked]"], ["candidates", "masked", "twice"]),
     "two sources": (["model.hub_id=a/b"], ["path", "hub_id"]),
     "UNION as a name": (["+packs.files.UNION=x.parquet"], ["UNION"]),
-    "no model path": (["model=local"], ["model.path", "missing", "model.path=VALUE"]),
+    "no model path": (["model=local"], ["model.path", "missing", "model.path=DIR"]),
     "no files": (["packs=local"], ["packs.files", "missing"]),
     "no comparison": (["task=compare"], ["compare.base", "missing"]),
     "not an override": (["keep_n"], ["keep_n"]),
@@ -310,6 +331,7 @@ def test_settings_are_frozen_and_equal_lines_give_equal_settings() -> None:
         import hydra
         from omegaconf import OmegaConf
 
+        register_defaults()
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
             values = OmegaConf.to_container(hydra.compose("config"), resolve=True)
         assert isinstance(values, dict)

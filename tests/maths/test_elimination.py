@@ -11,15 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from eaft_prune.maths.elimination import looks, ratio_bounds, settled, tail_of
+from eaft_prune.maths.elimination import interim_blocks, ratio_bounds, settled, tail_of
 
 
 @pytest.mark.parametrize(
     ("blocks", "expected"),
     [(1, [1]), (3, [3]), (4, [4]), (6, [4, 6]), (16, [4, 8, 16]), (64, [8, 16, 32, 64])],
 )
-def test_looks_end_with_all_blocks_and_begin_with_four(blocks: int, expected: list[int]) -> None:
-    assert looks(blocks) == expected
+def test_interim_blocks_end_with_all_blocks_and_begin_with_four(
+    blocks: int, expected: list[int]
+) -> None:
+    assert interim_blocks(blocks) == expected
 
 
 @given(
@@ -70,7 +72,7 @@ def test_the_chance_of_another_cut_is_the_one_promised(heavy: bool) -> None:
         full = set(np.argsort(-change.sum(axis=2)[0])[:5].tolist())
         low, high = np.full((1, 10), -np.inf), np.full((1, 10), np.inf)
         is_open = np.ones((1, 10), bool)
-        for n in looks(32)[:-1]:
+        for n in interim_blocks(32)[:-1]:
             a, b = ratio_bounds(change[..., :n], tokens[:n], 32, tail_of(0.9, 10, 32))
             low[is_open] = np.maximum(low, a)[is_open]
             high[is_open] = np.minimum(high, b)[is_open]

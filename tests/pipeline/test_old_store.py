@@ -20,15 +20,15 @@ RUNS = {
     "compensated": (*SHORT, "pruning.compensation=experts", "compensation.num_blocks=80"),
     "top_k": ("eval.top_k=1", "eval.candidates=[masked]", "eval.top_logprobs=true"),
     "interim": (
-        *("eval.stop=decided", "eval.num_blocks=40", "eval.seq_lens=[32]", "gate.seq_lens=[32]"),
-        *("eval.seed=0", "profile.stop=converged", "profile.stop_first_blocks=4"),
+        *("eval.early_stop=true", "eval.num_blocks=40", "eval.seq_lens=[32]", "gate.seq_lens=[32]"),
+        *("eval.seed=0", "profile.early_stop=true", "profile.early_stop_first_blocks=4"),
     ),
     "noise_floor": (*SHORT, "task=noise_floor"),
     "noop": (*SHORT, "task=noop"),
     "greedy": (*LOSSES, "pruning=greedy"),
     "elimination": (
         *(*LOSSES, "pruning=leave_one_out", "pruning.core_pos_top_m=0"),
-        "marginal.stop_confidence=0.9",
+        *("marginal.early_stop=true", "marginal.early_stop_confidence=0.9"),
     ),
     "layers": (
         *(*LOSSES, "pruning.selection=marginal_loss", "pruning.keep_multiple=2"),

@@ -1,4 +1,4 @@
-"""eval.stop=decided: stops when sure, shares its chunks, and else sees what a whole run sees."""
+"""eval.early_stop: stops when sure, shares its chunks, and else sees what a whole run sees."""
 
 from __future__ import annotations
 
@@ -34,25 +34,25 @@ def chunks(done: Done) -> dict[str, bool]:
 
 @pytest.fixture(scope="module")
 def stopped(world: World) -> Done:
-    return world.run(*ASKED, *WIDE, "eval.stop=decided")
+    return world.run(*ASKED, *WIDE, "eval.early_stop=true")
 
 
-def test_it_stops_at_the_first_look_that_is_sure(stopped: Done) -> None:
+def test_it_stops_at_the_first_analysis_that_is_sure(stopped: Done) -> None:
     gate_ = stopped.result["gate"]
     assert gate_["status"] == "PASS"
-    assert gate_["confidence"] == pytest.approx(0.99)  # five looks share the 5%
+    assert gate_["confidence"] == pytest.approx(0.99)  # five analyses share the 5%
     reports = stopped.result["reports"]["masked"]
     assert 4 <= reports["UNION"]["32"]["blocks"] <= 30
     assert reports["alpha"]["32"]["blocks"] > 30  # not read by the gate: whole
-    looked = {name for name in chunks(stopped) if "/UNION/" in name}
-    assert {"evaluate/base/UNION/32/0-30", "evaluate/masked/UNION/32/0-30"} <= looked
-    assert not any(name.endswith("-64") for name in looked)
+    seen = {name for name in chunks(stopped) if "/UNION/" in name}
+    assert {"evaluate/base/UNION/32/0-30", "evaluate/masked/UNION/32/0-30"} <= seen
+    assert not any(name.endswith("-64") for name in seen)
 
 
 def test_what_is_never_sure_sees_all_blocks_and_shares_the_first_chunks(
     world: World, stopped: Done
 ) -> None:
-    never = ["gate.confidence=0.99999999", "eval.stop=decided"]
+    never = ["gate.confidence=0.99999999", "eval.early_stop=true"]
     done = world.run(*ASKED, *WIDE, "gate.max_js2d=1e-9", *never)
     whole = world.run(*ASKED, *WIDE, "gate.max_js2d=1e-9")
     assert done.result["gate"]["status"] == "INCONCLUSIVE"
@@ -68,7 +68,7 @@ def test_what_is_never_sure_sees_all_blocks_and_shares_the_first_chunks(
             assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-6)
 
 
-def test_without_stop_nothing_is_cut(world: World) -> None:
+def test_without_early_stop_nothing_is_cut(world: World) -> None:
     done = world.run(*ASKED, *WIDE)
     assert set(chunks(done)) == {
         f"evaluate/{model}/{pack}/32" for model in ("base", "masked") for pack in ("UNION", "alpha")
@@ -85,12 +85,12 @@ def test_without_stop_nothing_is_cut(world: World) -> None:
     ],
 )
 def test_what_cannot_stop_is_refused(world: World, override: str, said: str) -> None:
-    line = world.run(*ASKED, "eval.stop=decided", override).refused()
-    assert "eval.stop" in line
+    line = world.run(*ASKED, "eval.early_stop=true", override).refused()
+    assert "eval.early_stop" in line
     assert said in line
 
 
-def test_looking_five_times_is_not_five_times_as_wrong() -> None:
+def test_asking_five_times_is_not_five_times_as_wrong() -> None:
     """A change exactly on its limit, seen at growing shares of the same blocks."""
     rng = np.random.default_rng(0)
     settings = v1(seq_lens=(1024,))

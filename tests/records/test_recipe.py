@@ -93,7 +93,7 @@ def test_the_recipe_says_how_the_checkpoint_was_made(world: World, quick: Done) 
     assert recipe.plan["kept"] == quick.result["plan"]["kept"]
     assert recipe.gate == quick.result["gate"]["name"]
     assert recipe.settings["pruning"]["keep_n"] == 4
-    asked = {"num_blocks": 8, "seq_len": 64, "seed": None, "stop": "never"}
+    asked = {"num_blocks": 8, "seq_len": 64, "seed": None, "early_stop": False}
     assert recipe.settings["profile"].items() >= asked.items()
     text = beside(quick, "reap-recipe.yaml").read_text()
     assert recipe_text(recipe) == text

@@ -92,7 +92,7 @@ def own(world: World, tmp_path_factory: pytest.TempPathFactory) -> World:
 @pytest.fixture(scope="module")
 def whole(own: World) -> Done:
     """An uninterrupted search without early stopping."""
-    done = search(own, own.home, *RANDOM, "search.stop_confidence=null")
+    done = search(own, own.home, *RANDOM, "search.early_stop=false")
     assert done.code == 0, done.out + done.err
     return done
 
@@ -189,7 +189,7 @@ def test_n_trials_is_the_total_and_a_second_call_runs_the_rest_of_the_same_searc
     """In the journal storage; the same trials as in SQLite."""
     before = evaluations(own)
     where = f"search.storage=journal:{tmp_path}/study.log"
-    common = (*RANDOM, "search.stop_confidence=null", where)
+    common = (*RANDOM, "search.early_stop=false", where)
     first = search(own, tmp_path, *common, "search.n_trials=2")
     assert (facts(first)["trials"], facts(first)["trials_now"]) == (2, 2)
     second = search(own, tmp_path, *common)
@@ -266,8 +266,8 @@ def test_early_stopping_finds_the_same_winner_and_marks_what_it_stopped(
     common = (*RANDOM[:2], space, "pruning.keep_multiple=1", "search.n_trials=7")
     common = (*common, "search.sampler={name: RandomSampler, arguments: {seed: 3}}")
     patient, hasty = tmp_path / "patient", tmp_path / "hasty"
-    all_of_it = search(own, patient, *common, "search.stop_confidence=null")
-    stopped = search(own, hasty, *common, "search.stop_confidence=0.9")
+    all_of_it = search(own, patient, *common, "search.early_stop=false")
+    stopped = search(own, hasty, *common, "search.early_stop_confidence=0.9")
     assert facts(all_of_it)["trials_stopped"] == 0
     assert facts(stopped)["trials_stopped"] > 0
     assert stopped.result["plan"] == all_of_it.result["plan"]
@@ -289,7 +289,7 @@ def test_early_stopping_finds_the_same_winner_and_marks_what_it_stopped(
 
 def test_an_optuna_pruner_stops_trials_too(own: World, tmp_path: Path) -> None:
     done = search(
-        own, tmp_path, *RANDOM, "search.stop_confidence=null",
+        own, tmp_path, *RANDOM, "search.early_stop=false",
         "search.pruner={name: ThresholdPruner, arguments: {upper: -10}}", "search.n_trials=3",
     )  # fmt: skip
     assert "no trial was finished" in done.failed()
@@ -305,13 +305,13 @@ def test_replicates_are_other_blocks_and_the_objective_is_their_mean(
         tmp_path,
         *RANDOM,
         "search.seeds=[1,2]",
-        "search.stop_confidence=null",
+        "search.early_stop=false",
         "search.n_trials=2",
     )
     assert facts(done)["study"] != facts(whole)["study"]
     other = tmp_path / "other"
     alone = search(
-        own, other, *RANDOM, "search.seeds=[2]", "search.stop_confidence=null", "search.n_trials=2"
+        own, other, *RANDOM, "search.seeds=[2]", "search.early_stop=false", "search.n_trials=2"
     )
     assert facts(alone)["trials"] == 2
     both, one, two = trials(tmp_path), trials(own.home)[:2], trials(other)
@@ -522,7 +522,7 @@ def test_two_workers_share_one_study(
         return draw(seed)
 
     monkeypatch.setattr(np.random, "default_rng", default_rng)
-    done = search(own, tmp_path, *RANDOM, "search.workers=2", "search.stop_confidence=null")
+    done = search(own, tmp_path, *RANDOM, "search.workers=2", "search.early_stop=false")
     assert (facts(done)["trials"], facts(done)["trials_failed"]) == (6, 0)
     assert len(workers()) == 2
     mine, alone = trials(tmp_path), trials(own.home)
@@ -542,7 +542,7 @@ def test_a_search_that_is_stopped_goes_on(own: World, whole: Done, tmp_path: Pat
     uri = f"sqlite:///{tmp_path}/mlruns/mlflow.db"
     world = own.elsewhere(tmp_path / "world", uri=uri)
     world.home.mkdir()
-    settings = (*RANDOM, "search.stop_confidence=null")
+    settings = (*RANDOM, "search.early_stop=false")
     command = (*SMALL, *settings, f"search.storage=sqlite:///{tmp_path}/optuna.db")
     process = world.start(*command)
     process.reach("trial 1")
@@ -604,5 +604,5 @@ def test_defaults_of_the_settings_are_one_objective_and_stopping() -> None:
     }  # fmt: skip
     settings = SearchSettings.model_validate(values)
     assert settings.objectives == ("dnll",)
-    assert settings.stop_confidence == 0.95
+    assert settings.early_stop_confidence == 0.95
     assert settings.pruner is None

@@ -261,21 +261,25 @@ def test_the_pipeline_cuts_by_measured_losses(world: World) -> None:
     [
         (["task=ablate", "pruning=greedy"], ["pruning.saliency = 'greedy'", "task=ablate"]),
         (
-            ["pruning.selection=marginal_loss", "profile.stop=converged", "export.pad_ragged=true"],
-            ["pruning.selection = 'marginal_loss'", "profile.stop"],
+            [
+                "pruning.selection=marginal_loss",
+                "profile.early_stop=true",
+                "export.pad_ragged=true",
+            ],
+            ["pruning.selection = 'marginal_loss'", "profile.early_stop"],
         ),
         (["pruning=leave_one_out", "pruning.weight=eaft"], ["pruning.weight", "uniform"]),
         (
             ["pruning=leave_one_out", "pruning.pack_weights={tool_agentic: 2}"],
             ["pruning.pack_weights", "no effect"],
         ),
-        (["marginal.stop_confidence=0.9"], ["marginal.stop_confidence = 0.9", "leave_one_out"]),
+        (["marginal.early_stop=true"], ["marginal.early_stop", "leave_one_out"]),
         (
-            ["pruning=leave_one_out", "marginal.stop_confidence=0.9", "pruning.core_count_top_m=1"],
-            ["marginal.stop_confidence = 0.9", "no core"],
+            ["pruning=leave_one_out", "marginal.early_stop=true", "pruning.core_count_top_m=1"],
+            ["marginal.early_stop", "no core"],
         ),
         (
-            ["pruning=leave_one_out", "marginal.stop_confidence=0.9", "marginal.seed=null"],
+            ["pruning=leave_one_out", "marginal.early_stop=true", "marginal.seed=null"],
             ["marginal.seed"],
         ),
     ],

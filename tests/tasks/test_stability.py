@@ -14,7 +14,7 @@ from support.traces import pruning, trace
 
 from eaft_prune.config import AblateSettings, StabilitySettings
 from eaft_prune.core.types import Blocks, KeepPlan, TokenScores, UserError
-from eaft_prune.pipeline.traces import joined, looks
+from eaft_prune.pipeline.traces import doubling, joined
 from eaft_prune.stages.score import score
 from eaft_prune.tasks.ablate import paired_interval, variants_of
 from eaft_prune.tasks.stability import first_rows, kept_shares, resamples, tie_zone
@@ -120,8 +120,8 @@ def test_a_term_without_weight_cannot_be_ablated() -> None:
     ("first", "total", "expected"),
     [(8, 64, [8, 16, 32, 64]), (8, 20, [8, 16, 20]), (8, 8, [8]), (8, 3, [3]), (1, 3, [1, 2, 3])],
 )
-def test_looks_double_until_all_blocks(first: int, total: int, expected: list[int]) -> None:
-    assert looks(first, total) == expected
+def test_interim_plans_double_until_all_blocks(first: int, total: int, expected: list[int]) -> None:
+    assert doubling(first, total) == expected
 
 
 def test_traces_of_parts_are_the_trace_of_all(
@@ -151,9 +151,9 @@ def profiled(result: dict[str, Any]) -> dict[str, bool]:
 
 
 def test_a_profile_stops_when_the_plan_stays(world: World) -> None:
-    """With a bar of any plan it stops at the second look; with one out of reach it takes all."""
-    settings = ("task=profile", "profile.stop=converged", "profile.stop_first_blocks=2")
-    early = world.run(*settings, "profile.stop_jaccard=0.01").result
+    """With a bar of any plan it stops at the second plan; with one out of reach it takes all."""
+    settings = ("task=profile", "profile.early_stop=true", "profile.early_stop_first_blocks=2")
+    early = world.run(*settings, "profile.early_stop_agreement=0.01").result
     assert profiled(early) == {
         "profile/0-2": False, "profile/2-4": False, "profile/converged": False,
     }  # fmt: skip
@@ -162,12 +162,12 @@ def test_a_profile_stops_when_the_plan_stays(world: World) -> None:
     assert joint["facts"]["tokens_at_most"] == 8 * 64
     assert len(joint["facts"]["agreement"]) == 1
     # another criterion that stops elsewhere shares what was traced
-    other = world.run(*settings, "profile.stop_jaccard=1", "pruning=random").result
-    assert profiled(other) == {  # random scores never move: it stops at the second look too
+    other = world.run(*settings, "profile.early_stop_agreement=1", "pruning=random").result
+    assert profiled(other) == {  # random scores never move: it stops at the second plan too
         "profile/0-2": True, "profile/2-4": True, "profile/converged": True,
     }  # fmt: skip
     assert other["digests"]["profile/converged"] == early["digests"]["profile/converged"]
-    whole = world.run("task=profile", "profile.num_blocks=2", "profile.stop=converged").result
+    whole = world.run("task=profile", "profile.num_blocks=2", "profile.early_stop=true").result
     plain = world.run("task=profile", "profile.num_blocks=2").result
     assert whole["plan"] == plain["plan"]  # one look at all blocks is a plain profile
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
@@ -21,8 +22,11 @@ from eaft_prune.cli.multirun import Invocation, print_plan, run_multirun
 from eaft_prune.config import (
     Experiment,
     nearest,
+    nodes,
+    renamed,
     resolve_path,
     setting_names,
+    unknown,
 )
 from eaft_prune.core.types import UserError
 from eaft_prune.engines.world import is_helper, world_size
@@ -55,6 +59,12 @@ def config_root() -> Path:
     raise FileNotFoundError(f"neither {package} nor {package.parents[1]} holds conf/config.yaml")
 
 
+def register_defaults() -> None:
+    """Let conf/config.yaml and conf/task name the settings' own defaults, beneath all options."""
+    for name, node in nodes():
+        ConfigStore.instance().store(name=name, node=node, package="_global_")
+
+
 def main(argv: Sequence[str]) -> int:
     """Run the command line; returns the exit code.
 
@@ -74,6 +84,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _main(argv: Sequence[str]) -> int:
+    register_defaults()
     arguments = _multirun_first(argv)
     try:
         arguments = [part for argument in arguments for part in _of_recipe(argument)]
@@ -98,6 +109,7 @@ def _main(argv: Sequence[str]) -> int:
 
 def check(arguments: Sequence[str]) -> Invocation:
     """Compose and validate every job; raises UserError before anything runs."""
+    register_defaults()
     multirun = any(a in _MULTIRUN for a in arguments)
     # sweeps/ lies beside conf/, so its parent is a second place to search
     overrides = [
@@ -173,7 +185,7 @@ def _of_recipe(argument: str) -> list[str]:
     name, _, path = argument.partition("=")
     if name != "recipe":
         return [argument]
-    settings = read_recipe(resolve_path(path)).settings
+    settings = renamed(read_recipe(resolve_path(path)).settings)
     return [
         f"{section}.{key}={_quoted(value) if isinstance(value, str) else json.dumps(value)}"
         for section, values in settings.items()
@@ -228,8 +240,8 @@ def _check_override(override: Override) -> None:
     names = setting_names()
     if key not in names and not key.startswith(_OPEN_KEYS):
         close = nearest(key, [*names, *groups])
-        hint = f": did you mean {close}?" if close else f"; groups: {', '.join(groups)}"
-        raise UserError(f"unknown setting {key}{hint}")
+        groups_there = "" if close else f"; groups: {', '.join(groups)}"
+        raise UserError(unknown(key, close) + groups_there)
 
 
 def _replacing(override: Override) -> list[str]:

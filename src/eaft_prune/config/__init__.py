@@ -2,12 +2,14 @@
 
 from eaft_prune.config.base import Settings, nearest, resolve_path
 from eaft_prune.config.decoding import DecodeSettings
-from eaft_prune.config.evaluation import CompareSettings, EvalSettings, GateSettings
+from eaft_prune.config.defaults import nodes
+from eaft_prune.config.eval import EvalSettings
 from eaft_prune.config.experiment import Experiment
+from eaft_prune.config.gate import GateSettings
 from eaft_prune.config.inputs import ModelSettings, PacksSettings, ProfileSettings
 from eaft_prune.config.losses import MarginalSettings
 from eaft_prune.config.parse import parse_experiment, setting_names
-from eaft_prune.config.proof import ReplaySettings, VerifySettings
+from eaft_prune.config.proof import CompareSettings, ReplaySettings, VerifySettings
 from eaft_prune.config.pruning import (
     PLAN_SETTINGS,
     CompensationSettings,
@@ -15,6 +17,7 @@ from eaft_prune.config.pruning import (
     ProbeSettings,
     PruningSettings,
 )
+from eaft_prune.config.renamed import renamed, unknown
 from eaft_prune.config.resampling import AblateSettings, StabilitySettings
 from eaft_prune.config.runtime import (
     EngineSettings,
@@ -56,7 +59,10 @@ __all__ = [
     "TrackingSettings",
     "VerifySettings",
     "nearest",
+    "nodes",
     "parse_experiment",
+    "renamed",
     "resolve_path",
     "setting_names",
+    "unknown",
 ]

@@ -6,10 +6,11 @@ from pydantic import model_validator
 
 from eaft_prune.config.base import Settings, allowed
 from eaft_prune.config.decoding import DecodeSettings
-from eaft_prune.config.evaluation import CompareSettings, EvalSettings, GateSettings
+from eaft_prune.config.eval import EvalSettings
+from eaft_prune.config.gate import GateSettings
 from eaft_prune.config.inputs import ModelSettings, PacksSettings, ProfileSettings
 from eaft_prune.config.losses import MarginalSettings
-from eaft_prune.config.proof import ReplaySettings, VerifySettings
+from eaft_prune.config.proof import CompareSettings, ReplaySettings, VerifySettings
 from eaft_prune.config.pruning import (
     CompensationSettings,
     ExportSettings,
@@ -47,7 +48,8 @@ class Experiment(Settings):
     engine: EngineSettings
     tracking: TrackingSettings
     runtime: RuntimeSettings
-    scores: str | None = None  # a reap-scores.yaml to cut plans from, instead of a profile
+    scores: str | None = None
+    """a reap-scores.yaml: the plan is cut from it, nothing is profiled"""
     compare: CompareSettings | None = None
     replay: ReplaySettings | None = None
     verify: VerifySettings | None = None
@@ -106,9 +108,9 @@ class Experiment(Settings):
                 f"{list(self.eval.seq_lens)}"
             )
         unsure = self.gate.confidence is None or self.eval.seed is None
-        if self.eval.stop is not None and unsure:
+        if self.eval.early_stop and unsure:
             raise ValueError(
-                f"eval.stop = {self.eval.stop!r} needs gate.confidence, and eval.seed so that "
+                "eval.early_stop = true needs gate.confidence, and eval.seed so that "
                 "the first blocks are like all others; null: neither may be"
             )
         return self
@@ -133,20 +135,20 @@ class Experiment(Settings):
         if pruning.measured or pruning.selection == "marginal_loss":
             key = "saliency" if pruning.measured else "selection"
             what = f"pruning.{key} = {getattr(pruning, key)!r} measures the model"
-            if self.profile.stop == "converged":
-                raise ValueError(f"{what}, profile.stop = 'converged' only its trace: set never")
-        if self.marginal.stop_confidence is None or self.scores is not None:
+            if self.profile.early_stop:
+                raise ValueError(f"{what}, profile.early_stop = true only its trace: set false")
+        if not self.marginal.early_stop or self.scores is not None:
             return  # nothing is measured
         core = (pruning.core_pos_top_m, pruning.core_count_top_m, pruning.pack_floor_top_m)
         if pruning.saliency != "leave_one_out" or pruning.selection != "uniform" or any(core):
             raise ValueError(
-                f"marginal.stop_confidence = {self.marginal.stop_confidence} asks which experts a "
+                "marginal.early_stop = true asks which experts a "
                 "cut keeps by their scores alone: it needs pruning.saliency = 'leave_one_out', "
                 "pruning.selection = 'uniform', and no core"
             )
         if self.marginal.seed is None:
             raise ValueError(
-                f"marginal.stop_confidence = {self.marginal.stop_confidence} needs marginal.seed, "
+                "marginal.early_stop = true needs marginal.seed, "
                 "so that the first blocks are like all others; null: file order"
             )
 

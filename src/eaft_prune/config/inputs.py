@@ -14,14 +14,20 @@ class ModelSettings(Settings):
     """Where the base checkpoint is: a directory, `demo:`, or a hub id with a revision."""
 
     name: str
+    """label in reports and of exported checkpoints"""
     path: str | None = None
+    """checkpoint directory"""
     hub_id: str | None = None
+    """repository of the hub, in place of a path"""
     revision: str | None = None
+    """commit or branch of hub_id; null: its head, the digests of what was read are recorded"""
 
     @model_validator(mode="after")
     def _one_source(self) -> ModelSettings:
-        if (self.path is None) == (self.hub_id is None):
-            raise ValueError("give exactly one of path (a directory) and hub_id")
+        if self.path is None and self.hub_id is None:
+            raise ValueError("model.path is missing: give model.path=DIR, or model.hub_id=NAME")
+        if self.path is not None and self.hub_id is not None:
+            raise ValueError("give exactly one of model.path (a directory) and model.hub_id")
         return self
 
 
@@ -29,13 +35,19 @@ class PacksSettings(Settings):
     """Named parquet files of rows, in UNION order, how rows are read and how they are split."""
 
     name: str
+    """label in reports"""
     files: dict[str, str]
-    revision: str | None = None  # of hub files
+    """name -> parquet file: a path, `demo:` or hf://"""
+    revision: str | None = None
+    """of hf:// files; null: the head"""
     text_column: str = "text"
-    # harmony: assistant messages are scored; plain: whole rows, for tokenizers without harmony
+    """column of the rows' text"""
     format: Literal["harmony", "plain"] = "harmony"
+    """harmony: assistant messages are scored; plain: all tokens of a row, whatever the tokenizer"""
     split: Literal["hash", "none"] = "hash"
-    profile_fraction: Fraction = 0.5  # of rows, when split=hash
+    """rows to profiling or evaluation by the hash of their text; none: all rows to both"""
+    profile_fraction: Fraction = 0.5
+    """share of the rows for profiling, when split=hash"""
 
     @model_validator(mode="after")
     def _names(self) -> PacksSettings:
@@ -49,9 +61,15 @@ class PacksSettings(Settings):
 class ProfileSettings(Settings):
     """Which UNION blocks the base model is profiled on."""
 
-    num_blocks: Positive
-    seq_len: SeqLen
-    seed: NonNegative | None
-    stop: Literal["never", "converged"] = "never"  # converged: not all blocks if fewer will do
-    stop_first_blocks: Positive = 8  # the first look at the plan; each further one doubles
-    stop_jaccard: Annotated[float, Field(gt=0, le=1)] = 0.98  # of two looks, mean over layers
+    num_blocks: Positive = 64
+    """UNION blocks"""
+    seq_len: SeqLen = 2048
+    """tokens a block"""
+    seed: NonNegative | None = 0
+    """which rows are profiled; null: file order"""
+    early_stop: bool = False
+    """profile in doubling steps and stop once a step leaves the keep plan as it was"""
+    early_stop_first_blocks: Positive = 8
+    """blocks of the first interim plan; each further one takes twice as many"""
+    early_stop_agreement: Annotated[float, Field(gt=0, le=1)] = 0.98
+    """Jaccard index of successive interim plans, mean over layers, that counts as unchanged"""

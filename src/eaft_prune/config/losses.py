@@ -10,11 +10,19 @@ from eaft_prune.config.base import NonNegative, Positive, SeqLen, Settings
 
 
 class MarginalSettings(Settings):
-    """On which UNION blocks of the profiling rows removals are measured, and how many of them."""
+    """Losses measured by masking, for leave_one_out, greedy and selection=marginal_loss."""
 
     num_blocks: Positive = 16
+    """UNION blocks of the profiling rows"""
     seq_len: SeqLen = 1024
+    """tokens a block"""
     seed: NonNegative | None = 0
-    stop_confidence: Annotated[float, Field(ge=0.5, lt=1)] | None = None  # null: all on all blocks
-    rounds: Positive | None = None  # of greedy: experts dropped a layer; null: down to keep_n
-    candidates: Positive = 4  # of greedy: experts of a layer measured again in a round
+    """which rows; null: file order"""
+    early_stop: bool = False
+    """of leave_one_out: no more blocks for an expert whose place is sure"""
+    early_stop_confidence: Annotated[float, Field(ge=0.5, lt=1)] = 0.95
+    """that the plan is the one of all blocks"""
+    rounds: Positive | None = None
+    """of greedy: experts dropped a layer; null: down to pruning.keep_n"""
+    candidates: Positive = 4
+    """of greedy: experts of a layer that are measured again in a round"""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from eaft_prune.config.base import Settings, nearest
+from eaft_prune.config.defaults import section_of
 from eaft_prune.config.experiment import Experiment
+from eaft_prune.config.renamed import unknown
 from eaft_prune.core.types import UserError
 
 
@@ -24,14 +26,13 @@ def parse_experiment(values: Mapping[str, Any]) -> Experiment:
         raise UserError("\n".join(dict.fromkeys(lines))) from None
 
 
-def setting_names(section: type[BaseModel] = Experiment, prefix: str = "") -> list[str]:
+def setting_names(section: type[Settings] = Experiment, prefix: str = "") -> list[str]:
     """Dotted names of all settings, sections included."""
     names = []
     for name, field in section.model_fields.items():
         names.append(prefix + name)
-        for kind in (field.annotation, *get_args(field.annotation)):
-            if isinstance(kind, type) and issubclass(kind, Settings):
-                names += setting_names(kind, f"{prefix}{name}.")
+        if inner := section_of(field.annotation):
+            names += setting_names(inner, f"{prefix}{name}.")
     return names
 
 
@@ -55,8 +56,7 @@ def _one_line(error: dict[str, Any], values: Mapping[str, Any]) -> str:
         path.append(str(part))
     key = ".".join(path)
     if error["type"] == "extra_forbidden":
-        close = nearest(key, setting_names())
-        return f"unknown setting {key}" + (f": did you mean {close}?" if close else "")
+        return unknown(key, nearest(key, setting_names()))
     if error["type"] == "missing":
         return f"{key} is missing: give {key}=VALUE"
     message = error["msg"].removeprefix("Value error, ")

@@ -9,17 +9,32 @@ from pydantic import Field
 from eaft_prune.config.base import Settings
 
 
+class CompareSettings(Settings):
+    """Two saved evaluations for task=compare."""
+
+    base: str
+    """directory of the base's evaluation"""
+    candidate: str
+    """directory of the candidate's"""
+
+
 class ReplaySettings(Settings):
     """A locked run to repeat, and what is elsewhere on this machine."""
 
     lock: str
-    fresh: bool = True  # false: what the store has is read, not computed
-    set: dict[str, Any] = Field(default_factory=dict)  # dotted key -> value, over the locked one
+    """the run.lock.yaml of a run"""
+    fresh: bool = True
+    """computed again in an empty store; false: what the store has is read"""
+    set: dict[str, Any] = Field(default_factory=dict)
+    """dotted setting -> value, over the locked one: {model.path: DIR, packs.files.NAME: FILE}"""
 
 
 class VerifySettings(Settings):
     """An exported checkpoint to check against its manifest and its base."""
 
     path: str
-    base: str | None = None  # null: where the manifest says the base was
-    load: bool = True  # also load it with transformers and run it
+    """the checkpoint"""
+    base: str | None = None
+    """the checkpoint it was cut from; null: where the manifest says"""
+    load: bool = True
+    """also load it with transformers on the CPU and run it"""

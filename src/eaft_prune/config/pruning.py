@@ -32,33 +32,58 @@ _AFTER = ("compensation",)  # what is done to the experts that a plan keeps
 
 
 class PruningSettings(Settings):
-    """How experts are scored and how many stay (DESIGN section 2: Score, Regions, Keep plan)."""
+    """How experts are scored and how many stay (docs/definitions.md)."""
 
     name: str
-    keep_n: Positive  # a layer; on average if layers differ, at most with coverage
-    saliency: Saliency
-    weight: Literal["uniform", "eaft"]
-    reduce: Literal["sum", "mean"]
+    """label of the criterion in reports"""
+    keep_n: Positive = 28
+    """experts a layer keeps; on average if layers differ, at most with selection=coverage"""
+    saliency: Saliency = "gate_norm"
+    """what a selection of the expert counts, or how its loss is measured"""
+    weight: Literal["uniform", "eaft"] = "uniform"
+    """of a token; eaft: by its region"""
+    reduce: Literal["sum", "mean"] = "sum"
+    """over selections of weight x saliency; higher = keep"""
     regions: Regions = "strict"
+    """how tokens are told apart for weight=eaft"""
     quantile: Fraction = 0.15
+    """of probability and entropy, where regions part"""
     high_quantile: Fraction = 0.85
-    soft_width: Annotated[float, Field(gt=0)] = 0.05  # of regions=soft, as a share of the tokens
+    """of entropy, for regions=policy"""
+    soft_width: Annotated[float, Field(gt=0)] = 0.05
+    """of regions=soft: how gradual its steps are, as a share of the tokens"""
     w_good: float = 1.0
+    """weight of a good token"""
     w_uncertain: float = 0.25
+    """weight of an uncertain token"""
     w_conflict: float = -2.0
+    """weight of a confident conflict"""
     sampling: Sampling = "global"
-    pack_weights: dict[str, Limit] = Field(default_factory=dict)  # a pack not named weighs 1
+    """global: each token counts 1; per_file: each pack as much as any other"""
+    pack_weights: dict[str, Limit] = Field(default_factory=dict)
+    """{pack: weight} with global and per_file_weighted; a pack not named weighs 1"""
     keep_multiple: Positive = 4
+    """numbers kept are multiples of it (MXFP4 MoE kernels)"""
     selection: SelectionRule = "uniform"
-    min_keep_n: Positive | None = None  # null: keep_multiple
-    max_keep_n: Positive | None = None  # null: all experts
+    """keep_n a layer; effective_number, marginal_loss: on average; coverage: at most"""
+    min_keep_n: Positive | None = None
+    """a layer, where layers may differ; null: keep_multiple"""
+    max_keep_n: Positive | None = None
+    """a layer, of selection=effective_number and marginal_loss; null: all experts"""
     coverage: Annotated[float, Field(gt=0, le=1)] = 0.9
+    """of selection=coverage: share of each pack's positive mass that stays"""
     core_pos_top_m: NonNegative = 4
+    """experts kept for their positive mass, before ranking"""
     core_count_top_m: NonNegative = 0
+    """experts kept for their count, before ranking"""
     pack_floor_top_m: NonNegative = 0
-    seed: NonNegative = 0  # of saliency=random
-    function: str | None = None  # of saliency=custom: module:name, from a trace to scores [L, E]
+    """experts kept for their positive mass in each pack, before ranking"""
+    seed: NonNegative = 0
+    """of saliency=random"""
+    function: str | None = None
+    """of saliency=custom: module:name, from a trace to scores [layers, experts]"""
     compensation: Literal["none", "bias", "down_proj", "experts"] = "none"
+    """what of the kept experts is refitted to make up for the dropped ones"""
 
     @model_validator(mode="after")
     def _has_effect(self) -> PruningSettings:
@@ -115,25 +140,37 @@ class PruningSettings(Settings):
 class CompensationSettings(Settings):
     """How pruning.compensation solves for its changes, and on which blocks of profiling rows."""
 
-    pack: str = UNION  # whose profiling rows
-    num_blocks: Positive = 64  # of profile.seq_len tokens
-    seed: NonNegative = 0  # which rows, and which of them are held out
+    pack: str = UNION
+    """whose profiling rows; or one pack"""
+    num_blocks: Positive = 64
+    """of profile.seq_len tokens"""
+    seed: NonNegative = 0
+    """which rows, and which of them are held out"""
     token_weights: Literal["robust", "uniform"] = "robust"
-    ridge: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"  # auto: on held-out rows
-    iterations: Positive = 20  # of conjugate gradients, for gate_up_proj (compensation=experts)
-    rounding: Literal["feedback", "nearest"] = "feedback"  # to MXFP4
-    exact_unknowns: Positive = 16384  # a layer; above, block Gauss-Seidel expert by expert
+    """robust: less for tokens far off, which are few and outweigh all others"""
+    ridge: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
+    """auto: 0.003 .. 1, chosen layer by layer on held-out rows"""
+    iterations: Positive = 20
+    """of conjugate gradients, for gate_up_proj (pruning.compensation=experts)"""
+    rounding: Literal["feedback", "nearest"] = "feedback"
+    """to MXFP4; feedback: errors handed on"""
+    exact_unknowns: Positive = 16384
+    """a layer; above, block Gauss-Seidel expert by expert"""
 
 
 class ProbeSettings(Settings):
     """Which layer task=io_probe writes."""
 
     layer: NonNegative = 0
+    """counted from 0"""
 
 
 class ExportSettings(Settings):
     """Where the pruned checkpoint is written and how large its shards may be."""
 
-    path: str | None = None  # null: <runtime.checkpoint_dir>/<model>-keep<N>-<plan digest>
+    path: str | None = None
+    """null: MODEL-keepN-PLAN in runtime.checkpoint_dir"""
     max_shard_bytes: Positive = 5_000_000_000
-    pad_ragged: bool = False  # layers of unequal size get never-routed experts up to the largest
+    """of each safetensors file"""
+    pad_ragged: bool = False
+    """write layers of unequal size, filled up with experts the router never picks"""

@@ -15,20 +15,30 @@ ExpertsMode = Literal["auto", "dense", "packed", "kernels"]
 class EngineSettings(Settings):
     """Who evaluates the model; profiling is always transformers' affair."""
 
-    name: str  # transformers, sglang, or module:NAME of an EngineKind
-    # MXFP4 experts: dequantised once, packed until used, or by transformers' kernels from the hub
+    name: str
+    """transformers, sglang (a server), or module:NAME of an engine of your own"""
     experts: ExpertsMode = "auto"
-    # of sglang: a server that runs, or an interpreter and arguments to launch one with
+    """MXFP4 experts: dense, packed until used, or kernels (transformers' own, from the hub)"""
     base_url: Annotated[str, Field(pattern="^https?://[^/]+")] | None = None
+    """sglang: a server that runs, http://HOST:PORT; this or engine.python"""
     python: str | None = None
+    """sglang: an interpreter with sglang, to launch one server a checkpoint with"""
     args: tuple[str, ...] = ()
+    """of sglang.launch_server, beside --model-path, --host and --port"""
     env: dict[str, str] = Field(default_factory=dict)
-    ready_s: Seconds = 1200.0  # until a launched server answers
-    timeout_s: Seconds = 600.0  # of one request
-    retries: NonNegative = 4  # after connection errors, timeouts, 429 and 5xx
-    backoff_s: Seconds = 1.0  # before the first retry; doubles
-    batch_blocks: Positive = 8  # of one request
-    concurrency: Positive = 4  # requests in flight
+    """of the launched server"""
+    ready_s: Seconds = 1200.0
+    """until a launched server answers"""
+    timeout_s: Seconds = 600.0
+    """of one request"""
+    retries: NonNegative = 4
+    """after connection errors, timeouts, 429 and 5xx"""
+    backoff_s: Seconds = 1.0
+    """before the first retry; doubles"""
+    batch_blocks: Positive = 8
+    """of one request"""
+    concurrency: Positive = 4
+    """requests in flight"""
 
     @model_validator(mode="after")
     def _one_server(self) -> EngineSettings:
@@ -47,26 +57,40 @@ class TrackingSettings(Settings):
     """Where MLflow keeps the runs."""
 
     uri: str
-    experiment: str
+    """database, directory or server of MLflow"""
+    experiment: str = "eaft_prune"
+    """of MLflow"""
     run_name: str | None = None
+    """null: task, model, criterion, keep_n, seed"""
     parent_run_id: str | None = None
+    """run that this one is shown under"""
     tags: dict[str, str] = Field(default_factory=dict)
+    """of the run, your own"""
 
 
 class RuntimeSettings(Settings):
     """Where and how fast, never what: only dtype is part of a stage key."""
 
     device: str = "auto"
+    """auto: cuda if there is one, else cpu"""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """auto: bfloat16 on cuda, float32 on cpu"""
     batch_tokens: Positive | None = None
+    """tokens a forward pass; null: 2048 on cpu, 32768 on cuda (8192 below 40 GB)"""
     threads: Positive | None = None
-    memory_gb: Annotated[float, Field(gt=0)] | None = None  # of the device; null: what is free
+    """null: torch's own choice"""
+    memory_gb: Annotated[float, Field(gt=0)] | None = None
+    """of each GPU that weights and work may take; null: what is free"""
     store_dir: str
+    """where stage outputs are kept"""
     checkpoint_dir: str
+    """where pruned checkpoints are written"""
     progress: bool = True
+    """show bars"""
 
 
 class SweepSettings(Settings):
     """How a multirun goes about its points."""
 
-    plan_only: bool = False  # print what each point would have to evaluate, and stop
+    plan_only: bool = False
+    """print what each point would have to evaluate, and stop"""

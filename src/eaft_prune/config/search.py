@@ -16,10 +16,15 @@ class RangeSettings(Settings):
     """One searched setting: a range (`step` for a grid, `log` for a log scale) or a choice."""
 
     low: float | None = None
+    """least value"""
     high: float | None = None
+    """largest value"""
     step: float | None = None
+    """distance of the values; null: any between"""
     log: bool = False
+    """drawn on a log scale"""
     choices: tuple[str | float | bool, ...] | None = None
+    """in place of a range"""
 
     @model_validator(mode="after")
     def _either(self) -> RangeSettings:
@@ -33,26 +38,43 @@ class RangeSettings(Settings):
 class SamplerSettings(Settings):
     """An Optuna sampler (or pruner) by class name, and its arguments."""
 
-    name: str = "TPESampler"
+    name: str
+    """class of optuna.samplers (or optuna.pruners)"""
     arguments: dict[str, Any] = Field(default_factory=dict)
+    """of that class"""
 
 
 class SearchSettings(Settings):
     """Optuna over pruning settings, scored by masked evaluation on rows of the profiling part."""
 
-    study: str | None = None  # null: a digest of everything the objective depends on
-    storage: str
-    n_trials: Positive  # finished trials wanted in total: a search that was stopped goes on
+    study: str | None = None
+    """null: named after everything the objective depends on, so that a search goes on"""
+    storage: str = "sqlite:///mlruns/optuna.db"
+    """or journal:FILE, or any database URL"""
+    n_trials: Positive = 50
+    """finished trials in total: run again to go on where a search stopped"""
     workers: Positive = 1
+    """processes on the study"""
     space: Annotated[dict[str, RangeSettings], Field(min_length=1)]
+    """any pruning setting -> {low, high[, step][, log]} or {choices}"""
     objectives: Annotated[tuple[Objective, ...], Field(min_length=1)] = ("dnll",)
-    seq_len: SeqLen
-    num_blocks: Positive
-    chunk_blocks: Positive  # a trial reports, and may be stopped, after each chunk
-    seeds: Annotated[tuple[NonNegative, ...], Field(min_length=1)] = (0,)  # replicates in a trial
-    stop_confidence: Annotated[float, Field(gt=0.5, lt=1)] | None = 0.95  # null: never stop early
-    sampler: SamplerSettings = SamplerSettings()
-    pruner: SamplerSettings | None = None  # one of Optuna's, beside stop_confidence
+    """all minimised; absolute values but for dnll and keep_n"""
+    seq_len: SeqLen = 1024
+    """tokens a block"""
+    num_blocks: Positive = 32
+    """UNION blocks of the profiling rows, a replicate"""
+    chunk_blocks: Positive = 8
+    """a trial reports, and may be stopped, after each chunk"""
+    seeds: Annotated[tuple[NonNegative, ...], Field(min_length=1)] = (1,)
+    """which blocks; several are replicates inside a trial"""
+    early_stop: bool = True
+    """stop a trial once it is sure to stay behind the best"""
+    early_stop_confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+    """of that, one-sided"""
+    sampler: SamplerSettings = SamplerSettings(name="TPESampler", arguments={"seed": 0})
+    """one of Optuna's samplers by name and arguments"""
+    pruner: SamplerSettings | None = None
+    """one of Optuna's pruners by name and arguments, beside early_stop"""
 
     @model_validator(mode="after")
     def _known_settings(self) -> SearchSettings:

@@ -15,8 +15,8 @@ from eaft_prune.maths.intervals import LEAST_BLOCKS, ratio_variance, student
 Floats = NDArray[np.float64]
 
 
-def looks(blocks: int) -> list[int]:
-    """Blocks seen at each look: about 1/8, 1/4, 1/2 and all, none of fewer than 4."""
+def interim_blocks(blocks: int) -> list[int]:
+    """Blocks seen at each interim analysis: about 1/8, 1/4, 1/2 and all, none of fewer than 4."""
     shares = (blocks // 8, blocks // 4, blocks // 2, blocks)
     return sorted({max(count, min(LEAST_BLOCKS, blocks)) for count in shares})
 
@@ -52,4 +52,4 @@ def settled(low_LE: Floats, high_LE: Floats, keep_n: int) -> NDArray[np.bool_]:
 
 def tail_of(confidence: float, experts: int, blocks: int) -> float:
     """The chance that one bound may fail so that all hold with `confidence` (Bonferroni)."""
-    return (1 - confidence) / (2 * experts * max(len(looks(blocks)) - 1, 1))
+    return (1 - confidence) / (2 * experts * max(len(interim_blocks(blocks)) - 1, 1))

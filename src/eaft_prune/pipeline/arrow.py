@@ -59,7 +59,7 @@ def run_arrow(session: Session, out: Path) -> Outcome:
 def judge(session: Session, out: Path, evaluations: list[Evaluation], origin: Origin) -> Outcome:
     """gate: reports and verdicts on all but the first, the base; the watcher hears of each."""
     base, *candidates = evaluations
-    settings = session.experiment.gate.over(len(session.experiment.eval.looks))
+    settings = session.experiment.gate.over(len(session.experiment.eval.interim_shares))
     comparison = compare(session.experiment.eval, settings, base, candidates)
     saved = {}
     for model in evaluations:

@@ -34,8 +34,8 @@ class _Measurement(Generic[T]):
 def marginal_scores(session: Session, base: Model) -> Stored[ExpertScores]:
     """Scores of leave_one_out, or of greedy, which begins with it."""
     settings, pruning = session.experiment.marginal, session.experiment.pruning
-    confidence = settings.stop_confidence
-    stop = None if confidence is None else losses.Stop(pruning.keep_n, confidence)
+    confidence = settings.early_stop_confidence
+    stop = losses.Stop(pruning.keep_n, confidence) if settings.early_stop else None
     alone = _measured(
         session,
         base,

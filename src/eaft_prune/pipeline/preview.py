@@ -21,8 +21,8 @@ def preview(session: Session) -> tuple[str, dict[str, str]]:
     They are keyed so that equal ones of several runs have equal keys; the base model is profiled if
     no run has done so yet, nothing is evaluated and nothing exported.
     """
-    if session.experiment.eval.stop is not None:
-        raise UserError("how much eval.stop=decided evaluates is not known before: set it to null")
+    if session.experiment.eval.early_stop:
+        raise UserError("how much eval.early_stop evaluates is not known before: set it to false")
     base = session.base()
     check_plan_fits(session, base)
     plan = select(session, base).plan

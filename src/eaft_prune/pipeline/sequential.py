@@ -1,4 +1,4 @@
-"""Sequential evaluation: chunks of blocks until the gate's verdict is sure (eval.stop=decided)."""
+"""Sequential evaluation: chunks of blocks until the gate's verdict is sure (eval.early_stop)."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _LEAST = 30  # blocks of an interim analysis: errors taken over fewer are too ro
 def measure_all(session: Session, base: Model, sides: Sequence[Side]) -> list[Evaluation]:
     """Every side on every asked pack and length; the first is the base.
 
-    With eval.stop=decided what the gate reads is evaluated in interim analyses, each about twice as
+    With eval.early_stop what the gate reads is evaluated in interim analyses, each about twice as
     many blocks as the one before and at least 30, for all sides, until every candidate is PASS or
     FAIL. The chance of a wrong verdict is spent evenly over the analyses (Bonferroni): each is
     judged with confidence 1 - alpha / analyses, and so is the last. Packs that the gate does not
     read come whole.
     """
     experiment = session.experiment
-    shares = experiment.eval.looks
+    shares = experiment.eval.interim_shares
     if len(shares) == 1:
         return [measure(session, base, side) for side in sides]
     asked = evaluating(experiment)
@@ -43,7 +43,13 @@ def measure_all(session: Session, base: Model, sides: Sequence[Side]) -> list[Ev
         verdicts = compare(experiment.eval, settings, found[0], found[1:]).verdicts
         said = ", ".join(f"{label} {verdict.status}" for label, verdict in verdicts.items())
         tokens = sum(map(len, found[0].scores.values()))
-        log.info("look %d of %d, %s scored tokens: %s", number, len(shares), f"{tokens:,}", said)
+        log.info(
+            "interim analysis %d of %d, %s scored tokens: %s",
+            number,
+            len(shares),
+            f"{tokens:,}",
+            said,
+        )
         if all(verdict.status != "INCONCLUSIVE" for verdict in verdicts.values()):
             break
     others = [request for request in asked if request not in read]

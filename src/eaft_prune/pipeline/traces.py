@@ -23,7 +23,7 @@ from eaft_prune.stages.score import score
 def trace_of(session: Session, base: Model) -> Stored[Trace]:
     """The routing trace that `profile` asks for."""
     settings = session.experiment.profile
-    if settings.stop == "converged":
+    if settings.early_stop:
         return _converged(session, base)
     return whole_trace(session, base, settings.seed)
 
@@ -33,8 +33,8 @@ def whole_trace(session: Session, base: Model, seed: int | None) -> Stored[Trace
     return _traced(session, base, _blocks(session, base, seed), None)
 
 
-def looks(first: int, total: int) -> list[int]:
-    """Blocks profiled at each look: first, twice that, ..., total."""
+def doubling(first: int, total: int) -> list[int]:
+    """Blocks profiled at each interim plan: first, twice that, ..., total."""
     counts = [min(first, total)]
     while counts[-1] < total:
         counts.append(min(2 * counts[-1], total))
@@ -63,14 +63,14 @@ def _converged(session: Session, base: Model) -> Stored[Trace]:
     """
     settings, pruning = session.experiment.profile, session.experiment.pruning
     blocks = _blocks(session, base, settings.seed)
-    ends = looks(settings.stop_first_blocks, settings.num_blocks)
+    ends = doubling(settings.early_stop_first_blocks, settings.num_blocks)
     parts: list[Stored[Trace]] = []
     plans: list[KeepPlan] = []
     for first, end in pairwise([0, *ends]):
         parts.append(_traced(session, base, blocks, (first, end)))
         trace = joined([part.value for part in parts], [0, *ends][: len(parts)])
         plans.append(plan(pruning, score(pruning, trace)))
-        if len(plans) > 1 and jaccard(*plans[-2:]).mean() >= settings.stop_jaccard:
+        if len(plans) > 1 and jaccard(*plans[-2:]).mean() >= settings.early_stop_agreement:
             break
     agreement = [round(float(jaccard(*pair).mean()), 4) for pair in pairwise(plans)]
     step = Step(

@@ -15,7 +15,7 @@ import yaml
 import eaft_prune
 from eaft_prune.checkpoints.model import Hashes
 from eaft_prune.checkpoints.read import model_digest
-from eaft_prune.config import Experiment, resolve_path
+from eaft_prune.config import Experiment, renamed, resolve_path
 from eaft_prune.core.digests import file_digest
 from eaft_prune.core.files import write_atomically
 from eaft_prune.core.provenance import flatten, git_state, redact
@@ -117,7 +117,7 @@ def read_lock(path: Path) -> dict[str, Any]:
     missing = [name for name in _SECTIONS if not isinstance(value.get(name), dict)]
     if missing:
         raise UserError(f"replay.lock = {path} lacks {', '.join(missing)}")
-    return value
+    return {**value, "config": renamed(value["config"])}
 
 
 def drift(locked: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[list[Drift], int]:

@@ -22,7 +22,7 @@ from eaft_prune.stages.score import Masses, mass_key, masses, score_from
 
 
 class Chunk(NamedTuple):
-    """Blocks first..end-1 of one replicate: what is evaluated between two looks at a trial."""
+    """Blocks first..end-1 of one replicate: what is evaluated between two reports of a trial."""
 
     replicate: int
     first: int

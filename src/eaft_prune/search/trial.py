@@ -54,16 +54,14 @@ def _evaluate_in_chunks(
     problem: Problem, study: optuna.Study, trial: optuna.Trial, plan: KeepPlan
 ) -> Ended | None:
     """Report after each chunk; None if nobody stopped the trial before its last one."""
-    confidence = problem.settings.stop_confidence
-    best = None if confidence is None else incumbent(study)
+    settings = problem.settings
+    best = incumbent(study) if settings.early_stop else None
     for done, value in enumerate(running_dnll(problem, plan), start=1):
         trial.report(value, done)
         if done == len(problem.chunks):
             break
         if trial.should_prune() or (
-            best is not None
-            and confidence is not None
-            and behind(problem, plan, best, done, confidence)
+            best is not None and behind(problem, plan, best, done, settings.early_stop_confidence)
         ):
             partial = measured(problem, plan, problem.session.experiment.gate, done)
             _constrain(trial, partial.constraints)
@@ -88,7 +86,7 @@ def _repeat(problem: Problem, trial: optuna.Trial, earlier: FrozenTrial) -> Ende
 
 def _same_plan(problem: Problem, study: optuna.Study, plan: KeepPlan) -> FrozenTrial | None:
     settings = problem.settings
-    stopping = settings.stop_confidence is not None or settings.pruner is not None
+    stopping = settings.early_stop or settings.pruner is not None
     for trial in finished(study):
         if trial.user_attrs.get("plan") == plan.digest and (
             stopping or trial.state == TrialState.COMPLETE

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from eaft_prune.core.types import Blocks, ExpertScores, KeepPlan, LayerLosses, TokenScores
 from eaft_prune.engines.base import Profiler
-from eaft_prune.maths.elimination import looks, ratio_bounds, settled, tail_of
+from eaft_prune.maths.elimination import interim_blocks, ratio_bounds, settled, tail_of
 
 VERSION = 1
 
@@ -34,12 +34,12 @@ def leave_one_out(
     NLL is the mean of -ln p over the scored tokens of the blocks, so S is in nats a token; below 0
     the expert does harm. Positive mass: the positive parts of the packs' shares in S.
 
-    With `stop` blocks are taken in looks, and an expert ends once bounds say on which side of the
+    With `stop` there are interim analyses, and an expert ends once bounds say on which side of the
     cut it is; its score is then its estimate so far, within its bounds. If all bounds hold, the
     keep_n best of every layer are those of no stopping: another plan has at most the chance
-    1 - confidence (see racing.py for what the bounds suppose).
+    1 - confidence (see maths/elimination.py for what the bounds suppose).
     """
-    ends = looks(len(blocks)) if stop else [len(blocks)]
+    ends = interim_blocks(len(blocks)) if stop else [len(blocks)]
     tokens_B = blocks.scored_BS.sum(axis=1)
     change_LEPB, count_LE = np.zeros(0), np.zeros(0, np.int64)
     for first, end in pairwise([0, *ends]):

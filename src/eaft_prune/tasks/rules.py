@@ -41,9 +41,9 @@ def _check_eval(task: Task, experiment: Experiment) -> None:
         )
     if asked.top_logprobs and task.evaluates == "plans":
         raise UserError(f"eval.top_logprobs = true has no effect with task={task.name}: drop it")
-    if asked.stop is not None and task.evaluates not in ("candidates", "control"):
+    if asked.early_stop and task.evaluates not in ("candidates", "control"):
         raise UserError(
-            f"eval.stop = {asked.stop!r} needs a base, a candidate and their gate: "
+            "eval.early_stop = true needs a base, a candidate and their gate: "
             f"task=pipeline, noise_floor or noop, not {task.name}"
         )
 

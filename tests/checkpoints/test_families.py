@@ -18,7 +18,7 @@ from eaft_prune.checkpoints.pad import padded
 from eaft_prune.checkpoints.read import open_model
 from eaft_prune.core.types import Blocks, KeepPlan, UserError
 from eaft_prune.stages.evaluate import evaluate
-from eaft_prune.stages.export import export
+from eaft_prune.stages.export import Target, export
 
 if TYPE_CHECKING:
     from eaft_prune.engines.transformers import TransformersEngine
@@ -157,7 +157,7 @@ def test_masked_is_exported(
     plan = random_plan(seed=keep + 10, keep=keep)
     files = open_model(base)
     how = {"base": {"label": "tiny", "digest": "0"}}
-    export(family_of(files.config), files, plan, tmp_path / "out", "k", 10**9, how, nothing)
+    export(family_of(files.config), files, plan, Target(tmp_path / "out", "k", 10**9, how), nothing)
 
     masked = evaluate(load(base), blocks, plan, nothing)
     written = load(tmp_path / "out").score(blocks, nothing)
@@ -182,7 +182,9 @@ def test_a_masked_ragged_plan_is_the_padded_export(
     files = open_model(base)
     how = {"base": {"label": "tiny", "digest": "0"}}
     out = tmp_path / "out"
-    export(family_of(files.config), files, plan, out, "k", 10**9, how, nothing, pad_ragged=True)
+    export(
+        family_of(files.config), files, plan, Target(out, "k", 10**9, how, pad_ragged=True), nothing
+    )
 
     masked = evaluate(load(base), blocks, plan, nothing)
     written = load(out).score(blocks, nothing)

@@ -20,10 +20,11 @@ from eaft_prune.checkpoints.families import family_of
 from eaft_prune.checkpoints.families.base import check_tensors, table_of
 from eaft_prune.checkpoints.read import file_hashes, model_digest, open_model
 from eaft_prune.checks.io_probe import io_probe
-from eaft_prune.checks.verify import check_base, check_files, read_manifest, smoke_load
+from eaft_prune.checks.verify import check_base, check_files, smoke_load
 from eaft_prune.core.types import Blocks, KeepPlan, UserError
+from eaft_prune.records.manifest import read_manifest
 from eaft_prune.stages.evaluate import evaluate
-from eaft_prune.stages.export import export
+from eaft_prune.stages.export import Target, export
 
 if TYPE_CHECKING:
     from eaft_prune.engines.transformers import TransformersEngine
@@ -101,7 +102,9 @@ def run(source: Path, plan: KeepPlan, target: Path, **how: Any) -> Path:
     files = open_model(source)
     origin = {"label": "tiny", "digest": model_digest(file_hashes(files, nothing))}
     family = family_of(files.config)
-    return export(family, files, plan, target, "k", 10**9, {"base": origin}, nothing, **how).path
+    return export(
+        family, files, plan, Target(target, "k", 10**9, {"base": origin}, **how), nothing
+    ).path
 
 
 def weights_of(path: Path) -> dict[str, torch.Tensor]:

@@ -7,12 +7,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from eaft_prune.checkpoints.formats import MXFP4
-from eaft_prune.checkpoints.formats.e2m1 import dequantize, nearest, quantize
-from eaft_prune.repair.rounding import with_feedback
 from hypothesis import given
 from hypothesis import strategies as st
 
+from eaft_prune.checkpoints.formats import MXFP4
+from eaft_prune.checkpoints.formats.e2m1 import dequantize, nearest, quantize
+from eaft_prune.repair.rounding import with_feedback
 
 GRID = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 

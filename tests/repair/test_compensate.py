@@ -16,8 +16,8 @@ from safetensors import safe_open
 from support import tiny
 from support.runs import World
 
-from eaft_prune.checkpoints.families.gpt_oss import FAMILY
 from eaft_prune.checkpoints import formats
+from eaft_prune.checkpoints.families.gpt_oss import FAMILY
 from eaft_prune.checkpoints.formats.base import Storage
 from eaft_prune.checkpoints.read import TensorEntry, open_model
 from eaft_prune.config import CompensationSettings

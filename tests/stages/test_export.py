@@ -440,7 +440,8 @@ CHILD = """
     how = {{"base": {{"label": "tiny", "digest": "b" * 64}}, "criterion": "test"}}
     try:
         {before}
-        export(family_of(files.config), files, plan, Path(sys.argv[2]), "key", 10**9, how, on_bytes)
+        target = Target(Path(sys.argv[2]), "key", 10**9, how)
+        export(family_of(files.config), files, plan, target, on_bytes)
     except UserError as error:
         print("UserError:", error)
         sys.exit(2)

@@ -41,6 +41,7 @@ _OPEN_SETTINGS = (  # keys are the user's
     "tracking.tags",
     "eval.num_blocks",
     "gate.packs",
+    "gate.metrics",
     "replay.set",
     "search.space",
     "search.sampler.arguments",

@@ -6,7 +6,6 @@ import os
 import shutil
 import socket
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -83,23 +82,10 @@ def test_six_processes_start_at_once_and_share_one_study(
 ) -> None:
     """On databases without a table: MLflow and Optuna make theirs once, all six finish."""
     here = world.elsewhere(tmp_path, uri=f"{server}/mlflow")
-    arguments = [
-        *here.arguments, *SEARCH, f"search.storage={server}/optuna", "search.study=six",
-        "search.n_trials=6",
-    ]  # fmt: skip
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-m", "eaft_prune", *arguments],
-            cwd=tmp_path,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for _ in range(6)
-    ]
+    asked = (*SEARCH, f"search.storage={server}/optuna", "search.study=six", "search.n_trials=6")
+    started = [here.start(*asked) for _ in range(6)]
     for process in started:
-        out, _ = process.communicate(timeout=300)
-        assert process.returncode == 0, out
+        assert process.wait() == 0, process.text
     study = optuna.load_study(study_name="six", storage=f"{server}/optuna")
     assert [t.state.name for t in study.trials] == ["COMPLETE"] * 6
     client = MlflowClient(tracking_uri=f"{server}/mlflow")

@@ -5,13 +5,19 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ARGS ?=
 
-.PHONY: demo test check ui bench clean
+ROOM ?=
+
+.PHONY: demo test quick check ui bench clean
 demo: $(STAMP)
 	$(BIN)/python -m eaft_prune $(ARGS)
 
 # one process a core, each with one thread; a file's tests share their runs, so they stay together
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile $(ARGS)
+
+# no process starts, no training: make quick ROOM=maths
+quick: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --quick tests/$(ROOM) $(ARGS)
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +23,64 @@ if TYPE_CHECKING:
 # derandomized: a red test is red again; no deadline: this is about values, not about time
 settings.register_profile("core", deadline=None, derandomize=True, database=None, max_examples=40)
 settings.load_profile("core")
+
+QUICK = "quick"  # -m of `make quick`
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """`make quick` leaves out what starts processes, trains, or runs whole command lines."""
+    if not config.getoption(QUICK):
+        return
+    slow = ("process", "slow", "gpu", "browser", "postgres")
+    kept = [
+        item
+        for item in items
+        if not any(item.get_closest_marker(name) for name in slow)
+        and not {"world", "pipeline"} & set(getattr(item, "fixturenames", ()))
+    ]
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = kept
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--quick", action="store_true", dest=QUICK, help="no process is started, nothing trained"
+    )
+
+
+@pytest.fixture(autouse=True)
+def _no_process_in_a_quick_run(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that the marker `process` cannot be forgotten."""
+    if not request.config.getoption(QUICK):
+        return
+
+    def refused(*args: Any, **kwargs: Any) -> None:
+        pytest.fail("starts a process: give it the marker `process`")
+
+    monkeypatch.setattr(subprocess.Popen, "__init__", refused)
+    monkeypatch.setattr(os, "fork", refused)
+    monkeypatch.setattr(multiprocessing.process.BaseProcess, "start", refused)
+
+
+def _unwanted(config: pytest.Config) -> list[Any]:
+    """Skips that CI does not take: of what is not marked `gpu`."""
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    if os.environ.get("CI") != "true" or reporter is None or hasattr(config, "workerinput"):
+        return []
+    return [one for one in reporter.stats.get("skipped", ()) if "gpu" not in one.keywords]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if _unwanted(session.config):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    for one in _unwanted(config):
+        terminalreporter.write_line(f"SKIPPED IN CI, which fails it: {one.nodeid}", red=True)
 
 
 @pytest.fixture(scope="session")

@@ -17,8 +17,8 @@ from eaft_prune.checkpoints.families.base import check_tensors
 from eaft_prune.checkpoints.pad import padded
 from eaft_prune.checkpoints.read import open_model
 from eaft_prune.core.types import Blocks, KeepPlan, UserError
-from eaft_prune.stages.evaluate import evaluate
-from eaft_prune.stages.export import export
+from eaft_prune.stages.evaluate import evaluate_masked
+from eaft_prune.stages.export import Target, export
 
 if TYPE_CHECKING:
     from eaft_prune.engines.transformers import TransformersEngine
@@ -157,9 +157,9 @@ def test_masked_is_exported(
     plan = random_plan(seed=keep + 10, keep=keep)
     files = open_model(base)
     how = {"base": {"label": "tiny", "digest": "0"}}
-    export(family_of(files.config), files, plan, tmp_path / "out", "k", 10**9, how, nothing)
+    export(family_of(files.config), files, plan, Target(tmp_path / "out", "k", 10**9, how), nothing)
 
-    masked = evaluate(load(base), blocks, plan, nothing)
+    masked = evaluate_masked(load(base), blocks, plan, nothing)
     written = load(tmp_path / "out").score(blocks, nothing)
     np.testing.assert_allclose(masked.logp_T, written.logp_T, rtol=1e-5)
     np.testing.assert_allclose(masked.entropy_T, written.entropy_T, rtol=1e-5, atol=1e-6)
@@ -182,16 +182,18 @@ def test_a_masked_ragged_plan_is_the_padded_export(
     files = open_model(base)
     how = {"base": {"label": "tiny", "digest": "0"}}
     out = tmp_path / "out"
-    export(family_of(files.config), files, plan, out, "k", 10**9, how, nothing, pad_ragged=True)
+    export(
+        family_of(files.config), files, plan, Target(out, "k", 10**9, how, pad_ragged=True), nothing
+    )
 
-    masked = evaluate(load(base), blocks, plan, nothing)
+    masked = evaluate_masked(load(base), blocks, plan, nothing)
     written = load(out).score(blocks, nothing)
     np.testing.assert_allclose(masked.logp_T, written.logp_T, rtol=1e-5)
     np.testing.assert_allclose(masked.entropy_T, written.entropy_T, rtol=1e-5, atol=1e-6)
     eager = oracle_logp(tiny.eager_model(out), blocks)
     np.testing.assert_allclose(masked.logp_T, eager, atol=2e-5, rtol=2e-5)
     # and the padding would be seen: without its -inf another model is read
-    unmuted = evaluate(load(base), blocks, padded(plan), nothing)
+    unmuted = evaluate_masked(load(base), blocks, padded(plan), nothing)
     assert np.abs(unmuted.logp_T - masked.logp_T).max() > 1e-3
 
 
@@ -216,7 +218,7 @@ def test_masked_routes_like_a_loop_without_the_dropped_experts(
         for r in routers
     ]
     try:
-        evaluate(engine, make_blocks(1, 24, seed=seed), plan, nothing)
+        evaluate_masked(engine, make_blocks(1, 24, seed=seed), plan, nothing)
     finally:
         for handle in handles:
             handle.remove()
@@ -286,7 +288,7 @@ def test_masking_all_kept_changes_nothing(
     blocks = make_blocks(2, 20)
     all_kept = KeepPlan((tuple(range(8)),) * 2, 8)
     plain = engine.score(blocks, nothing)
-    masked = evaluate(engine, blocks, all_kept, nothing)
+    masked = evaluate_masked(engine, blocks, all_kept, nothing)
     assert np.array_equal(plain.logp_T, masked.logp_T)
 
 

@@ -10,8 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eaft_prune.engines.mxfp4 import nearest, quantize, with_feedback
-from eaft_prune.engines.packed import dequantize
+from eaft_prune.checkpoints.formats import MXFP4
+from eaft_prune.checkpoints.formats.e2m1 import dequantize, nearest, quantize
+from eaft_prune.repair.rounding import with_feedback
 
 GRID = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 
@@ -96,7 +97,7 @@ def test_feedback_gives_representable_weights_nearer_than_plain_rounding(
     problem: tuple[torch.Tensor, torch.Tensor],
 ) -> None:
     weights, metric = problem
-    fed = with_feedback(weights, metric, 64)
+    fed = with_feedback(weights, metric, 64, MXFP4.grid)
     again = values_of(*quantize(fed[:64].T.contiguous())).T.double()
     torch.testing.assert_close(again, fed[:64], rtol=0, atol=0)
     plain = weights.clone()
@@ -108,7 +109,7 @@ def test_rows_that_stay_exact_end_where_they_serve_best(
     problem: tuple[torch.Tensor, torch.Tensor],
 ) -> None:
     weights, metric = problem
-    fed = with_feedback(weights, metric, 64)
+    fed = with_feedback(weights, metric, 64, MXFP4.grid)
     slope = (metric @ (fed - weights))[64:]  # of the loss, in the rows that are not rounded
     torch.testing.assert_close(slope, torch.zeros_like(slope), rtol=0, atol=1e-6)
 
@@ -121,13 +122,13 @@ def test_several_problems_are_solved_in_step(problem: tuple[torch.Tensor, torch.
         (weights, metric + metric.diag().diag()),
     ]
     stacks = (torch.stack(part) for part in zip(*several, strict=True))
-    for one, alone in zip(with_feedback(*stacks, 64), several, strict=True):
-        torch.testing.assert_close(one, with_feedback(*alone, 64))
+    for one, alone in zip(with_feedback(*stacks, 64, MXFP4.grid), several, strict=True):
+        torch.testing.assert_close(one, with_feedback(*alone, 64, MXFP4.grid))
 
 
 def test_features_that_are_not_correlated_get_plain_rounding() -> None:
     weights = torch.from_numpy(np.random.default_rng(3).normal(0, 1, (32, 5)))
-    fed = with_feedback(weights, torch.eye(32, dtype=torch.float64) * 3, 32)
+    fed = with_feedback(weights, torch.eye(32, dtype=torch.float64) * 3, 32, MXFP4.grid)
     plain = values_of(*quantize(weights.T.contiguous())).T.double()
     torch.testing.assert_close(fed, plain, rtol=0, atol=0)
 

@@ -20,10 +20,11 @@ from eaft_prune.checkpoints.families import family_of
 from eaft_prune.checkpoints.families.base import check_tensors, table_of
 from eaft_prune.checkpoints.read import file_hashes, model_digest, open_model
 from eaft_prune.checks.io_probe import io_probe
-from eaft_prune.checks.verify import check_base, check_files, read_manifest, smoke_load
+from eaft_prune.checks.verify import check_base, check_files, smoke_load
 from eaft_prune.core.types import Blocks, KeepPlan, UserError
-from eaft_prune.stages.evaluate import evaluate
-from eaft_prune.stages.export import export
+from eaft_prune.records.manifest import read_manifest
+from eaft_prune.stages.evaluate import evaluate_masked
+from eaft_prune.stages.export import Target, export
 
 if TYPE_CHECKING:
     from eaft_prune.engines.transformers import TransformersEngine
@@ -101,7 +102,9 @@ def run(source: Path, plan: KeepPlan, target: Path, **how: Any) -> Path:
     files = open_model(source)
     origin = {"label": "tiny", "digest": model_digest(file_hashes(files, nothing))}
     family = family_of(files.config)
-    return export(family, files, plan, target, "k", 10**9, {"base": origin}, nothing, **how).path
+    return export(
+        family, files, plan, Target(target, "k", 10**9, {"base": origin}, **how), nothing
+    ).path
 
 
 def weights_of(path: Path) -> dict[str, torch.Tensor]:
@@ -231,7 +234,7 @@ def test_masked_is_exported(
     kept = [tuple(sorted(rng.permutation(8)[:keep].tolist())) for _ in range(2)]
     plan, blocks = KeepPlan(tuple(kept), 8), make_blocks(3, 40, seed=keep)
     before = engine.score(blocks, nothing)
-    masked = evaluate(engine, blocks, plan, nothing)
+    masked = evaluate_masked(engine, blocks, plan, nothing)
     out = run(base, plan, tmp_path / "out")
     written = load(out).score(blocks, nothing)
     assert np.abs(before.logp_T - masked.logp_T).max() > 1e-2
@@ -255,12 +258,12 @@ def test_masks_nest_and_are_undone_when_the_body_raises(
         KeepPlan(((0, 1, 2, 3), (3, 4, 5, 6)), 8),
         KeepPlan(((1, 2, 3), (4, 5, 6)), 8),
     )
-    plain, alone = engine.score(blocks, nothing), evaluate(engine, blocks, inner, nothing)
+    plain, alone = engine.score(blocks, nothing), evaluate_masked(engine, blocks, inner, nothing)
 
     def body() -> None:
         with engine.masked(outer):
             between = engine.score(blocks, nothing).logp_T
-            nested = evaluate(engine, blocks, inner, nothing)
+            nested = evaluate_masked(engine, blocks, inner, nothing)
             assert np.array_equal(nested.logp_T, alone.logp_T)
             assert np.array_equal(engine.score(blocks, nothing).logp_T, between)
             raise RuntimeError("body")
@@ -271,7 +274,7 @@ def test_masks_nest_and_are_undone_when_the_body_raises(
     with pytest.raises(UserError, match="layers"), engine.masked(KeepPlan(((0, 1),) * 3, 8)):
         pass
     everything = KeepPlan((tuple(range(8)),) * 2, 8)
-    kept_all = evaluate(engine, blocks, everything, nothing)
+    kept_all = evaluate_masked(engine, blocks, everything, nothing)
     assert np.array_equal(kept_all.logp_T, plain.logp_T)
 
 

@@ -21,12 +21,12 @@ from eaft_prune.checks.verify import (
     Finding,
     check_base,
     check_files,
-    read_manifest,
     smoke_load,
     work,
 )
 from eaft_prune.core.types import KeepPlan
-from eaft_prune.stages.export import export
+from eaft_prune.records.manifest import read_manifest
+from eaft_prune.stages.export import Target, export
 
 pytest_plugins = ("support.worlds",)
 
@@ -42,7 +42,7 @@ def exported(base: Path, target: Path) -> Path:
     origin = {"label": "tiny", "digest": model_digest(file_hashes(files, nothing))}
     texts = {"reap-recipe.yaml": "format: 1\n"}
     family = family_of(files.config)
-    export(family, files, PLAN, target, "key", 10**9, {"base": origin}, nothing, texts)
+    export(family, files, PLAN, Target(target, "key", 10**9, {"base": origin}, texts), nothing)
     return target
 
 

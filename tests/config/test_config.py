@@ -98,8 +98,9 @@ def test_the_sweep_of_criteria_has_each_that_needs_no_measuring_once() -> None:
     """Criteria that differ in their name alone are one point."""
     distinct: dict[str, set[str]] = {}
     for option in (option for option in OPTIONS if option.startswith("pruning=")):
-        (settings,) = (one.pruning for one in check([option]).experiments)
-        if not settings.measured:
+        experiments = check([option, *NEEDS.get(option, [])]).experiments
+        (settings,) = (one.pruning for one in experiments)
+        if not settings.measured and settings.function is None:
             same = distinct.setdefault(
                 settings.model_copy(update={"name": ""}).model_dump_json(), set()
             )

@@ -13,12 +13,13 @@ from support import tiny
 from support.engines import options
 
 from eaft_prune.checkpoints.families import family_of
+from eaft_prune.checkpoints.formats import FLOATS, MXFP4
+from eaft_prune.checkpoints.formats.base import Storage
 from eaft_prune.checkpoints.read import open_model
 from eaft_prune.config import CompensationSettings
 from eaft_prune.core.types import Blocks, KeepPlan
 from eaft_prune.engines.loading import load_files
 from eaft_prune.engines.packed_model import build, reader
-from eaft_prune.engines.storage import Storage
 from eaft_prune.engines.transformers import TransformersEngine
 from eaft_prune.repair.compensate import compensate
 
@@ -151,7 +152,7 @@ def test_compensation_leaves_the_residuals_it_leaves_on_the_cpu(checkpoint: Path
         own = load_files(files, options(**runtime))
         for exact in (16384, 1):
             settings = CompensationSettings(ridge=0.3, exact_unknowns=exact)
-            storage = Storage("MXFP4", "F32")
+            storage = Storage(MXFP4, FLOATS["F32"])
             found.append(
                 compensate(own, plan, cut, "down_proj", settings, storage, lambda tokens: None)
             )

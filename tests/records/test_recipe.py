@@ -20,7 +20,7 @@ from eaft_prune.core.store import load
 from eaft_prune.core.types import ExpertScores, KeepPlan
 from eaft_prune.records.recipe import read_recipe, recipe_text
 from eaft_prune.records.scores import ScoresFile, read_scores, scores_file, scores_text
-from eaft_prune.stages.export import export
+from eaft_prune.stages.export import Target, export
 
 pytest_plugins = ("support.worlds",)
 
@@ -212,7 +212,9 @@ def test_records_are_hashed_but_no_part_of_the_model(checkpoint: Path, tmp_path:
     plan = KeepPlan(((0, 2, 3, 7), (1, 2, 4, 5)), 8)
     texts = {"reap-recipe.yaml": "a: 1\n", "reap-scores.yaml": "b: 2\n"}
     done = [
-        export(family, files, plan, tmp_path / name, "key", 10**9, how, lambda n: None, extra)
+        export(
+            family, files, plan, Target(tmp_path / name, "key", 10**9, how, extra), lambda n: None
+        )
         for name, extra in (("with", texts), ("without", {}))
     ]
     assert done[0].digest == done[1].digest
@@ -223,7 +225,9 @@ def test_records_are_hashed_but_no_part_of_the_model(checkpoint: Path, tmp_path:
     assert not set(pruned.companions) & set(texts)
     assert model_digest(file_hashes(pruned, lambda n: None)) == done[0].digest
     smaller = KeepPlan(((0, 1), (2, 3)), 4)
-    export(family, pruned, smaller, tmp_path / "twice", "key", 10**9, how, lambda n: None, {})
+    export(
+        family, pruned, smaller, Target(tmp_path / "twice", "key", 10**9, how, {}), lambda n: None
+    )
     assert not set(texts) & {item.name for item in (tmp_path / "twice").iterdir()}
 
 

@@ -16,20 +16,22 @@ from safetensors import safe_open
 from support import tiny
 from support.runs import World
 
+from eaft_prune.checkpoints import formats
 from eaft_prune.checkpoints.families.gpt_oss import FAMILY
+from eaft_prune.checkpoints.formats.base import Storage
 from eaft_prune.checkpoints.read import TensorEntry, open_model
 from eaft_prune.config import CompensationSettings
 from eaft_prune.core.types import Blocks, KeepPlan
-from eaft_prune.engines.storage import Storage
 from eaft_prune.engines.transformers import TransformersEngine
 from eaft_prune.repair.compensate import Compensation, Level, compensate
-from eaft_prune.stages.export import export
+from eaft_prune.stages.export import Target, export
 
 pytest_plugins = ("support.worlds",)
 
 PLAN = KeepPlan(((0, 2, 3, 7), (1, 2, 4, 5)), 8)
 RIDGE = 0.3
-FLOAT, MXFP4 = Storage("F32", "F32"), Storage("MXFP4", "F32")
+F32 = formats.FLOATS["F32"]
+FLOAT, MXFP4 = Storage(F32, F32), Storage(formats.MXFP4, F32)
 
 
 def made(
@@ -295,7 +297,7 @@ def exported(checkpoint: Path, target: Path, done: Compensation, layers: tuple[i
             entries[name] = TensorEntry(name, str(source), dtype, shape, start, nbytes)
         start += nbytes
     how = {"base": {"label": "tiny", "digest": "0"}}
-    export(FAMILY, files, PLAN, target, "k", 10**9, how, lambda n: None, changed=entries)
+    export(FAMILY, files, PLAN, Target(target, "k", 10**9, how, changed=entries), lambda n: None)
     return target
 
 

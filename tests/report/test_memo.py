@@ -58,7 +58,7 @@ def run(
 
 
 def memo(*runs: RunSummary) -> str:
-    return decision_memo(runs, {"experiment": "tests"})
+    return decision_memo(runs, {"experiment": "tests"}, ["pipeline"], ["noise_floor", "noop"])
 
 
 def row(text: str, *starts: str) -> list[str]:

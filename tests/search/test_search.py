@@ -604,5 +604,6 @@ def test_defaults_of_the_settings_are_one_objective_and_stopping() -> None:
     }  # fmt: skip
     settings = SearchSettings.model_validate(values)
     assert settings.objectives == ("dnll",)
+    assert settings.early_stop
     assert settings.early_stop_confidence == 0.95
     assert settings.pruner is None

@@ -27,7 +27,7 @@ from eaft_prune.checkpoints.families import family_of
 from eaft_prune.checkpoints.families.base import check_tensors
 from eaft_prune.checkpoints.read import INDEX, file_hashes, model_digest, open_model
 from eaft_prune.core.types import KeepPlan, UserError
-from eaft_prune.stages.export import Exported, export, exported_digest, identical_tensors
+from eaft_prune.stages.export import Exported, Target, export, exported_digest, identical_tensors
 
 LAYERS, EXPERTS = 2, 8
 KEEP_ALL = KeepPlan((tuple(range(EXPERTS)),) * LAYERS, EXPERTS)
@@ -49,7 +49,7 @@ def run(
 ) -> Exported:
     files = open_model(source)
     family = family_of(files.config)
-    return export(family, files, plan, target, key, max_shard_bytes, HOW, on_bytes)
+    return export(family, files, plan, Target(target, key, max_shard_bytes, HOW), on_bytes)
 
 
 def tensors_of(path: Path) -> dict[str, torch.Tensor]:
@@ -353,7 +353,7 @@ def test_a_ragged_plan_is_filled_up_with_experts_nobody_is_routed_to(
     files = open_model(source)
     family = family_of(files.config)
     done = export(
-        family, files, RAGGED, tmp_path / "out", "key", 10**9, HOW, nothing, pad_ragged=True
+        family, files, RAGGED, Target(tmp_path / "out", "key", 10**9, HOW, pad_ragged=True), nothing
     )
     layout = KeepPlan(((0, 1, 2, 4, 6), (0, 2, 3, 5, 7)), EXPERTS)
     written, base = tensors_of(done.path), tensors_of(source)
@@ -378,7 +378,7 @@ def test_padding_leaves_a_uniform_plan_as_it_is(checkpoint: Path, tmp_path: Path
     files = open_model(checkpoint)
     family = family_of(files.config)
     padded = export(
-        family, files, PLAN, tmp_path / "a", "key", 10**9, HOW, nothing, pad_ragged=True
+        family, files, PLAN, Target(tmp_path / "a", "key", 10**9, HOW, pad_ragged=True), nothing
     )
     assert padded.digest == run(checkpoint, PLAN, tmp_path / "b").digest
 
@@ -387,7 +387,13 @@ def test_a_router_without_a_bias_cannot_be_padded(checkpoint: Path, tmp_path: Pa
     files = open_model(checkpoint)
     family = dataclasses.replace(family_of(files.config), router_bias=None)
     with pytest.raises(UserError, match=r"pad_ragged.*no bias"):
-        export(family, files, RAGGED, tmp_path / "out", "k", 10**9, HOW, nothing, pad_ragged=True)
+        export(
+            family,
+            files,
+            RAGGED,
+            Target(tmp_path / "out", "k", 10**9, HOW, pad_ragged=True),
+            nothing,
+        )
     assert leftovers(tmp_path) == []
 
 
@@ -423,7 +429,7 @@ CHILD = """
     from pathlib import Path
     from eaft_prune.checkpoints.read import open_model
     from eaft_prune.checkpoints.families import family_of
-    from eaft_prune.stages.export import export
+    from eaft_prune.stages.export import Target, export
     from eaft_prune.core.types import KeepPlan, UserError
 
     def on_bytes(done):
@@ -434,7 +440,8 @@ CHILD = """
     how = {{"base": {{"label": "tiny", "digest": "b" * 64}}, "criterion": "test"}}
     try:
         {before}
-        export(family_of(files.config), files, plan, Path(sys.argv[2]), "key", 10**9, how, on_bytes)
+        target = Target(Path(sys.argv[2]), "key", 10**9, how)
+        export(family_of(files.config), files, plan, target, on_bytes)
     except UserError as error:
         print("UserError:", error)
         sys.exit(2)

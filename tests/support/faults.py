@@ -16,7 +16,7 @@ from support.forks import Fork
 from support.runs import World, rows, write_pack
 
 from eaft_prune.core.store import Store, damage
-from eaft_prune.stages.export import misfits
+from eaft_prune.records.manifest import misfits
 
 # phase -> (the line that a run prints before it, the line that it prints at its end)
 PHASES = {

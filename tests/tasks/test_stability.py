@@ -17,7 +17,7 @@ from eaft_prune.core.types import Blocks, KeepPlan, TokenScores, UserError
 from eaft_prune.pipeline.traces import doubling, joined
 from eaft_prune.stages.score import score
 from eaft_prune.tasks.ablate import paired_interval, variants_of
-from eaft_prune.tasks.stability import first_rows, kept_shares, resamples, tie_zone
+from eaft_prune.tasks.stability import first_rows, kept_shares, resamples, undecided
 
 if TYPE_CHECKING:
     from eaft_prune.engines.transformers import TransformersEngine
@@ -45,8 +45,8 @@ def test_the_tie_zone_is_what_resamples_disagree_on() -> None:
     plans = [KeepPlan(((0, 1),), 4)] * 6 + [KeepPlan(((0, 2),), 4)] * 4
     shares = kept_shares(plans)
     np.testing.assert_allclose(shares, [[1, 0.6, 0.4, 0]])
-    assert tie_zone(shares, 0.95) == [[1, 2]]
-    assert tie_zone(shares, 0.55) == [[]]  # 0.6 is above, 0.4 below
+    assert undecided(shares, 0.95) == [[1, 2]]
+    assert undecided(shares, 0.55) == [[]]  # 0.6 is above, 0.4 below
 
 
 def test_an_expert_far_above_the_cut_is_in_no_tie_zone() -> None:
@@ -59,7 +59,7 @@ def test_an_expert_far_above_the_cut_is_in_no_tie_zone() -> None:
         saliency="norm", weight="uniform", reduce="mean", keep_n=3, core_pos_top_m=0,
         keep_multiple=1,
     )  # fmt: skip
-    found = tie_zone(kept_shares([kept for _, kept in resamples(HOW, s, t)]), 0.9)
+    found = undecided(kept_shares([kept for _, kept in resamples(HOW, s, t)]), 0.9)
     for zone in found:
         assert set(zone) <= {2, 3}
     assert any(zone == [2, 3] for zone in found)

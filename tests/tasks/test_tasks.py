@@ -8,6 +8,7 @@ from support.runs import REPOSITORY
 
 from eaft_prune.cli.main import check
 from eaft_prune.config import Experiment
+from eaft_prune.config.reference import head
 from eaft_prune.core.types import UserError
 from eaft_prune.tasks import TASKS, task_of
 from eaft_prune.tasks.task import run_name
@@ -29,6 +30,7 @@ def test_a_task_says_what_it_is_and_what_it_needs(name: str) -> None:
     assert task.help[0].isupper()
     assert task.help.endswith(".")
     assert "\n" not in task.help
+    assert head(OPTIONS[name]) == task.help
     assert set(task.settings) <= set(Experiment.model_fields)
     assert bool(task.needs) == bool(task.settings)
 

@@ -33,7 +33,9 @@ def router_bias(family: Family) -> Callable[[int], str]:
     return family.router_bias
 
 
-def muted(family: Family, source: ModelFiles, plan: KeepPlan, scratch: Path) -> ModelFiles:
+def with_routers_off(
+    family: Family, source: ModelFiles, plan: KeepPlan, scratch: Path
+) -> ModelFiles:
     """`source` with router biases of -inf for the experts outside the plan.
 
     The changed biases are written to the file `scratch`, and their entries point there. Raises

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
-
+from eaft_prune.checkpoints.formats import nan_test
 from eaft_prune.core.digests import digest
 from eaft_prune.core.types import UserError
 
@@ -162,7 +161,7 @@ def _entry(path: Path, name: str, info: Any, origin: int) -> TensorEntry:
 def file_hashes(model: ModelFiles, on_bytes: OnBytes) -> dict[str, str]:
     """sha256 of config, shards, index and companions; raises UserError on a NaN weight.
 
-    Float tensors are scanned as they are hashed, and e8m0 scales (`*_scales`, where 255 is NaN).
+    Float tensors are scanned, and what their format says of others.
     """
     names = ["config.json", *model.companions, *model.shards]
     if (model.path / INDEX).exists():
@@ -179,7 +178,7 @@ def file_hashes(model: ModelFiles, on_bytes: OnBytes) -> dict[str, str]:
     with ThreadPoolExecutor(THREADS) as pool:
         hashes = dict(zip(names, pool.map(sha256, names), strict=True))
     for entry in model.tensors.values():
-        has_nan = _nan_test(entry)
+        has_nan = nan_test(entry.name, entry.dtype)
         if has_nan is not None:
             with (model.path / entry.file).open("rb") as file:
                 if any(has_nan(chunk) for chunk in _read(file, entry.start, entry.nbytes)):
@@ -222,16 +221,3 @@ def _read(file: BinaryIO, start: int, length: int) -> Iterator[bytes]:
             raise UserError(f"{file.name} ended early: it changed while it was read")
         length -= len(chunk)
         yield chunk
-
-
-def _nan_test(entry: TensorEntry) -> Callable[[bytes], bool] | None:
-    """Whether a chunk of this tensor holds NaN; None if its type has none."""
-    match entry.dtype:
-        case "BF16":
-            return lambda chunk: bool(((np.frombuffer(chunk, "<u2") & 0x7FFF) > 0x7F80).any())
-        case "F16" | "F32" | "F64":
-            kind = {"F16": "<f2", "F32": "<f4", "F64": "<f8"}[entry.dtype]
-            return lambda chunk: bool(np.isnan(np.frombuffer(chunk, kind)).any())
-        case "U8" if entry.name.endswith("_scales"):
-            return lambda chunk: 255 in chunk
-    return None

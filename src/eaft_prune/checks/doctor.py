@@ -15,6 +15,7 @@ from packaging.requirements import Requirement
 
 from eaft_prune.checkpoints.families import family_of
 from eaft_prune.checkpoints.families.base import check_tensors, renumbered, slices_of
+from eaft_prune.checkpoints.formats import weights_of
 from eaft_prune.checkpoints.read import MANIFEST, ModelFiles, open_model
 from eaft_prune.config import Experiment, resolve_path
 from eaft_prune.core.diagnosis import Diagnosis
@@ -22,7 +23,8 @@ from eaft_prune.core.progress import Bars
 from eaft_prune.core.store import Store, damage, lock_of
 from eaft_prune.core.types import KeepPlan, UserError
 from eaft_prune.packs import sources
-from eaft_prune.stages.export import bytes_needed, misfits
+from eaft_prune.records.manifest import misfits
+from eaft_prune.stages.export import bytes_needed
 
 TRASH = ".trash"
 _PACKAGE = "eaft_prune"
@@ -268,13 +270,11 @@ def _holder(path: Path) -> str | None:
 
 
 def _parameters(files: ModelFiles) -> int:
-    """Number of weights: an MXFP4 block byte holds two, its scales none."""
-    total = 0
-    for name, entry in files.tensors.items():
-        values = math.prod(entry.shape)
-        total += 2 * values if name.endswith("_blocks") else values
-        total -= values if name.endswith("_scales") else 0
-    return total
+    """Number of weights."""
+    return sum(
+        weights_of(name, entry.dtype) * math.prod(entry.shape)
+        for name, entry in files.tensors.items()
+    )
 
 
 def _existing(path: Path) -> Path:

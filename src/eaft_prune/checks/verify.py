@@ -22,7 +22,7 @@ from eaft_prune.checkpoints.families.base import (
     renumbered,
     slices_of,
 )
-from eaft_prune.checkpoints.pad import muted, padded
+from eaft_prune.checkpoints.pad import padded, with_routers_off
 from eaft_prune.checkpoints.read import (
     INDEX,
     MANIFEST,
@@ -34,6 +34,7 @@ from eaft_prune.checkpoints.read import (
     tensor_bytes,
 )
 from eaft_prune.core.types import KeepPlan, UserError
+from eaft_prune.records.manifest import Manifest
 
 _CHUNK = 16 << 20
 _THREADS = min(8, os.cpu_count() or 1)
@@ -52,45 +53,6 @@ class Finding:
     tensor: str | None = None
     expert: int | None = None  # in the checkpoint
     base_expert: int | None = None
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What an export says of itself."""
-
-    path: Path
-    digest: str
-    base: Mapping[str, str]  # label, digest, and path or hub_id with revision
-    files: Mapping[str, Mapping[str, Any]]  # of the model: name -> sha256, bytes
-    records: Mapping[str, Mapping[str, Any]]  # of how it was made; not part of the digest
-    plan: KeepPlan
-    plan_digest: str
-    compensation: str  # its level
-    changed_tensors: Mapping[str, str]  # sha256 of those whose bytes are meant not to be the base's
-    padded: bool  # layers of a ragged plan were filled up with experts never routed to
-
-
-def read_manifest(path: Path) -> Manifest:
-    """The manifest of an exported checkpoint; raises UserError where there is none."""
-    values = read_json(path / MANIFEST)
-    try:
-        kept = tuple(tuple(ids) for ids in values["plan"]["kept"])
-        return Manifest(
-            path=path,
-            digest=values["digest"],
-            base=values["base"],
-            files=values["files"],
-            records=values["records"],
-            plan=KeepPlan(kept, values["plan"]["n_experts"]),
-            plan_digest=values["plan"]["digest"],
-            compensation=str(values.get("compensation", {}).get("level", "none")),
-            changed_tensors=dict(values.get("changed_tensors", {})),
-            padded=any(values["padding"]),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{path / MANIFEST} is not the manifest of an export, or of an older version: {error}"
-        ) from None
 
 
 def work(manifest: Manifest) -> int:
@@ -166,7 +128,7 @@ def check_base(
     both = [name for name in base.tensors if name in model.tensors]
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(_THREADS) as pool:
         if manifest.padded:
-            base = muted(family, base, manifest.plan, Path(folder) / "router")
+            base = with_routers_off(family, base, manifest.plan, Path(folder) / "router")
         compared = pool.map(
             lambda name: _check_tensor(
                 model, base, name, slices[name], manifest.changed_tensors.get(name), on_bytes

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ _OPEN_SETTINGS = (  # keys are the user's
     "tracking.tags",
     "eval.num_blocks",
     "gate.packs",
+    "gate.metrics",
     "replay.set",
     "search.space",
     "search.sampler.arguments",
@@ -59,6 +61,7 @@ def config_root() -> Path:
     raise FileNotFoundError(f"neither {package} nor {package.parents[1]} holds conf/config.yaml")
 
 
+@cache
 def register_defaults() -> None:
     """Let conf/config.yaml and conf/task name the settings' own defaults, beneath all options."""
     for name, node in nodes():

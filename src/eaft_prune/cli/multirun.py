@@ -67,6 +67,8 @@ def run_multirun(invocation: Invocation, launch: Callable[[Sequence[str]], int])
         files = _summary(invocation.out, jobs)
         shown = _shown(jobs)
         print(f"\n{listing(list(shown), shown.to_numpy().tolist())}\n")
+        for number, why in jobs.loc[jobs["error"] != "", ["job", "error"]].to_numpy():
+            print(f"job {number:<7} {why}")  # whole, so that paths can be copied
         print(f"summary     {invocation.out / 'summary.csv'}")
         failed = (jobs["status"] != "FINISHED").any()
         status: RunStatus = "KILLED" if stopped else "FAILED" if failed else "FINISHED"

@@ -20,11 +20,7 @@ class Settings(BaseModel):
     """A section: the one place of its defaults and, below each setting, of what it means."""
 
     model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        allow_inf_nan=False,
-        protected_namespaces=(),
-        use_attribute_docstrings=True,
+        frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=()
     )
 
 

@@ -5,8 +5,11 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import json
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -65,17 +68,30 @@ def settings() -> str:
     return "\n".join([_table(("setting", "type", "default", "meaning"), alone), *parts])
 
 
+def meanings(section: type[Settings]) -> dict[str, str]:
+    """Setting -> the string below it in the section's source."""
+    # pydantic's use_attribute_docstrings does the same, at every start
+    (source,) = ast.parse(inspect.getsource(section)).body
+    assert isinstance(source, ast.ClassDef)
+    found = {}
+    for line, below in pairwise(source.body):
+        match line, below:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(ast.Constant(str(text))):
+                found[name] = text
+    return found
+
+
 def _rows(section: type[Settings], prefix: str = "", only: str | None = None) -> Iterator[Any]:
     schema = section.model_json_schema()
-    found = defaults(section)
-    for name, field in section.model_fields.items():
+    found, meaning = defaults(section), meanings(section)
+    for name in section.model_fields:
         if only not in (None, name):
             continue
         kind = _kind(schema["properties"][name], schema.get("$defs", {}))
         value = found[name]
         shown = value if isinstance(value, str) and value else json.dumps(value)
         default = "" if value == MISSING else f"`{shown}`"
-        yield f"`{prefix}{name}`", kind, default, field.description or ""
+        yield f"`{prefix}{name}`", kind, default, meaning.get(name, "")
 
 
 def _kind(schema: Mapping[str, Any], sections: Mapping[str, Any]) -> str:

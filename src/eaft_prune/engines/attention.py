@@ -15,7 +15,7 @@ import torch.nn.functional as F
 NAME = "eaft_sink_attention"
 
 
-def sink_attention(
+def sink_attention(  # noqa: PLR0913  transformers calls it so
     module: torch.nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,

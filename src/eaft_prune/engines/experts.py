@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
+from eaft_prune.checkpoints.formats import FLOATS, MXFP4, format_of
 from eaft_prune.engines.packed import PackedWeight
-from eaft_prune.engines.storage import decoded
 
 NAME = "eaft_experts"
 RECORDER = "eaft_recorder"  # attribute of an experts module
@@ -56,12 +56,13 @@ def replaced(
     own_bias_KO = bias_EO[ids]
     bias_EO[ids] = stored[f"{name}_bias"].to(bias_EO)
     if isinstance(held, PackedWeight):
-        packed = stored[f"{name}_blocks"], stored[f"{name}_scales"]
-        setattr(module, name, held.replaced(ids, packed))
+        blocks, scales = (stored[part] for part in MXFP4.names(name))
+        setattr(module, name, held.replaced(ids, (blocks, scales)))
     else:
         matrices_EIO = weight(module, name).data
         own_KIO = matrices_EIO[ids]
-        matrices_EIO[ids] = decoded(stored, name).to(matrices_EIO)
+        form = format_of(name, stored) or FLOATS["F32"]
+        matrices_EIO[ids] = form.decoded(name, stored).to(matrices_EIO)
     try:
         yield
     finally:

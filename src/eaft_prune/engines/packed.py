@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 
 import torch
 
-Packed = tuple[torch.Tensor, torch.Tensor]  # blocks [E, R, G, 16] and scales [E, R, G]
+from eaft_prune.checkpoints.formats.e2m1 import GROUP
+from eaft_prune.checkpoints.formats.e2m1 import dequantize as dequantized
 
-_E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+Packed = tuple[torch.Tensor, torch.Tensor]  # blocks [E, R, G, 16] and scales [E, R, G]
 
 
 @dataclass(frozen=True)
@@ -60,19 +61,17 @@ class PackedWeight:
 
     def _dequantized(self, blocks: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
         *outer, groups = scales.shape
-        out = self.scratch.take(*outer, groups * 32)
+        out = self.scratch.take(*outer, groups * GROUP)
         return dequantize(blocks, scales, out).transpose(-2, -1)
 
 
 def dequantize(blocks: torch.Tensor, scales: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-    """e2m1 pairs (low nibble first) times 2^(scale - 127): [.., G, 16], [.., G] -> [.., 32 G]."""
+    """[.., G, 16] and [.., G] -> [.., 32 G]; on CUDA by a kernel, with the same bits."""
     if blocks.device.type == "cuda":
         from eaft_prune.engines.kernels import mxfp4
 
         return mxfp4.dequantize(blocks, scales, out)
-    pairs = _pairs()[blocks.reshape(-1).int()].view(*scales.shape, 32)
-    # ldexp with an exponent of -127 is 2^-127, as e8m0 says
-    return out.copy_(torch.ldexp(pairs, scales.int()[..., None] - 127).view(out.shape))
+    return dequantized(blocks, scales, out)
 
 
 class HostLayers:
@@ -145,10 +144,3 @@ def _like(layer: Mapping[str, Packed], device: torch.device, pin: bool) -> dict[
         return torch.empty(part.shape, dtype=part.dtype, device=device, pin_memory=pin)
 
     return {name: (empty(blocks), empty(scales)) for name, (blocks, scales) in layer.items()}
-
-
-def _pairs() -> torch.Tensor:
-    """[256, 2]: the two values of every byte."""
-    values = torch.tensor([*_E2M1, *(-v for v in _E2M1)])
-    byte = torch.arange(256)
-    return torch.stack([values[byte & 15], values[byte >> 4]], dim=1)

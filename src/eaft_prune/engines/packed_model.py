@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from eaft_prune.checkpoints.families.base import Family
+from eaft_prune.checkpoints.formats import MXFP4
 from eaft_prune.checkpoints.read import ModelFiles
 from eaft_prune.core.types import UserError
 from eaft_prune.engines import attention, experts
@@ -21,6 +22,8 @@ from eaft_prune.engines.world import world_size
 log = logging.getLogger(__name__)
 
 PROJECTIONS = ("gate_up_proj", "down_proj")
+_PARTS = MXFP4.names("_proj")
+_BLOCKS = _PARTS[0]
 _FREE = 0.95  # of a GPU's free memory that is taken where no limit is set
 
 ReadTensor = Callable[[str, torch.device], torch.Tensor]
@@ -47,7 +50,7 @@ class Sizes:
 
 def is_packed(files: ModelFiles) -> bool:
     """Whether the experts are MXFP4 blocks and scales."""
-    return any(name.endswith("_proj_blocks") for name in files.tensors)
+    return any(name.endswith(_BLOCKS) for name in files.tensors)
 
 
 def load(
@@ -105,16 +108,12 @@ def _limit(device: torch.device, memory_gb: float | None) -> int:
 def weigh(files: ModelFiles, dtype: torch.dtype, batch_tokens: int) -> Sizes:
     """Bytes that the parts of the model need on a device."""
     config = files.config
-    packed = {
-        n: e for n, e in files.tensors.items() if n.endswith(("_proj_blocks", "_proj_scales"))
-    }
+    packed = {n: e for n, e in files.tensors.items() if n.endswith(_PARTS)}
     layers = int(config["num_hidden_layers"])
     layer = sum(entry.nbytes for entry in packed.values()) // layers
     rest = sum(math.prod(e.shape) for n, e in files.tensors.items() if n not in packed)
     width = dtype.itemsize
-    values = sum(
-        2 * entry.nbytes for name, entry in packed.items() if name.endswith("_proj_blocks")
-    )
+    values = sum(2 * entry.nbytes for name, entry in packed.items() if name.endswith(_BLOCKS))
     hidden, inner = int(config["hidden_size"]), int(config["intermediate_size"])
     heads = int(config["num_attention_heads"]) * int(config["head_dim"])
     # what the experts hold of a chunk, what the layer holds of a batch, logits

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from eaft_prune.checkpoints.formats import FLOATS, format_of
+from eaft_prune.checkpoints.formats.base import Storage
 from eaft_prune.checkpoints.model import Model
 from eaft_prune.checkpoints.read import TensorEntry, read_header
 from eaft_prune.core.digests import digest
@@ -18,7 +20,6 @@ from eaft_prune.pipeline.requests import compensating
 from eaft_prune.pipeline.session import Session
 
 if TYPE_CHECKING:
-    from eaft_prune.engines.storage import Storage
     from eaft_prune.repair.compensate import Compensation, Level
 
 VERSION = 2  # of the stage, whose module imports torch
@@ -127,19 +128,17 @@ def _made_from(
 
 def _storage(base: Model, prefix: str) -> Storage:
     """How the projections of experts are stored; raises UserError if each in its own type."""
-    from eaft_prune.engines.storage import Storage
-
     tensors = base.files.tensors
-    found = set()
+    found: dict[Storage, None] = {}
     for stem in (f"{prefix}down_proj", f"{prefix}gate_up_proj"):
-        weight = "MXFP4" if f"{stem}_blocks" in tensors else tensors[stem].dtype
-        found.add(Storage(weight, tensors[f"{stem}_bias"].dtype))
+        weight = format_of(stem, tensors) or FLOATS[tensors[stem].dtype]
+        found[Storage(weight, FLOATS[tensors[f"{stem}_bias"].dtype])] = None
     if len(found) > 1:
         raise UserError(
             f"pruning.compensation: {prefix}down_proj and gate_up_proj are stored in different "
             f"types, {' and '.join(sorted(map(str, found)))}; use pruning.compensation=none"
         )
-    return found.pop()
+    return next(iter(found))
 
 
 def _entries(base: Model, stored: Stored[Compensation], names: list[str]) -> dict[str, TensorEntry]:

@@ -37,24 +37,21 @@ def write_plan(
     scores: ExpertScores | None = None,
 ) -> Model:
     """A plan written as a checkpoint; `how` goes into its manifest, recipe and scores beside it."""
-    target, key = target_of(session, base, plan)
+    path, key = target_of(session, base, plan)
     repaired = compensation.compensated(session, base, plan)
     how = {**how, **repaired.facts}
+    target = export.Target(
+        path,
+        key,
+        session.experiment.export.max_shard_bytes,
+        {"base": origin(session, base), **how, **repaired.changed_tensors},
+        _files_beside(session, base, plan, how, scores),
+        session.experiment.export.pad_ragged,
+        repaired.entries,
+    )
     total = base.files.weight_bytes * max(len(ids) for ids in plan.kept) // plan.n_experts
     with session.bars.bar("export", total, "B") as on_bytes:
-        done = export.export(
-            base.family,
-            base.files,
-            plan,
-            target,
-            key,
-            session.experiment.export.max_shard_bytes,
-            {"base": origin(session, base), **how, **repaired.changed_tensors},
-            on_bytes,
-            _files_beside(session, base, plan, how, scores),
-            session.experiment.export.pad_ragged,
-            repaired.entries,
-        )
+        done = export.export(base.family, base.files, plan, target, on_bytes)
     session.record(
         StageRecord(
             "export",

@@ -19,14 +19,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from eaft_prune.checkpoints.formats.base import Storage
 from eaft_prune.config.pruning import CompensationSettings
 from eaft_prune.core.types import Blocks, KeepPlan, UserError
-from eaft_prune.engines import mxfp4
 from eaft_prune.engines.base import OnTokens
-from eaft_prune.engines.storage import FLOATS, Storage, decoded, encoded
 from eaft_prune.engines.transformers import TransformersEngine
-from eaft_prune.repair import streams as activations
-from eaft_prune.repair.gate_up import gate_up
+from eaft_prune.repair import streams as residual
+from eaft_prune.repair.gate_up_projection import gate_up
 from eaft_prune.repair.least_squares import (
     Features,
     gauss_seidel,
@@ -36,6 +35,7 @@ from eaft_prune.repair.least_squares import (
     solve,
     squares,
 )
+from eaft_prune.repair.rounding import with_feedback
 from eaft_prune.repair.streams import Streams
 
 RIDGES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # of ridge=auto
@@ -114,7 +114,7 @@ def compensate(
     those it was fitted to. Reports the tokens of both streams, layer by layer, to `on_tokens`.
     """
     split = _split(blocks, settings.seed, engine.device)
-    streams = activations.start(engine, plan, blocks)
+    streams = residual.start(engine, plan, blocks)
     layers = [
         _layer(streams, layer, level, split, settings, storage, on_tokens)
         for layer in range(len(plan.kept))
@@ -143,7 +143,7 @@ def _layer(
     on_tokens: OnTokens,
 ) -> _Layer:
     """Both streams through one layer, and what its experts become; the pruned one has it."""
-    target_TH = activations.step(streams, layer, on_tokens)
+    target_TH = residual.step(streams, layer, on_tokens)
     roots_T = _roots(target_TH, settings)
     target_TH.mul_(roots_T[:, None])
     before, held_before = squares(target_TH), squares(target_TH[split.held_T])
@@ -152,13 +152,13 @@ def _layer(
         if level == "experts":
             parts = gate_up(streams, layer, target_TH, roots_T, split.held_T, settings, storage)
             if parts:
-                changed.enter_context(activations.replaced(streams, layer, "gate_up_proj", parts))
-            target_TH = activations.again(streams, layer).mul_(roots_T[:, None])
+                changed.enter_context(residual.replaced(streams, layer, "gate_up_proj", parts))
+            target_TH = residual.again(streams, layer).mul_(roots_T[:, None])
         now, held_now = squares(target_TH), squares(target_TH[split.held_T])
-        features = activations.features(streams, layer, inner=level != "bias")
+        features = residual.features(streams, layer, inner=level != "bias")
         features.scale_(roots_T)
         choice = _choice(features, target_TH, split, settings)
-        weight, bias = activations.projections(streams, layer, "down_proj")
+        weight, bias = residual.projections(streams, layer, "down_proj")
         base_UH = bias if level == "bias" else torch.cat([weight.flatten(0, 1), bias])
         x_UH, rounded_UH = _fit(features, target_TH, base_UH, choice.ridge, settings, storage)
         after = _rest(features, target_TH, rounded_UH - base_UH)
@@ -167,9 +167,9 @@ def _layer(
             new_weight, new_bias = weight, rounded_UH[-len(bias) :]
             if level != "bias":
                 new_weight = rounded_UH[: -len(bias)].view(weight.shape)
-                parts |= encoded("down_proj", new_weight, storage)
-            parts["down_proj_bias"] = new_bias.to(FLOATS[storage.bias])
-            activations.correct(streams, layer, new_weight - weight, new_bias - bias)
+                parts |= storage.weight.encoded("down_proj", new_weight)
+            parts["down_proj_bias"] = storage.bias.encode(new_bias)[0]
+            residual.correct(streams, layer, new_weight - weight, new_bias - bias)
         else:
             solved = after = now
     return _Layer(
@@ -277,16 +277,17 @@ def _fit(
     wanted_UH = base_UH.to(x_UH.dtype) + x_UH
     groups = len(features.values)
     weights = features.unknowns - groups  # of the unknowns; the others are biases
-    if storage.weight == "MXFP4" and settings.rounding == "feedback" and weights:
+    form = storage.weight
+    if form.grid is not None and settings.rounding == "feedback" and weights:
         for columns, metric_UU in solver.metrics(ridge):
             rounded = int((columns < weights).sum())
-            wanted_UH[columns] = mxfp4.with_feedback(wanted_UH[columns], metric_UU, rounded)
+            wanted_UH[columns] = with_feedback(wanted_UH[columns], metric_UU, rounded, form.grid)
     wanted_UH = wanted_UH.float()
     rounded_UH = wanted_UH.clone()
-    rounded_UH[weights:] = wanted_UH[weights:].to(FLOATS[storage.bias]).float()
+    rounded_UH[weights:] = storage.bias.encode(wanted_UH[weights:])[0].float()
     if weights:
         per_expert = wanted_UH[:weights].view(groups, -1, wanted_UH.shape[1])
-        rounded_UH[:weights] = decoded(encoded("", per_expert, storage), "").flatten(0, 1)
+        rounded_UH[:weights] = form.decode(form.encode(per_expert)).flatten(0, 1)
     return x_UH, rounded_UH
 
 

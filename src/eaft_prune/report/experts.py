@@ -72,7 +72,7 @@ def expert_map(selection: Selection) -> ExpertMap:
         load_LE=count * score.shape[1] / np.maximum(count.sum(axis=1, keepdims=True), 1),
         count_LE=count,
         kept_LE=kept,
-        tied_LE=tie_zone(score, kept.sum(axis=1)),
+        tied_LE=near_the_cut(score, kept.sum(axis=1)),
     )
 
 
@@ -82,7 +82,7 @@ def method(selection: Selection) -> str:
     return selection.criterion + ("" if level == "none" else f" with compensation={level}")
 
 
-def tie_zone(score_LE: NDArray[np.float64], keep_n_L: NDArray[np.int64]) -> NDArray[np.bool_]:
+def near_the_cut(score_LE: NDArray[np.float64], keep_n_L: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Experts whose score is within 2% of the layer's spread of the cut.
 
     The cut lies midway between the keep_n-th and the next score; a layer that keeps all has none.

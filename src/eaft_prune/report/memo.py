@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import groupby
 from typing import Any
@@ -12,18 +12,22 @@ from eaft_prune.report.evidence import Run
 from eaft_prune.report.markdown import code, inline, table
 
 FILE = "memo.md"
-JUDGED = ("pipeline",)  # tasks whose verdict is on a pruned model
-CONTROLS = ("noise_floor", "noop")  # tasks whose verdict is on the measurement itself
 
 
-def decision_memo(kept: Sequence[RunSummary], sources: Mapping[str, str]) -> str:
+def decision_memo(
+    kept: Sequence[RunSummary],
+    sources: Mapping[str, str],
+    pruning_tasks: Collection[str],
+    controls: Collection[str],
+) -> str:
     """Markdown, per base model: recommendation, verdicts per criterion, first failures, costs.
 
     A keep_n passes if every run of it passes, fails if one fails, and is undecided otherwise; the
-    recommendation is the smallest that passes. sources: where the runs were read.
+    recommendation is the smallest that passes. sources: where the runs were read. The verdicts of
+    pruning_tasks are on a pruned model, those of controls on the measurement itself.
     """
     runs = [Run(one) for one in kept]
-    judged = [run for run in runs if run.task in JUDGED and run.status and run.checks()]
+    judged = [run for run in runs if run.task in pruning_tasks and run.status and run.checks()]
     lines = ["# Decision memo", "", *(f"- {key}: {code(value)}" for key, value in sources.items())]
     lines += [f"- {len(runs)} finished runs, {len(judged)} of them with a verdict on pruning", ""]
     if not judged:
@@ -33,7 +37,7 @@ def decision_memo(kept: Sequence[RunSummary], sources: Mapping[str, str]) -> str
         ]
     for (name, digest), group in _grouped(judged, lambda run: run.model):
         lines += _model(name, digest, group)
-    lines += _controls([run for run in runs if run.task in CONTROLS and run.status])
+    lines += _controls([run for run in runs if run.task in controls and run.status])
     lines += _costs(runs)
     return "\n".join(lines).rstrip() + "\n"
 

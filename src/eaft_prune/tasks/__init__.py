@@ -148,7 +148,7 @@ _ALL = (
     Task(
         "memo",
         "The decision memo, from the runs MLflow keeps.",
-        run_memo,
+        lambda session, out: run_memo(session, out, TASKS),
         **_with_section("memo"),
         locked=False,
     ),

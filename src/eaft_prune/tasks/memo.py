@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from eaft_prune.core.files import write_atomically
@@ -9,10 +10,11 @@ from eaft_prune.core.provenance import redact
 from eaft_prune.core.types import Outcome
 from eaft_prune.pipeline.session import Session
 from eaft_prune.report.memo import FILE, decision_memo
+from eaft_prune.tasks.task import Task
 from eaft_prune.tracking.history import Archive
 
 
-def run_memo(session: Session, out: Path) -> Outcome:
+def run_memo(session: Session, out: Path, tasks: Mapping[str, Task]) -> Outcome:
     """Write memo.md from the finished runs of one MLflow experiment."""
     settings, tracking = session.experiment.memo, session.experiment.tracking
     assert settings is not None, "config requires memo.* for this task"
@@ -22,6 +24,10 @@ def run_memo(session: Session, out: Path) -> Outcome:
     sources = {"MLflow": redact(tracking.uri), "experiment": name}
     if settings.filter:
         sources["filter"] = settings.filter
-    write_atomically(out / FILE, decision_memo(finished, sources))
+    pruning, controls = (
+        [name for name, task in tasks.items() if task.evaluates == kind]
+        for kind in ("candidates", "control")
+    )
+    write_atomically(out / FILE, decision_memo(finished, sources, pruning, controls))
     session.observer.artifact(out / FILE)
     return Outcome(facts={"memo": str(out / FILE), "runs": len(finished)})

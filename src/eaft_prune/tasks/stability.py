@@ -45,7 +45,7 @@ def run_stability(session: Session, out: Path) -> Outcome:
         "agreement": rows,
         "tie_zone": {
             f"layer {layer}": {"experts": " ".join(map(str, ids)), "count": len(ids)}
-            for layer, ids in enumerate(tie_zone(shares_LE, settings.confidence))
+            for layer, ids in enumerate(undecided(shares_LE, settings.confidence))
         },
     }
     return Outcome(selection=selection, base=base.checkpoint, facts=facts)
@@ -86,7 +86,7 @@ def kept_shares(plans: Sequence[KeepPlan]) -> NDArray[np.float64]:
     return kept / len(plans)
 
 
-def tie_zone(shares_LE: NDArray[np.float64], confidence: float) -> list[list[int]]:
+def undecided(shares_LE: NDArray[np.float64], confidence: float) -> list[list[int]]:
     """Experts that resamples neither keep nor drop with this confidence, of every layer.
 
     Their distance to the cut is below the noise of drawing rows.

@@ -11,10 +11,8 @@ from eaft_prune.checkpoints.families import family_of
 from eaft_prune.checkpoints.families.base import check_tensors
 from eaft_prune.checkpoints.read import ModelFiles, file_hashes, model_digest, open_model
 from eaft_prune.checks.verify import (
-    Manifest,
     check_base,
     check_files,
-    read_manifest,
     smoke_load,
     work,
 )
@@ -22,6 +20,7 @@ from eaft_prune.config import ModelSettings, resolve_path
 from eaft_prune.core.types import Checkpoint, Outcome, UserError
 from eaft_prune.packs import sources
 from eaft_prune.pipeline.session import Session
+from eaft_prune.records.manifest import Manifest, read_manifest
 from eaft_prune.report.terminal import listing
 
 

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from eaft_prune.checkpoints.formats.base import Format
 from eaft_prune.checkpoints.read import ModelFiles
 from eaft_prune.checkpoints.slice import Slices
 from eaft_prune.core.types import KeepPlan, UserError
@@ -149,6 +150,14 @@ def compensated_tensors(family: Family, model: ModelFiles, level: str) -> frozen
 def plain(*shape: int) -> TensorSpec:
     """A tensor of any float that holds no expert."""
     return TensorSpec(None, shape, per_expert=False)
+
+
+def stored(projection: str, form: Format, sizes: tuple[int, int, int]) -> dict[str, TensorSpec]:
+    """The tensors that hold a projection of all experts; sizes: experts, outputs, inputs."""
+    return {
+        name: TensorSpec(part.dtype, part.shape(*sizes), per_expert=True)
+        for name, part in zip(form.names(projection), form.parts, strict=True)
+    }
 
 
 def layers(model: torch.nn.Module) -> list[Any]:

@@ -15,13 +15,13 @@ from eaft_prune.checkpoints.families.base import (
     layers,
     plain,
     positive,
+    stored,
 )
+from eaft_prune.checkpoints.formats import MXFP4
 from eaft_prune.core.types import KeepPlan
 
 if TYPE_CHECKING:
     import torch
-
-MXFP4_BLOCK = 32  # values that share one scale
 
 
 def _tensor_table(config: Config) -> dict[str, TensorSpec]:
@@ -65,9 +65,7 @@ def _tensor_table(config: Config) -> dict[str, TensorSpec]:
             expert = prefix + f"mlp.experts.{name}"
             table[expert + "_bias"] = TensorSpec(None, (count, rows), per_expert=True)
             if _is_mxfp4(config):
-                blocks = columns // MXFP4_BLOCK
-                table[expert + "_blocks"] = TensorSpec("U8", (count, rows, blocks, 16), True)
-                table[expert + "_scales"] = TensorSpec("U8", (count, rows, blocks), True)
+                table |= stored(expert, MXFP4, (count, rows, columns))
             else:
                 table[expert] = TensorSpec(None, (count, columns, rows), per_expert=True)
     return table

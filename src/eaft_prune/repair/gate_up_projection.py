@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 
+from eaft_prune.checkpoints.formats.base import Storage
 from eaft_prune.config.pruning import CompensationSettings
-from eaft_prune.engines import mxfp4
-from eaft_prune.engines.storage import FLOATS, Storage, encoded
-from eaft_prune.repair import streams as activations
+from eaft_prune.repair import streams as residual
 from eaft_prune.repair.gauss_newton import step
 from eaft_prune.repair.least_squares import squares
+from eaft_prune.repair.rounding import with_feedback
 from eaft_prune.repair.streams import Streams
 
 _STEPS = (1.0, 0.5, 0.25)  # of the Gauss-Newton step, tried on held-out rows
@@ -31,21 +31,21 @@ def gate_up(
     leaves held-out rows least. `target_TH` is weighted by the roots. Leaves the pruned stream
     behind the layer as the last part tried made it.
     """
-    fitted = activations.linearised(streams, layer).of(~held_T)
+    fitted = residual.linearised(streams, layer).of(~held_T)
     fitted.slopes.scale_(roots_T[~held_T])
     ridge = _RIDGE if settings.ridge == "auto" else settings.ridge
     x_KXG, metric_KXX = step(fitted, target_TH[~held_T], ridge, settings.iterations)
-    weight, bias = activations.projections(streams, layer, "gate_up_proj")
+    weight, bias = residual.projections(streams, layer, "gate_up_proj")
     base_KXG = torch.cat([weight, bias[:, None]], 1)
     least, best = squares(target_TH[held_T]), dict[str, torch.Tensor]()
     for size in _STEPS:
         wanted_KXG = base_KXG + size * x_KXG
-        if storage.weight == "MXFP4" and settings.rounding == "feedback":
-            wanted_KXG = mxfp4.with_feedback(wanted_KXG, metric_KXX, weight.shape[1])
-        parts = encoded("gate_up_proj", wanted_KXG[:, :-1], storage)
-        parts["gate_up_proj_bias"] = wanted_KXG[:, -1].to(FLOATS[storage.bias])
-        with activations.replaced(streams, layer, "gate_up_proj", parts):
-            rest_TH = activations.again(streams, layer).mul_(roots_T[:, None])
+        if (grid := storage.weight.grid) is not None and settings.rounding == "feedback":
+            wanted_KXG = with_feedback(wanted_KXG, metric_KXX, weight.shape[1], grid)
+        parts = storage.weight.encoded("gate_up_proj", wanted_KXG[:, :-1])
+        parts["gate_up_proj_bias"] = storage.bias.encode(wanted_KXG[:, -1])[0]
+        with residual.replaced(streams, layer, "gate_up_proj", parts):
+            rest_TH = residual.again(streams, layer).mul_(roots_T[:, None])
         if (rest := squares(rest_TH[held_T])) < least:
             least, best = rest, parts
     return best

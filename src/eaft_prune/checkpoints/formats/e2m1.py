@@ -1,13 +1,12 @@
-"""Numbers -> MXFP4: to the nearest value, or with each error handed on to the columns after it."""
+"""Numbers to blocks and scales of MXFP4 and back, on whatever device they lie."""
 
 from __future__ import annotations
 
 import torch
 
-from eaft_prune.repair.least_squares import cholesky
-
 GROUP = 32  # values that share one scale
-_TOP = 6.0  # the largest magnitude of e2m1: 0, 0.5, 1, 1.5, 2, 3, 4, 6 by code
+_E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # by code, without the sign
+_TOP = 6.0
 _BIAS = 127  # of e8m0, and of float32
 _LARGEST = 126  # exponent whose power of two and its inverse are normal float32 numbers
 _CANDIDATES = (0, 1, -1)  # exponents above the one that puts the largest value in [4, 8)
@@ -21,11 +20,19 @@ def quantize(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     blocks can hold are held exactly, with the sign of a zero.
     """
     grouped = values.contiguous().unflatten(-1, (-1, GROUP))
-    exponents = _exponents(grouped)
-    count, step = _steps(grouped.abs() / _power(exponents[..., None]))
+    powers = exponents(grouped)
+    count, step = _steps(grouped.abs() / _power(powers[..., None]))
     codes = (count + torch.where(step < 1, 0.0, 2 * step)).to(torch.uint8)
     codes = (codes | (torch.signbit(grouped).to(torch.uint8) << 3)).unflatten(-1, (16, 2))
-    return codes[..., 0] | (codes[..., 1] << 4), (exponents + _BIAS).to(torch.uint8)
+    return codes[..., 0] | (codes[..., 1] << 4), (powers + _BIAS).to(torch.uint8)
+
+
+def dequantize(blocks: torch.Tensor, scales: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    """e2m1 pairs (low nibble first) times 2^(scale - 127): [.., G, 16], [.., G] -> [.., 32 G]."""
+    pairs = _pairs(blocks.device)[blocks.reshape(-1).int()].view(*scales.shape, GROUP)
+    powers = scales.int()[..., None] - _BIAS
+    half = powers >> 1  # 2^-127 is no normal number: by two that are
+    return out.copy_((pairs * _power(half) * _power(powers - half)).view(out.shape))
 
 
 def nearest(grouped: torch.Tensor, exponents: torch.Tensor) -> torch.Tensor:
@@ -35,42 +42,16 @@ def nearest(grouped: torch.Tensor, exponents: torch.Tensor) -> torch.Tensor:
     return torch.copysign(count * step * power, grouped)
 
 
-def with_feedback(weights_UH: torch.Tensor, metric_UU: torch.Tensor, rounded: int) -> torch.Tensor:
-    """Weights whose first `rounded` rows MXFP4 can hold, near in tr((W - Q)' metric (W - Q)).
-
-    [.., U, H] and [.., U, U]: one problem, or several in step.
-
-    Row after row is rounded and its error made good by the rows after it as far as they can (GPTQ,
-    Frantar et al. 2022, arXiv:2210.17323); 32 rows share a scale per column, chosen when the first
-    of them is reached. Rows from `rounded` on stay as exact as they come.
-    """
-    spread = cholesky(torch.cholesky_inverse(cholesky(metric_UU))).mT
-    out = weights_UH.clone()
-    for first in range(0, rounded, GROUP):
-        group = slice(first, first + GROUP)
-        exponents = _exponents(out[..., group, :].mT)
-        errors = torch.empty_like(out[..., group, :])
-        for row in range(first, first + GROUP):
-            value = nearest(out[..., row, :], exponents)
-            error = (out[..., row, :] - value) / spread[..., row, row, None]
-            out[..., row, :] = value
-            later = slice(row + 1, first + GROUP)
-            out[..., later, :] -= spread[..., row, later, None] * error[..., None, :]
-            errors[..., row - first, :] = error
-        out[..., first + GROUP :, :] -= spread[..., group, first + GROUP :].mT @ errors
-    return out
-
-
-def _exponents(grouped: torch.Tensor) -> torch.Tensor:
+def exponents(grouped: torch.Tensor) -> torch.Tensor:
     """The power of two of each group of 32, [.., 32] -> int32 [..]."""
     largest = grouped.abs().amax(-1)
     # frexp: largest = m 2^e with m in [1/2, 1), so e - 3 puts it in [4, 8)
     origin = torch.where(largest > 0, torch.frexp(largest).exponent - 3, 0)
     best, least = torch.zeros_like(origin), torch.full_like(largest, torch.inf)
     for offset in _CANDIDATES:
-        exponents = (origin + offset).clamp(-_LARGEST, _LARGEST)
-        error = (nearest(grouped, exponents[..., None]) - grouped).square().sum(-1)
-        best = torch.where(error < least, exponents, best)
+        tried = (origin + offset).clamp(-_LARGEST, _LARGEST)
+        error = (nearest(grouped, tried[..., None]) - grouped).square().sum(-1)
+        best = torch.where(error < least, tried, best)
         least = torch.minimum(error, least)
     return best.to(torch.int32)
 
@@ -88,3 +69,10 @@ def _steps(magnitudes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     clipped = magnitudes.clamp(max=_TOP)
     step = torch.where(clipped < 2, 0.5, torch.where(clipped < 4, 1.0, 2.0))
     return torch.round(clipped / step), step
+
+
+def _pairs(device: torch.device) -> torch.Tensor:
+    """[256, 2]: the two values of every byte."""
+    values = torch.tensor([*_E2M1, *(-v for v in _E2M1)], device=device)
+    byte = torch.arange(256, device=device)
+    return torch.stack([values[byte & 15], values[byte >> 4]], dim=1)

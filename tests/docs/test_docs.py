@@ -73,8 +73,9 @@ def commands(path: Path) -> Iterator[str]:
     """Arguments of every command of ours that a page shows, in blocks and in line."""
     text = path.read_text()
     found = []
-    for block in re.findall(r"^```\n(.*?)^```$", text, re.M | re.S):
-        found += block.replace("\\\n", " ").splitlines()
+    for language, block in re.findall(r"^```(\w*)\n(.*?)^```$", text, re.M | re.S):
+        if not language:
+            found += block.replace("\\\n", " ").splitlines()
     found += [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", prose(text))]
     for line in found:
         if match := re.search(r"(?:python -m eaft_prune|eaft-prune) (?!\.\.\.)(.*)", line):
@@ -83,12 +84,14 @@ def commands(path: Path) -> Iterator[str]:
 
 def filled(command: str) -> list[str]:
     """The arguments with something in every placeholder."""
-    command = re.sub(r"\{\.\.\.\}", "{a: /a.parquet}", command)
+    command = command.replace("{...}", "{a: /a.parquet}").replace("\\`", "`").replace("$S", "")
     for place, value in PLACES.items():
         command = re.sub(rf"(?<==){re.escape(place)}(?=[\s,}}'\]]|$)", value, command)
-    return shlex.split(re.sub(r"\[--?[^]]*\]|\s\[[\w.]+=\S+\]", "", command), comments=True)
+    return [part for part in shlex.split(command, comments=True) if not ELSEWHERE.match(part)]
 
 
+# a file that must be there, and launchers that are not installed where tests run
+ELSEWHERE = re.compile(r"recipe=|\+?hydra[./]launcher")
 COMMANDS = sorted({command for path in (*USER, *BESIDE) for command in commands(path)})
 REFUSED = ("pruning.keepn=20", "model=gptoss20b", "pruning.keep_n=30")  # shown with their error
 

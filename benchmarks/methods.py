@@ -1,7 +1,7 @@
 """What every way to choose experts loses on the demo model, and what choosing cost.
 
     python benchmarks/methods.py [--seeds 0 1 2] [--keep 28 24 20 16] [--blocks 16]
-        [--seq-len 1024] [--methods NAME ...] [--store DIR] [--write docs/methods.md]
+        [--seq-len 1024] [--methods NAME ...] [--store DIR] [--write benchmarks/README.md]
         [-- SETTING=VALUE ...]
 
 One process, one resident model. For every seed (profile.seed, marginal.seed, eval.seed and

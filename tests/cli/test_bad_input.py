@@ -270,7 +270,7 @@ def test_too_few_rows(world: World, tmp_path: Path, part: str) -> None:
 def test_too_few_rows_to_evaluate_are_noticed_before_the_model_runs(
     world: World, tmp_path: Path
 ) -> None:
-    """DESIGN section 7: fail before the GPU starts."""
+    """Fails before the GPU starts."""
     done = refused(world.elsewhere(tmp_path), "eval.num_blocks=100000")
     assert {stage["stage"].split("/")[0] for stage in done.result["stages"]} <= {"inspect", "pack"}
 
@@ -326,7 +326,7 @@ def test_export_path_that_exists(world: World, tmp_path: Path, what: str) -> Non
 def test_export_path_that_exists_is_noticed_before_the_model_runs(
     world: World, tmp_path: Path
 ) -> None:
-    """DESIGN section 7: fail before the GPU starts."""
+    """Fails before the GPU starts."""
     (tmp_path / "target").mkdir()
     place = world.elsewhere(tmp_path)
     done = refused(place, f"export.path={tmp_path / 'target'}")

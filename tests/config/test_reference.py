@@ -1,4 +1,4 @@
-"""The tables of docs/configuration.md are those of the code."""
+"""The tables of conf/README.md are those of the code."""
 
 from __future__ import annotations
 

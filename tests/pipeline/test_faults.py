@@ -1,4 +1,4 @@
-"""A few of each fault; benchmarks/faults.py does hundreds (docs/reliability.md)."""
+"""A few of each fault; benchmarks/faults.py does hundreds (docs/operations.md)."""
 
 from __future__ import annotations
 

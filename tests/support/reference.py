@@ -1,4 +1,4 @@
-"""An outside reference: the whole pipeline written from DESIGN section 2 alone.
+"""An outside reference: the whole pipeline written from docs/definitions.md alone.
 
 Imports nothing of eaft_prune. Plain loops in float64 wherever the model itself does not decide, the
 model being transformers' own eager code in float32. Rows come in file order, all of them serve

@@ -1,4 +1,4 @@
-"""The tables of docs/configuration.md: groups with their options, sections with their settings.
+"""The tables of conf/README.md: groups with their options, sections with their settings.
 
 `python -m eaft_prune.config.reference` in the repository writes them anew between their markers.
 """
@@ -17,7 +17,7 @@ from eaft_prune.config.base import Settings
 from eaft_prune.config.defaults import MISSING, defaults, section_of
 from eaft_prune.config.experiment import Experiment
 
-PAGE = Path("docs", "configuration.md")
+PAGE = Path("conf", "README.md")
 _BOUNDS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
 
 

@@ -1,4 +1,4 @@
-"""result.json: what one run found, for programs (docs/result-schema.md)."""
+"""result.json: what one run found, for programs (README.md beside)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""MLflow keeps what happened: runs, stages, datasets, checkpoints, metrics (docs/tracking.md).
+"""MLflow keeps what happened: runs, stages, datasets, checkpoints, metrics (README.md beside).
 
 Importing this package is quick: mlflow itself is imported when a server is first contacted.
 """

@@ -367,6 +367,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> World:
     return World(home, home, packs, f"sqlite:///{home}/mlruns/mlflow.db", settings)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("case", ["qwen3_moe-not-normalised", "mixtral"])
 def test_the_pipeline_runs_on_plain_text(paths: dict[str, Path], plain: World, case: str) -> None:
     world = replace(plain, model=paths[case])
@@ -380,6 +381,7 @@ def test_the_pipeline_runs_on_plain_text(paths: dict[str, Path], plain: World, c
     assert done.result["facts"]["findings"] == []
 
 
+@pytest.mark.process
 def test_padding_a_router_without_a_bias_is_refused_before_profiling(
     paths: dict[str, Path], plain: World
 ) -> None:

@@ -23,6 +23,8 @@ from eaft_prune.checks import doctor
 from eaft_prune.core.provenance import process_tags
 from eaft_prune.core.store import Store
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> World:

@@ -315,6 +315,7 @@ def test_two_bad_settings_are_two_lines() -> None:
     assert lines[1].startswith("gate.on_fail")
 
 
+@pytest.mark.process
 def test_refused_before_torch_is_even_imported(tmp_path: Path) -> None:
     code = (
         "import sys; from eaft_prune.cli.main import main; code = main(sys.argv[1:]); "

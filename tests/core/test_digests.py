@@ -109,6 +109,7 @@ def test_what_has_no_stable_bytes_is_refused_with_its_place(value: Any) -> None:
         digest({"outer": [0, value]})
 
 
+@pytest.mark.process
 def test_digests_do_not_depend_on_the_process() -> None:
     value = {"b": [1, 2.5, None], "a": {"x": "é", "y": True}}
     code = f"from eaft_prune.core.digests import digest; print(digest({value!r}))"

@@ -348,6 +348,7 @@ def _race(root: Path, start: BarrierType, computed: Any, answers: Any) -> None:
     answers.put((stored.digest, stored.record.cached, stored.value.number))
 
 
+@pytest.mark.process
 def test_processes_that_race_for_a_key_compute_once(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     start, computed, answers = context.Barrier(2), context.Value("i", 0), context.Queue()
@@ -378,6 +379,7 @@ def _killed(root: Path) -> None:
     Store(root).run(Step("square", 1, {}, {}, Value, value))
 
 
+@pytest.mark.process
 def test_a_run_killed_before_the_rename_resumes(tmp_path: Path) -> None:
     worker = multiprocessing.get_context("spawn").Process(target=_killed, args=(tmp_path,))
     worker.start()

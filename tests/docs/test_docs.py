@@ -63,7 +63,9 @@ def test_pages_that_the_code_names_exist() -> None:
         for file in (REPOSITORY / room).rglob("*"):
             if file.suffix not in (".py", ".yaml", ".sh", ".toml"):
                 continue
-            for page in re.findall(r"(?<![\w/])(?:docs|conf|benchmarks)/[\w-]+\.md", file.read_text()):
+            for page in re.findall(
+                r"(?<![\w/])(?:docs|conf|benchmarks)/[\w-]+\.md", file.read_text()
+            ):
                 if not (REPOSITORY / page).exists():
                     lost.append(f"{file.relative_to(REPOSITORY)}: {page}")
     assert lost == []
@@ -109,13 +111,17 @@ def test_a_command_composes(command: str, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_use_lists_every_task() -> None:
-    (table,) = re.findall(r"<!-- tasks -->\n(.*?)<!-- tasks: end -->", (DOCS / "use.md").read_text(), re.S)
+    (table,) = re.findall(
+        r"<!-- tasks -->\n(.*?)<!-- tasks: end -->", (DOCS / "use.md").read_text(), re.S
+    )
     rows = re.findall(r"^\| `(\w+)` \| (.*) \|$", table, re.M)
     assert rows == [(name, task.help) for name, task in TASKS.items()]
 
 
 def test_use_lists_every_engine() -> None:
-    (line,) = re.findall(r"^`engine.name` is (.*), or `module:NAME`", (DOCS / "use.md").read_text(), re.M)
+    (line,) = re.findall(
+        r"^`engine.name` is (.*), or `module:NAME`", (DOCS / "use.md").read_text(), re.M
+    )
     assert re.findall(r"`(\w+)`", line) == list(ENGINES)
 
 

@@ -28,6 +28,7 @@ from eaft_prune.engines.sglang.serving import serve
 from eaft_prune.engines.sglang.usage import recording, selections
 
 pytest_plugins = ("support.worlds",)
+pytestmark = pytest.mark.process
 
 VERSION = "0.0.1"
 

@@ -12,6 +12,8 @@ from support import faults
 from support.forks import Fork
 from support.runs import World
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[World, Fork]:

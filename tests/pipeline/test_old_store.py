@@ -13,6 +13,8 @@ import pytest
 import yaml
 from support.runs import REPOSITORY, World
 
+pytestmark = pytest.mark.process
+
 SHORT = ("eval.num_blocks=4",)
 LOSSES = ("task=profile", "marginal.num_blocks=8", "marginal.seq_len=32", "pruning.keep_n=4")
 RUNS = {

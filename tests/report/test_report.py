@@ -477,6 +477,7 @@ def test_size_and_time_at_full_scale() -> None:
     assert len(page.encode()) <= 8_000_000
 
 
+@pytest.mark.process
 def test_importing_the_report_does_not_import_plotly() -> None:
     code = "import sys, eaft_prune.report; sys.exit('plotly' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

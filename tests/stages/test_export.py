@@ -456,6 +456,7 @@ def child(source: Path, target: Path, **parts: str) -> subprocess.CompletedProce
     )
 
 
+@pytest.mark.process
 def test_a_write_that_fails_leaves_nothing(checkpoint: Path, tmp_path: Path) -> None:
     """A file size limit stands in for whatever a file system refuses in the middle of a write."""
     before = snapshot(checkpoint)
@@ -482,6 +483,7 @@ def small_disk(tmp_path: Path) -> Any:
     subprocess.run(["umount", str(disk)], check=True)
 
 
+@pytest.mark.process
 def test_a_disk_that_is_too_full_is_one_error_and_leaves_nothing(
     small_disk: Path, tmp_path: Path
 ) -> None:
@@ -496,6 +498,7 @@ def test_a_disk_that_is_too_full_is_one_error_and_leaves_nothing(
     assert snapshot(base) == before
 
 
+@pytest.mark.process
 def test_a_disk_that_fills_up_while_writing_is_one_error_and_leaves_nothing(
     small_disk: Path, tmp_path: Path
 ) -> None:
@@ -524,6 +527,7 @@ def test_the_free_space_asked_for_is_enough(
         run(base, plan, tmp_path / "second")
 
 
+@pytest.mark.process
 def test_a_killed_export_leaves_no_checkpoint_and_the_next_one_finishes(
     checkpoint: Path, tmp_path: Path
 ) -> None:

@@ -206,6 +206,7 @@ def test_a_search_is_replayed_in_a_study_of_its_own(world: World, tmp_path: Path
     assert outputs["metrics"] == done.result["reports"]
 
 
+@pytest.mark.process
 def test_an_installed_package_does_not_take_the_commit_of_the_repository_it_lies_in(
     tmp_path: Path,
 ) -> None:

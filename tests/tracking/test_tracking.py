@@ -41,6 +41,8 @@ from eaft_prune.core.types import (
 from eaft_prune.pipeline.observer import Observer
 from eaft_prune.tracking.server import valid_name
 
+pytestmark = pytest.mark.process
+
 KEYS = [(pack, seq_len) for pack in ("a", "b", "UNION") for seq_len in (1024, 2048)]
 VERSIONS = {"torch": "2.13.0", "mlflow": "3.17.2"}
 

@@ -63,7 +63,9 @@ def test_pages_that_the_code_names_exist() -> None:
         for file in (REPOSITORY / room).rglob("*"):
             if file.suffix not in (".py", ".yaml", ".sh", ".toml"):
                 continue
-            for page in re.findall(r"(?<![\w/])(?:docs|conf|benchmarks)/[\w-]+\.md", file.read_text()):
+            for page in re.findall(
+                r"(?<![\w/])(?:docs|conf|benchmarks)/[\w-]+\.md", file.read_text()
+            ):
                 if not (REPOSITORY / page).exists():
                     lost.append(f"{file.relative_to(REPOSITORY)}: {page}")
     assert lost == []
@@ -77,14 +79,16 @@ def commands(path: Path) -> Iterator[str]:
         if not language:
             found += block.replace("\\\n", " ").splitlines()
     found += [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", prose(text))]
+    shell = dict(re.findall(r'^(\w+)="(.*)"$', text, re.M))
     for line in found:
+        line = re.sub(r"\$(\w+)", lambda name: shell.get(name[1], name[0]), line)
         if match := re.search(r"(?:python -m eaft_prune|eaft-prune) (?!\.\.\.)(.*)", line):
             yield match[1]
 
 
 def filled(command: str) -> list[str]:
     """The arguments with something in every placeholder."""
-    command = command.replace("{...}", "{a: /a.parquet}").replace("\\`", "`").replace("$S", "")
+    command = command.replace("{...}", "{a: /a.parquet}").replace("\\`", "`")
     for place, value in PLACES.items():
         command = re.sub(rf"(?<==){re.escape(place)}(?=[\s,}}'\]]|$)", value, command)
     return [part for part in shlex.split(command, comments=True) if not ELSEWHERE.match(part)]
@@ -109,13 +113,17 @@ def test_a_command_composes(command: str, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_use_lists_every_task() -> None:
-    (table,) = re.findall(r"<!-- tasks -->\n(.*?)<!-- tasks: end -->", (DOCS / "use.md").read_text(), re.S)
+    (table,) = re.findall(
+        r"<!-- tasks -->\n(.*?)<!-- tasks: end -->", (DOCS / "use.md").read_text(), re.S
+    )
     rows = re.findall(r"^\| `(\w+)` \| (.*) \|$", table, re.M)
     assert rows == [(name, task.help) for name, task in TASKS.items()]
 
 
 def test_use_lists_every_engine() -> None:
-    (line,) = re.findall(r"^`engine.name` is (.*), or `module:NAME`", (DOCS / "use.md").read_text(), re.M)
+    (line,) = re.findall(
+        r"^`engine.name` is (.*), or `module:NAME`", (DOCS / "use.md").read_text(), re.M
+    )
     assert re.findall(r"`(\w+)`", line) == list(ENGINES)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 from pathlib import Path
 from typing import Any, get_args
 
@@ -74,16 +73,6 @@ def test_every_experiment_takes_every_milestone(task: str) -> None:
             continue
         (experiment,) = check([option, f"task={task}"]).experiments
         assert experiment.task.name == task
-
-
-def test_every_command_of_the_milestones_page_composes() -> None:
-    page = (REPOSITORY / "docs" / "milestones.md").read_text()
-    commands = re.findall(r"`python -m eaft_prune (.*?)`", page)
-    assert len(commands) > 10
-    for command in commands:
-        if "+sweeps=" in command:
-            continue  # composed above, point by point
-        assert check(shlex.split(command.replace("=DIR", "=/dir"))).experiments
 
 
 @pytest.mark.parametrize("sweep", SWEEPS)

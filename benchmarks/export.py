@@ -10,6 +10,7 @@ import resource
 import shutil
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,12 +23,14 @@ from eaft_prune.core.types import KeepPlan
 from eaft_prune.stages.export import export
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Bytes written."""
+    assert __doc__ is not None
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--path", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--keep-n", type=int, default=24)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     files = open_model(options.path)
     family = family_of(files.config)
     check_tensors(family, files)
@@ -60,6 +63,7 @@ def main() -> None:
     print(f"export {written:.2f} GB in {seconds:.1f} s ({written / seconds:.2f} GB/s)")
     print(f"cp of the same bytes with sync {copy:.1f} s; export / cp = {seconds / copy:.2f}")
     print(f"peak resident memory {peak:.2f} GB; digest {done.digest}")
+    return done.bytes_written
 
 
 if __name__ == "__main__":

@@ -24,15 +24,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from common import n_experts, session
+from common import settings as checked
 
-from eaft_prune.cli.main import check
 from eaft_prune.config import Experiment
-from eaft_prune.core.progress import Bars
-from eaft_prune.core.store import Store
 from eaft_prune.core.types import UNION, KeepPlan, StageRecord
 from eaft_prune.maths.intervals import student
 from eaft_prune.pipeline.arrow import measure, select, write
-from eaft_prune.pipeline.observer import Silent
 from eaft_prune.pipeline.session import Bench, Model, Resident
 from eaft_prune.stages.pack import BlockRequest
 
@@ -81,7 +79,8 @@ def losses(bench: Bench, base: Model, keep: Sequence[int], nll: float) -> tuple[
         asked = replace(bench, experiment=bench.experiment.model_copy(update={"pruning": pruning}))
         first = len(bench.records)
         selection = select(asked, base)
-        model, mask = base, selection.plan
+        model = base
+        mask: KeepPlan | None = selection.plan
         if pruning.compensation != "none":
             model, mask = write(asked, base, selection), None
         for record in bench.records[first:]:
@@ -151,19 +150,21 @@ def experiment(
     asked: argparse.Namespace, checkpoints: Path, seed: int, overrides: Sequence[str]
 ) -> Experiment:
     """The settings of one method; greedy goes down to the smallest keep_n once for all."""
-    return check(
+    return checked(
         [
             f"profile.seed={seed}", f"marginal.seed={seed}", f"eval.seed={seed}",
             f"pruning.seed={seed}", f"compensation.seed={seed}",
-            f"marginal.rounds={32 - min(asked.keep)}",
+            f"marginal.rounds={n_experts(asked.settings) - min(asked.keep)}",
             f"eval.seq_lens=[{asked.seq_len}]", f"gate.seq_lens=[{asked.seq_len}]",
             f"eval.num_blocks={asked.blocks}", f"runtime.checkpoint_dir={checkpoints}", *overrides,
             *asked.settings,
         ]
-    ).experiments[0]  # fmt: skip
+    )  # fmt: skip
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> dict[str, list[list[float]]]:
+    """Change of PPL in % by method, seed and keep_n."""
+    assert __doc__ is not None
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("settings", nargs="*")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -175,11 +176,11 @@ def main() -> None:
     )
     parser.add_argument("--store", type=Path)
     parser.add_argument("--write", type=Path)
-    asked = parser.parse_args()
+    asked = parser.parse_args(arguments)
     methods = {name: METHODS[name] for name in METHODS if name in (REFERENCE, *asked.methods)}
     with tempfile.TemporaryDirectory() as temporary:
         home = asked.store or Path(temporary)
-        store, resident = Store(home), Resident()
+        resident = Resident()
         rows: dict[str, list[list[float]]] = {name: [] for name in methods}
         costs: dict[str, Cost] = {}
         for seed in asked.seeds:
@@ -190,7 +191,7 @@ def main() -> None:
             first = made[REFERENCE]
             if first.runtime.threads:
                 torch.set_num_threads(first.runtime.threads)
-            bench = Bench(first, store, Silent(), Bars(first.runtime.progress), resident)
+            bench = session(first, home, resident)
             base = bench.base()
             nll = mean_nll(bench, base, base, None, evaluation_request(bench))
             print(f"seed {seed}: base PPL {math.exp(nll):.4f}", flush=True)
@@ -217,6 +218,7 @@ def main() -> None:
     print(text)
     if asked.write:
         written(asked.write, text)
+    return rows
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from eaft_prune.engines.transformers import TransformersEngine
 def load(model: str, batch_tokens: int, kind: str) -> TransformersEngine:
     """The same random model in every process."""
     files = random_files(model)
-    index = torch.cuda.current_device() if kind == "cuda" else None
+    index = torch.cuda.current_device() if kind == "cuda" else 0
     return engine_of(random_model(files, torch.device(kind, index)), files, batch_tokens)
 
 

@@ -1,7 +1,7 @@
 """Write a checkpoint of gpt-oss-20b's or -120b's real shape, filled with random bytes.
 
-    python benchmarks/random_checkpoint.py --out DIR [--model 20b|120b|tiny] [--layers N] [--experts N]
-        [--tokenizer DIR]
+    python benchmarks/random_checkpoint.py --out DIR [--model 20b|120b|tiny] [--layers N]
+        [--experts N] [--tokenizer DIR]
 
 Same tensor names, types and shapes as the published checkpoints; shards of 4.8 GB. Random e2m1
 values with scales near 2^-6, random bf16 elsewhere: nothing meaningful, but everything loads.

@@ -1,10 +1,11 @@
-"""Train the demo checkpoint on one GPU (or, to try it, the CPU), round its experts to MXFP4 and write the folder.
+"""Train the demo checkpoint on one GPU, round its experts to MXFP4 and write the folder.
 
     python tools/train_demo_model.py --data WORK --packs src/eaft_prune/demo/packs --out DIR
 
 WORK is the output of tools/demo_data.py. The last quarter of the training sees rounded experts
 (straight-through), so the written 4-bit weights are the ones that were trained. Prints the
 perplexity of the written weights on the packs, none of whose rows is in the training data.
+--device cpu is to try it at a tiny size.
 """
 
 from __future__ import annotations

@@ -110,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Variant]:
     if given.unquantised:
         model = sources.model_path(checked(settings).model)
         copy = unquantised(model, given.home / "unquantised")
-        settings += ["model=local", f"model.path={copy}"]
+        settings += ["model=local", "model.name=bfloat16", f"model.path={copy}"]
     for criterion, keep_n in itertools.product(given.criteria, given.keep_n):
         for level in given.levels:
             rounded = level in ("down_proj", "experts") and not given.unquantised

@@ -29,8 +29,8 @@ SHAPES: dict[str, dict[str, int]] = {
     "20b": {"num_hidden_layers": 24, "num_local_experts": 32},
     "120b": {"num_hidden_layers": 36, "num_local_experts": 128},
     "tiny": {
-        "num_hidden_layers": 2, "num_local_experts": 8, "hidden_size": 64, "intermediate_size": 64,
-        "head_dim": 16, "num_attention_heads": 4, "num_key_value_heads": 2, "sliding_window": 16,
+        "num_hidden_layers": 2, "num_local_experts": 8, "hidden_size": 128, "intermediate_size": 64,
+        "head_dim": 16, "num_attention_heads": 4, "num_key_value_heads": 2, "sliding_window": 32,
         "vocab_size": 512, "eos_token_id": 2, "pad_token_id": 1,
     },
 }  # fmt: skip

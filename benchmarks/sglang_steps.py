@@ -36,14 +36,17 @@ class Steps:
     def left(self) -> float:
         return self.seconds - (time.monotonic() - self.started)
 
+    def require(self, seconds: float) -> None:
+        """Raise TimeoutError, within a step, unless so much time is left."""
+        if self.left < seconds:
+            raise TimeoutError(f"needs {seconds:.0f} s")
+
     @contextmanager
-    def step(self, name: str, needs: float = 0.0) -> Iterator[dict[str, Any]]:
+    def step(self, name: str) -> Iterator[dict[str, Any]]:
         """Facts of a step; what goes wrong in it is printed and written, and does not go on."""
         begin, facts = time.monotonic(), dict[str, Any]()
         print(f"--- {name} ({self.left:.0f} s left)")
         try:
-            if self.left < needs:
-                raise TimeoutError(f"needs {needs:.0f} s")
             yield facts
         except Exception as error:
             traceback.print_exc(limit=4, file=sys.stdout)
@@ -88,7 +91,8 @@ def rounds(
     points: list[Point] = []
     for repeat in repeats:
         for name in list(up) if repeat % 2 == 0 else reversed(up):
-            with steps.step(f"decode {name}, {new_tokens} new, round {repeat}", needs) as facts:
+            with steps.step(f"decode {name}, {new_tokens} new, round {repeat}") as facts:
+                steps.require(needs)
                 collect(facts, points, up[name], name, batches, new_tokens, repeat)
     report(steps, f"decode {new_tokens} new, rounds {repeats}", points, len(repeats))
 

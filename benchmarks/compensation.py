@@ -4,7 +4,7 @@
         [--keep-n 28 24 20 16] [--criteria reap eaft_reap]
         [--levels none bias down_proj experts] [--roundings nearest feedback] [--unquantised]
         [--token-weights robust uniform] [--blocks 64] [--packs UNION] [--ridges auto]
-        [--eval-blocks 32] [--home DIR]
+        [--eval-blocks 32] [--seq-len 1024] [--home DIR]
 
 One line a variant: PPL of UNION and of each pack minus the base's, in percent; means over
 layers of the residuals (of all calibration tokens as stored, of held-out rows by a fit on the
@@ -18,52 +18,51 @@ import argparse
 import itertools
 import json
 import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from common import finished
+from common import settings as checked
 
 from eaft_prune.checkpoints.read import open_model
 from eaft_prune.checkpoints.slice import copy_file, write_text
-from eaft_prune.cli.main import check
-from eaft_prune.core.progress import Bars
-from eaft_prune.core.store import Store
 from eaft_prune.engines.packed import dequantize
 from eaft_prune.packs import sources
-from eaft_prune.pipeline.arrow import measure, open_base, select, write
-from eaft_prune.pipeline.observer import Silent
-from eaft_prune.pipeline.session import Bench, Resident
-from eaft_prune.records.evaluation import compare
-
-_RESIDENT = Resident()
 
 
-def variant(home: Path, settings: list[str]) -> str:
-    """One line of the table."""
-    (experiment,) = check(
-        [
-            *settings, "runtime.progress=false", f"runtime.store_dir={home}/store",
-            f"runtime.checkpoint_dir={home}/checkpoints",
-        ]
-    ).experiments  # fmt: skip
-    bench = Bench(experiment, Store(home / "store"), Silent(), Bars(False), _RESIDENT)
-    base = open_base(bench)
-    selection = select(bench, base)
-    measured = measure(bench, base, "base", base)
-    pruned = measure(bench, write(bench, base, selection), "pruned", base)
-    reports = compare(experiment.eval, experiment.gate, measured, [pruned]).reports
-    lost = {
-        pack: 100 * (report.ppl / reports["base"][pack, length].ppl - 1)
-        for (pack, length), report in reports["pruned"].items()
-    }
-    text = "  ".join(f"{pack[:9]:>9} {percent:+6.2f}%" for pack, percent in lost.items())
-    for record in bench.records:
-        if record.stage == "compensate":
-            facts = record.facts
+@dataclass(frozen=True)
+class Variant:
+    """What one way to compensate lost and left."""
+
+    lost: dict[str, float]  # 100 (PPL / PPL_base - 1) of UNION and each pack
+    facts: dict[str, Any]  # of the compensation; empty where there was none
+    seconds: float  # to compensate
+
+    def __str__(self) -> str:
+        text = "  ".join(f"{pack[:9]:>9} {percent:+6.2f}%" for pack, percent in self.lost.items())
+        if facts := self.facts:
             text += f"  residual {facts['residual']:.3f} held {facts['held_out']:.3f} half "
             text += f"{facts['held_out_by_half']:.3f}  ridges {facts['ridges']}  "
-            text += f"{facts['scored_tokens']:,} tokens of {experiment.compensation.pack}"
-            text += f"  {record.seconds:.0f} s"
-    return text
+            text += f"{facts['scored_tokens']:,} tokens  {self.seconds:.0f} s"
+        return text
+
+
+def variant(home: Path, settings: Sequence[str]) -> Variant:
+    """The whole pipeline with these settings."""
+    result = finished([*settings, "eval.candidates=[pruned]"], home)
+    reports = result["reports"]
+    lost = {
+        pack: 100 * (report["ppl"] / reports["base"][pack][length]["ppl"] - 1)
+        for pack, lengths in reports["pruned"].items()
+        for length, report in lengths.items()
+    }
+    for stage in result["stages"]:
+        if stage["stage"] == "compensate":
+            return Variant(lost, stage["facts"], stage["seconds"])
+    return Variant(lost, {}, 0.0)
 
 
 def unquantised(model: Path, out: Path) -> Path:
@@ -89,7 +88,8 @@ def unquantised(model: Path, out: Path) -> Path:
     return out
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> dict[str, Variant]:
+    """Every line of the table by criterion, keep_n and how it was compensated."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--keep-n", nargs="*", type=int, default=[28, 24, 20, 16])
     parser.add_argument("--criteria", nargs="*", default=["reap", "eaft_reap"])
@@ -102,13 +102,15 @@ def main() -> None:
     parser.add_argument("--ridges", nargs="*", default=["auto"])
     parser.add_argument("--eval-blocks", type=int, default=32)
     parser.add_argument("--home", type=Path, default=Path(tempfile.gettempdir()) / "compensation")
-    given, settings = parser.parse_known_args()
-    settings += [f"eval.num_blocks={given.eval_blocks}", "eval.seq_lens=[1024]"]
-    settings += ["gate.seq_lens=[1024]"]
+    parser.add_argument("--seq-len", type=int, default=1024, help="of the evaluation")
+    given, settings = parser.parse_known_args(arguments)
+    found: dict[str, Variant] = {}
+    settings += [f"eval.num_blocks={given.eval_blocks}", f"eval.seq_lens=[{given.seq_len}]"]
+    settings += [f"gate.seq_lens=[{given.seq_len}]"]
     if given.unquantised:
-        (experiment,) = check(settings).experiments
-        copy = unquantised(sources.model_path(experiment.model), given.home / "unquantised")
-        settings += ["model=local", f"model.path={copy}"]
+        model = sources.model_path(checked(settings).model)
+        copy = unquantised(model, given.home / "unquantised")
+        settings += ["model=local", "model.name=bfloat16", f"model.path={copy}"]
     for criterion, keep_n in itertools.product(given.criteria, given.keep_n):
         for level in given.levels:
             rounded = level in ("down_proj", "experts") and not given.unquantised
@@ -134,7 +136,11 @@ def main() -> None:
                     ],
                 )
                 how = "/".join([level, *[rounding] * rounded, *[tokens] * (level != "none")])
-                print(f"{criterion:9} {keep_n:2}  {how:26} {line}", flush=True)
+                if level != "none":
+                    how += f"/{blocks} of {pack}/{ridge}"
+                found[f"{criterion} {keep_n} {how}"] = line
+                print(f"{criterion:9} {keep_n:2}  {how:44} {line}", flush=True)
+    return found
 
 
 if __name__ == "__main__":

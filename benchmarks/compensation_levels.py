@@ -1,7 +1,8 @@
 """What routers, gate_up and down projections can each add to compensation: a study.
 
     python benchmarks/compensation_levels.py --groups router [gate_up] [down]
-        [--keep-n 20] [--blocks 32] [--iterations 30] [--ridge 0.03] [--home DIR]
+        [--keep-n 20] [--blocks 32] [--eval-blocks 32] [--seq-len 1024] [--iterations 30]
+        [--ridge 0.03] [--home DIR]
         [-- SETTING=VALUE ...]
 
 Layer by layer one Gauss-Newton step: the layer's output, linearised in the chosen parameters of its
@@ -17,24 +18,21 @@ from __future__ import annotations
 import argparse
 import math
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from common import session, settings, untold
 from torch.func import jvp, vjp
 
-from eaft_prune.cli.main import check
-from eaft_prune.core.progress import Bars
-from eaft_prune.core.store import Store
 from eaft_prune.core.types import UNION, Blocks
 from eaft_prune.engines.transformers import TransformersEngine
-from eaft_prune.pipeline.arrow import open_base, select
-from eaft_prune.pipeline.observer import Silent
-from eaft_prune.pipeline.session import Bench, Resident
+from eaft_prune.pipeline.arrow import open_base
+from eaft_prune.pipeline.criterion import select
 from eaft_prune.repair import streams as activations
-from eaft_prune.repair.compensate import _roots, _split
 from eaft_prune.repair.least_squares import squares
 from eaft_prune.stages.pack import BlockRequest
 
@@ -43,6 +41,7 @@ GROUPS = {
     "gate_up": ("experts.gate_up_proj", "experts.gate_up_proj_bias"),
     "down": ("experts.down_proj", "experts.down_proj_bias"),
 }
+HELD_OUT = 0.2  # of the calibration rows
 STEPS = (1.0, 0.5, 0.25, 0.0)
 PROBES = 4  # of the mean squares
 Weights = dict[str, torch.Tensor]
@@ -97,7 +96,8 @@ def step(
         return problem.output(now, ids) * problem.roots_T1
 
     here = tuple(weights[name] for name in names)
-    found, pull = vjp(output, *here)
+    at_here = vjp(output, *here)
+    found, pull = at_here[0], at_here[1]
     generator = torch.Generator().manual_seed(0)
     means = [0.0] * len(here)
     for _ in range(PROBES):  # E (J'z)^2 = diag(J'J)
@@ -110,7 +110,8 @@ def step(
 
     def squared(change: Tensors) -> Tensors:
         scaled = tuple(c * s for c, s in zip(change, scales, strict=True))
-        both = zip(transposed(jvp(output, here, scaled)[1]), change, strict=True)
+        moved = jvp(output, here, scaled)[1]
+        both = zip(transposed(moved), change, strict=True)
         return tuple(v + ridge * c for v, c in both)
 
     solution = solved(squared, transposed(problem.goal_TH * problem.roots_T1 - found), iterations)
@@ -143,14 +144,30 @@ def parameter(mlp: Any, name: str) -> torch.Tensor:
     return value
 
 
+def roots(target_TH: torch.Tensor) -> torch.Tensor:
+    """Roots of the robust token weights m / (||D_t||^2 + m), m = mean ||D_t||^2, [T, 1]."""
+    squares_T = target_TH.square().sum(1)
+    mean = squares_T.mean()
+    return (mean / (squares_T + mean)).sqrt()[:, None]
+
+
+def held_out(blocks: Blocks) -> torch.Tensor:
+    """Of every scored token whether its row is held out, [T]."""
+    row_T = blocks.row_BS[blocks.scored_BS]
+    rows = np.random.default_rng(0).permutation(np.unique(row_T))
+    return torch.from_numpy(np.isin(row_T, rows[: max(1, round(len(rows) * HELD_OUT))]))
+
+
 def nll(engine: TransformersEngine, blocks: dict[str, Blocks]) -> dict[str, float]:
     return {
-        pack: -float(engine.score(part, lambda _: None).logp_T.mean(dtype="float64"))
+        pack: -float(engine.score(part, untold).logp_T.mean(dtype="float64"))
         for pack, part in blocks.items()
     }
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> list[float]:
+    """Of each layer the squares left on held-out rows, of those before."""
+    assert __doc__ is not None
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("settings", nargs="*")
     parser.add_argument("--groups", nargs="+", choices=GROUPS, required=True)
@@ -160,26 +177,37 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=30)
     parser.add_argument("--ridge", type=float, default=0.03)
     parser.add_argument("--home", type=Path, default=Path(tempfile.gettempdir()) / "levels")
-    asked = parser.parse_args()
-    (experiment,) = check(
+    parser.add_argument("--seq-len", type=int, default=1024, help="of the evaluation")
+    asked = parser.parse_args(arguments)
+    experiment = settings(
         [
             "pruning=eaft_reap", f"pruning.keep_n={asked.keep_n}", "runtime.progress=false",
             "runtime.device=cpu",
             f"runtime.store_dir={asked.home}", *asked.settings,
         ]
-    ).experiments  # fmt: skip
-    bench = Bench(experiment, Store(asked.home), Silent(), Bars(False), Resident())
+    )  # fmt: skip
+    bench = session(experiment, asked.home)
     base = open_base(bench)
     plan = select(bench, base).plan
     engine = bench.local_engine(base)
     if torch.cuda.is_available():  # loaded on the CPU: there experts are not packed
         device = torch.device("cuda")
         engine = replace(engine, model=engine.model.to(device), device=device)
-    request = BlockRequest(UNION, "profile", experiment.profile.seq_len, asked.blocks, 0)
+    request = BlockRequest(
+        UNION, "profile", experiment.profile.seq_len, asked.blocks, 0, "--blocks"
+    )
     calibration = bench.blocks(base, request).value
     evaluation = {
         pack: bench.blocks(
-            base, BlockRequest(pack, "eval", 1024, asked.eval_blocks, experiment.eval.seed)
+            base,
+            BlockRequest(
+                pack,
+                "eval",
+                asked.seq_len,
+                asked.eval_blocks,
+                experiment.eval.seed,
+                "--eval-blocks",
+            ),
         ).value
         for pack in (UNION, *bench.pack_files())
     }
@@ -192,21 +220,21 @@ def main() -> None:
 
     print(f"none  {lost()}", flush=True)
     names = [name for group in asked.groups for name in GROUPS[group]]
-    split = _split(calibration, 0, engine.device)
+    held_T, shares = held_out(calibration).to(engine.device), []
     streams = activations.start(engine, plan, calibration)
     for number, layer in enumerate(engine.model.base_model.layers):
-        target_TH = activations.step(streams, number, lambda _: None)
+        target_TH = activations.step(streams, number, untold)
         kept = list(plan.kept[number])
         parts = zip(streams.asked, streams.predictors, strict=True)
         x_TH = torch.cat([part.hidden[rows] for part, rows in parts]).float()
         everything = [name for group in GROUPS.values() for name in group]
         weights = {name: parameter(layer.mlp, name)[kept].float().clone() for name in everything}
-        roots_T1 = _roots(target_TH, experiment.compensation)[:, None]
+        roots_T1 = roots(target_TH)
         whole = Problem(layer.mlp, engine.top_k, x_TH, target_TH, roots_T1)
         goal_TH = target_TH + whole.output(weights, whole.route(weights))
         whole = replace(whole, goal_TH=goal_TH)
-        change = step(whole.at(~split.held_T), weights, names, asked.ridge, asked.iterations)
-        held = whole.at(split.held_T)
+        change = step(whole.at(~held_T), weights, names, asked.ridge, asked.iterations)
+        held = whole.at(held_T)
         tried = [
             {**weights, **{name: weights[name] + size * change[name] for name in names}}
             for size in STEPS
@@ -217,8 +245,10 @@ def main() -> None:
             for name in names:
                 parameter(layer.mlp, name)[kept] = tried[best][name].to(engine.model.dtype)
             activations.again(streams, number)
-        print(f"layer {number}  held out {rests[best] / rests[-1]:.3f}  step {STEPS[best]}")
+        shares.append(rests[best] / rests[-1])
+        print(f"layer {number}  held out {shares[-1]:.3f}  step {STEPS[best]}")
     print(f"{'+'.join(asked.groups)}  {lost()}", flush=True)
+    return shares
 
 
 if __name__ == "__main__":

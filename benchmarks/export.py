@@ -10,6 +10,7 @@ import resource
 import shutil
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,15 +20,17 @@ from eaft_prune.checkpoints.families.base import check_tensors
 from eaft_prune.checkpoints.read import open_model
 from eaft_prune.core.progress import Bars
 from eaft_prune.core.types import KeepPlan
-from eaft_prune.stages.export import export
+from eaft_prune.stages.export import Target, export
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Bytes written."""
+    assert __doc__ is not None
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--path", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--keep-n", type=int, default=24)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     files = open_model(options.path)
     family = family_of(files.config)
     check_tensors(family, files)
@@ -39,16 +42,10 @@ def main() -> None:
     target = options.out / "pruned"
     started = time.perf_counter()
     with Bars().bar("export", files.weight_bytes * options.keep_n // experts, "B") as on_bytes:
-        done = export(
-            family,
-            files,
-            KeepPlan(kept, experts),
-            target,
-            "benchmark",
-            5_000_000_000,
-            {"base": {"label": "random", "digest": ""}},
-            on_bytes,
+        where = Target(
+            target, "benchmark", 5_000_000_000, {"base": {"label": "random", "digest": ""}}
         )
+        done = export(family, files, KeepPlan(kept, experts), where, on_bytes)
     seconds = time.perf_counter() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     started = time.perf_counter()
@@ -60,6 +57,7 @@ def main() -> None:
     print(f"export {written:.2f} GB in {seconds:.1f} s ({written / seconds:.2f} GB/s)")
     print(f"cp of the same bytes with sync {copy:.1f} s; export / cp = {seconds / copy:.2f}")
     print(f"peak resident memory {peak:.2f} GB; digest {done.digest}")
+    return done.bytes_written
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@
 
 Every fault is followed by an ordinary run, which must end with the plan, metrics, verdict and
 output digests of an undisturbed run. Prints a table of counts; exit code 1 if one did not. Runs are
-of a tiny random checkpoint and take seconds, so moments within a stage are hit. tests/faults.py
-does the faults, tests/test_faults.py a few of each.
+of a tiny random checkpoint and take seconds, so moments within a stage are hit.
+tests/support/faults.py does the faults, tests/pipeline/test_faults.py a few of each.
 """
 
 from __future__ import annotations
@@ -17,26 +17,27 @@ import shutil
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "src")]
 
-import faults  # noqa: E402
+from support import faults  # noqa: E402
 from support.forks import Fork  # noqa: E402
 from support.runs import World  # noqa: E402
 
 Case = Callable[[World, random.Random], str]
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     for name, count in (("kills", 40), ("damages", 60), ("disks", 20), ("races", 20), ("seed", 0)):
         parser.add_argument(f"--{name}", type=int, default=count)
     parser.add_argument("--home", type=Path)
     parser.add_argument("--only", default="", help="cases whose name holds this text")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     home = options.home or Path(tempfile.mkdtemp(prefix="faults-"))
     world = faults.small_world(home)
     faults.finish(world.elsewhere(home / "first"))  # creates the tracking database

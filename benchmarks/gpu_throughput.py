@@ -1,156 +1,176 @@
 """Tokens per second at the real shapes of gpt-oss with random MXFP4 experts, on one GPU.
 
     PYTHONPATH=src python benchmarks/gpu_throughput.py [--model 20b] [--part packed|streamed|peer]
+        [--device cuda] [--shrink 1]
 
-One run measures the ceilings (bf16 matmul, device copy), ours, and the peer's way on the same
-weights (transformers: flex attention and grouped_mm). `share` is of the matmul ceiling, counted
-over active FLOPs: projections, chosen experts, router, attended keys, the head where scored.
+One run measures the ceilings (matmul, device copy), ours, and the peer's way on the same weights
+(transformers: flex attention and grouped_mm). *layers* scores one token a block, so that the head
+costs next to nothing. `share` is of the matmul ceiling, counted over active FLOPs: projections,
+chosen experts, router, attended keys, the head where scored. --shrink divides lengths, batches and
+the ceilings' sizes: `--model tiny --device cpu --shrink 64` tries this script.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from random_model import engine_of, random_blocks, random_files, random_model, unpack
+from common import (
+    flops_per_token,
+    forget_peak,
+    matmul_rate,
+    name_of,
+    peak_gb,
+    random_blocks,
+    seconds,
+    untold,
+)
+from random_model import engine_of, random_files, random_model, unpack
 
-from eaft_prune.core.types import KeepPlan
+from eaft_prune.checkpoints.read import ModelFiles
+from eaft_prune.core.types import KeepPlan, Trace
 from eaft_prune.engines.head import token_scores
 from eaft_prune.engines.packed_model import weigh
 
-GPU = torch.device("cuda", 0)
+SHARES = {"layers": 0.0, "2/3": 2 / 3, "all": 1.0}  # of the positions, that are scored
 
 
-def median_seconds(run: Callable[[], object], repeats: int = 3) -> float:
-    """Median wall time after one warm-up, the device idle at both ends."""
-    run()
-    times = []
-    for _ in range(repeats):
-        torch.cuda.synchronize()
-        started = time.perf_counter()
-        run()
-        torch.cuda.synchronize()
-        times.append(time.perf_counter() - started)
-    return statistics.median(times)
+@dataclass(frozen=True)
+class Rates:
+    """What was measured on one device: a table's lines as they come, and what is asked of it."""
+
+    files: ModelFiles
+    device: torch.device
+    shrink: int
+    ceiling: float  # FLOP/s
+    found: dict[str, float] = field(default_factory=dict)  # tokens per second by line
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return dict(self.files.config)
+
+    def ours(
+        self, model: Any, kind: str, seq_len: int, batch_tokens: int, names: Sequence[str]
+    ) -> None:
+        """A line for each of `layers`, `profile SHARE` and `evaluate SHARE`."""
+        seq_len, batch_tokens = seq_len // self.shrink, batch_tokens // self.shrink
+        engine = engine_of(model, self.files, batch_tokens)
+        for name in names:
+            share = SHARES[name.split()[-1]]
+            count = max(1, 4 * batch_tokens // seq_len)
+            blocks = random_blocks(count, seq_len, self.config["vocab_size"], share)
+            run = engine.trace if name.startswith("profile") else engine.score
+            flops = flops_per_token(self.config, seq_len, share)
+            line = f"{kind}, S {seq_len}, batch {batch_tokens}: {name}"
+            self.line(line, partial(run, blocks, untold), blocks.ids_BS.size, flops)
+
+    def line(self, name: str, run: Callable[[], object], tokens: int, flops: float) -> None:
+        forget_peak(self.device)
+        rate = self.found[name] = tokens / seconds(run, device=self.device)
+        share = rate * flops / self.ceiling
+        print(f"{name:<44} {rate:>8.0f} {share:>6.1%} {peak_gb(self.device):>8.1f}", flush=True)
 
 
-def body_flops_per_token(config: Any, seq_len: int) -> float:
-    """2 x multiply-adds of the layers: projections, active experts, router, attended keys."""
-    h, q = config["hidden_size"], config["num_attention_heads"] * config["head_dim"]
-    kv = config["num_key_value_heads"] * config["head_dim"]
-    expert = 3 * h * config["intermediate_size"]
-    attended = (seq_len / 2 + min(config["sliding_window"], seq_len / 2)) / 2
-    layer = h * (2 * q + 2 * kv) + config["num_experts_per_tok"] * expert
-    layer += h * config["num_local_experts"] + 2 * q * attended
-    return float(2.0 * config["num_hidden_layers"] * layer)
-
-
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
+    """Tokens per second of every line."""
+    assert __doc__ is not None
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", choices=("20b", "120b"), default="20b")
+    parser.add_argument("--model", choices=("20b", "120b", "tiny"), default="20b")
     parser.add_argument("--layers", type=int)
     parser.add_argument("--part", choices=("packed", "streamed", "peer"), default="packed")
-    options = parser.parse_args()
-    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {options}")
-    ceiling = matmul_rate()
-    print(f"bf16 matmul {ceiling / 1e12:.0f} TFLOP/s, device copy {copy_rate() / 1e12:.2f} TB/s")
+    parser.add_argument("--device", type=torch.device, default=torch.device("cuda", 0))
+    parser.add_argument("--shrink", type=int, default=1)
+    options = parser.parse_args(arguments)
+    device, shrink = options.device, options.shrink
+    print(f"{name_of(device)}, torch {torch.__version__}, {options}")
+    ceiling = matmul_rate(8192 // shrink, torch.bfloat16, device)
+    copied = copy_rate((4 << 30) // shrink**2, device)
+    print(f"bf16 matmul {ceiling / 1e12:.3g} TFLOP/s, device copy {copied / 1e12:.3g} TB/s")
     files = random_files(options.model, options.layers)
-    config = files.config
-    model = random_model(files, GPU)
-    print(f"weights resident {torch.cuda.memory_allocated() / 1e9:.1f} GB")
+    rates = Rates(files, device, shrink, ceiling)
+    model = random_model(files, device)
+    print(f"weights resident {peak_gb(device):.1f} GB")
     print(f"{'run':<44} {'tok/s':>8} {'share':>7} {'peak GB':>8}")
-
-    def show(name: str, run: Callable[[], object], tokens: int, flops: float) -> None:
-        torch.cuda.reset_peak_memory_stats()
-        rate = tokens / median_seconds(run)
-        peak = torch.cuda.max_memory_allocated() / 1e9
-        print(f"{name:<44} {rate:>8.0f} {rate * flops / ceiling:>6.1%} {peak:>8.1f}", flush=True)
-
-    head = 2.0 * config["hidden_size"] * config["vocab_size"]
-
-    def rates(kind: str, seq_len: int, batch_tokens: int, names: tuple[str, ...]) -> None:
-        count = max(1, 4 * batch_tokens // seq_len)
-        body = body_flops_per_token(config, seq_len)
-        where = f"{kind}, S {seq_len}, batch {batch_tokens}"
-        engine = engine_of(model, files, batch_tokens)
-        for name in names:
-            share = {"layers": 0.0, "2/3": 2 / 3, "all": 1.0}[name.split()[-1]]
-            blocks = random_blocks(count, seq_len, config["vocab_size"], share or 2 / 3)
-            work = {"layers": lambda e=engine, b=blocks: body_only(e, b), "evaluate": engine.score}
-            run = work.get(name.split()[0], engine.trace)
-            if name == "layers":
-                show(f"{where}: layers", run, blocks.ids_BS.size, body)
-                continue
-            flops = body + share * head
-            show(
-                f"{where}: {name} scored",
-                lambda r=run, b=blocks: r(b, _ignore),
-                blocks.ids_BS.size,
-                flops,
-            )
-
     if options.part == "packed":
-        every = ("layers", "profile 2/3", "profile all", "evaluate 2/3")
-        rates("packed", 2048, 32768, every)
-        if options.model == "20b":
-            rates("packed", 2048, 16384, ("evaluate 2/3", "profile 2/3"))
-            for seq_len in (1024, 16384):
-                rates("packed", seq_len, 32768, ("evaluate 2/3",))
-        rates("packed", 131072, 131072, ("evaluate 2/3",))
-        head_cost(model)
-        masked_switch(model, files)
-        return
-    blocks = random_blocks(8, 2048, config["vocab_size"])
-    packed = engine_of(model, files, 16384).trace(blocks, _ignore)
-    if options.part == "streamed":
-        half = len(model.base_model.layers) // 2
-        del model
-        torch.cuda.empty_cache()
-        model = random_model(files, GPU, streamed=half)
-        waiting = half * weigh(files, torch.bfloat16, 16384).layer / 1e9
-        print(f"{half} layers streamed, {waiting:.1f} GB in host memory:")
-        equal(packed, engine_of(model, files, 16384).trace(blocks, _ignore))
-        rates("streamed", 2048, 32768, ("evaluate 2/3",))
-        return
+        packed(rates, model, options.model == "120b")
+    elif options.part == "streamed":
+        streamed(rates, model)
+    else:
+        peer(rates, model)
+    return rates.found
+
+
+def packed(rates: Rates, model: Any, large: bool) -> None:
+    """Experts as they are stored; the head alone; putting on another plan."""
+    every = ("layers", "profile 2/3", "profile all", "evaluate 2/3")
+    rates.ours(model, "packed", 2048, 32768, every)
+    if not large:
+        rates.ours(model, "packed", 2048, 16384, ("evaluate 2/3", "profile 2/3"))
+        for seq_len in (1024, 16384):
+            rates.ours(model, "packed", seq_len, 32768, ("evaluate 2/3",))
+    rates.ours(model, "packed", 131072, 131072, ("evaluate 2/3",))
+    head_cost(model, 16384 // rates.shrink, rates.device)
+    masked_switch(model, rates)
+
+
+def streamed(rates: Rates, model: Any) -> None:
+    """Half of the layers in host memory."""
+    resident = some_trace(rates, model)
+    half = len(model.base_model.layers) // 2
+    model = random_model(rates.files, rates.device, streamed=half)
+    waiting = half * weigh(rates.files, torch.bfloat16, 16384).layer / 1e9
+    print(f"{half} layers streamed, {waiting:.1f} GB in host memory:")
+    check_equal(resident, some_trace(rates, model))
+    rates.ours(model, "streamed", 2048, 32768, ("evaluate 2/3",))
+
+
+def peer(rates: Rates, model: Any) -> None:
+    """The same weights dequantised once: ours, then transformers' own layers."""
+    resident = some_trace(rates, model)
     unpack(model)
     print("dequantised once, the same weights:")
-    equal(packed, engine_of(model, files, 16384).trace(blocks, _ignore))
-    rates("bf16", 2048, 32768, ("layers", "profile 2/3", "evaluate 2/3"))
-    model.set_attn_implementation("flex_attention")
+    check_equal(resident, some_trace(rates, model))
+    rates.ours(model, "bf16", 2048, 32768, ("layers", "profile 2/3", "evaluate 2/3"))
+    # flex attention has no sinks on the CPU
+    attention = "flex_attention" if rates.device.type == "cuda" else "eager"
+    model.set_attn_implementation(attention)
     model.set_experts_implementation("grouped_mm")
-    ids = torch.from_numpy(random_blocks(16, 2048, 200000).ids_BS).long().to(GPU)
-    show(
-        "transformers, flex + grouped_mm: layers",
-        lambda: plain_forward(model, ids),
-        ids.numel(),
-        body_flops_per_token(config, 2048),
-    )
+    seq_len = 2048 // rates.shrink
+    blocks = random_blocks(16, seq_len, rates.config["vocab_size"])
+    ids = torch.from_numpy(blocks.ids_BS).long().to(rates.device)
+    flops = flops_per_token(rates.config, seq_len, 0)
+    rates.line(
+        f"transformers, {attention} + grouped_mm: layers", partial(plain_forward, model, ids),
+        ids.numel(), flops,
+    )  # fmt: skip
 
 
-def matmul_rate() -> float:
-    """FLOP/s of an 8192^3 product of random bf16 matrices."""
-    a, b = (torch.randn(8192, 8192, device=GPU, dtype=torch.bfloat16) for _ in range(2))
-    return 20 * 2 * 8192**3 / median_seconds(lambda: [a @ b for _ in range(20)])
+def some_trace(rates: Rates, model: Any) -> Trace:
+    """A trace of a few blocks, to compare with that of the same weights held in another way."""
+    blocks = random_blocks(8, 2048 // rates.shrink, rates.config["vocab_size"])
+    return engine_of(model, rates.files, 16384 // rates.shrink).trace(blocks, untold)
 
 
-def copy_rate() -> float:
+def check_equal(a: Trace, b: Trace) -> None:
+    """Raise AssertionError unless two traces are equal to the last bit."""
+    for name in ("experts_TLK", "gates_TLK", "norms_TLK"):
+        assert np.array_equal(getattr(a, name), getattr(b, name)), name
+    assert np.array_equal(a.scores.logp_T, b.scores.logp_T)
+    assert np.array_equal(a.scores.entropy_T, b.scores.entropy_T)
+    print("trace and scores equal to the last bit")
+
+
+def copy_rate(size: int, device: torch.device) -> float:
     """Bytes read and written per second by a copy on the device."""
-    source = torch.randint(0, 256, (4 << 30,), device=GPU, dtype=torch.uint8)
+    source = torch.randint(0, 256, (size,), device=device, dtype=torch.uint8)
     target = torch.empty_like(source)
-    seconds = median_seconds(lambda: [target.copy_(source) for _ in range(4)])
-    return 4 * 2 * source.numel() / seconds
-
-
-@torch.inference_mode()
-def body_only(engine: Any, blocks: Any) -> None:
-    """The layers without the head."""
-    for ids, _, _ in engine._batches(blocks):
-        engine._hidden(ids)
+    spent = seconds(lambda: [target.copy_(source) for _ in range(4)], device=device)
+    return 4 * 2 * source.numel() / spent
 
 
 @torch.inference_mode()
@@ -160,49 +180,30 @@ def plain_forward(model: Any, ids: torch.Tensor) -> None:
 
 
 @torch.inference_mode()
-def head_cost(model: Any) -> None:
-    """log p, top-20 and entropy of 16,384 tokens against the bare head matmul."""
+def head_cost(model: Any, tokens: int, device: torch.device) -> None:
+    """log p, top-20 and entropy against the bare head matmul."""
     head = model.get_output_embeddings()
-    hidden = torch.randn(16384, head.weight.shape[1], device=GPU, dtype=torch.bfloat16)
-    targets = torch.randint(0, head.weight.shape[0], (16384,), device=GPU)
-    bare = median_seconds(lambda: [head(part) for part in hidden.split(5000)], 9)
-    ours = median_seconds(lambda: token_scores(head, hidden, targets, 20), 9)
+    hidden = torch.randn(tokens, head.weight.shape[1], device=device, dtype=torch.bfloat16)
+    targets = torch.randint(0, head.weight.shape[0], (tokens,), device=device)
+    bare = seconds(lambda: [head(part) for part in hidden.split(5000)], 9, device)
+    ours = seconds(lambda: token_scores(head, hidden, targets, 20), 9, device)
     print(
-        f"head, 16384 tokens: bare matmul {bare * 1e3:.1f} ms, with log p, top-20 and entropy "
+        f"head, {tokens} tokens: bare matmul {bare * 1e3:.1f} ms, with log p, top-20 and entropy "
         f"{ours * 1e3:.1f} ms: {ours / bare:.2f}x"
     )
 
 
-def masked_switch(model: Any, files: Any) -> None:
+def masked_switch(model: Any, rates: Rates) -> None:
     """Seconds to put on another keep plan and take it off again."""
-    engine = engine_of(model, files, 16384)
-    config = files.config
-    layers, count = config["num_hidden_layers"], config["num_local_experts"]
+    engine = engine_of(model, rates.files, 16384 // rates.shrink)
+    layers, count = rates.config["num_hidden_layers"], rates.config["num_local_experts"]
     plan = KeepPlan((tuple(range(count * 3 // 4)),) * layers, count)
 
     def switch() -> None:
         with engine.masked(plan):
             pass
 
-    print(f"masking another plan: {median_seconds(switch, 9) * 1e3:.2f} ms")
-
-
-def equal(a: Any, b: Any) -> None:
-    """Say whether two traces are equal to the last bit."""
-    same = all(
-        np.array_equal(x, y)
-        for x, y in (
-            (a.scores.logp_T, b.scores.logp_T),
-            (a.scores.entropy_T, b.scores.entropy_T),
-            (a.experts_TLK, b.experts_TLK),
-            (a.norms_TLK, b.norms_TLK),
-        )
-    )
-    print(f"trace and scores equal to the last bit: {same}")
-
-
-def _ignore(done: int) -> None:
-    pass
+    print(f"masking another plan: {seconds(switch, 9, rates.device) * 1e3:.2f} ms")
 
 
 if __name__ == "__main__":

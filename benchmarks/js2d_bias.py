@@ -1,6 +1,7 @@
 """JS2D of two saved evaluations against the number of tokens: plain, by halves, corrected.
 
     python benchmarks/js2d_bias.py BASE CANDIDATE [--pack UNION] [--seq-len 1024]
+        [--tokens 10000 20000 ...]
 
 BASE and CANDIDATE are directories that task=evaluate saved (`evaluations` in result.json). Blocks
 are drawn without replacement; every line is the mean over draws, the error that of one draw.
@@ -9,9 +10,12 @@ are drawn without replacement; every line is the mean over draws, the error that
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from eaft_prune.core.types import TokenScores
 from eaft_prune.maths.divergence import js2d, js2d_corrected
@@ -22,7 +26,7 @@ TOKENS = (10_000, 20_000, 50_000, 100_000, 200_000, 500_000, 1_000_000)
 DRAWS = 10
 
 
-def part(scores: TokenScores, chosen: np.ndarray) -> TokenScores:
+def part(scores: TokenScores, chosen: NDArray[Any]) -> TokenScores:
     """The tokens of the chosen blocks."""
     keep = np.isin(scores.block_T, chosen)
     return TokenScores(scores.logp_T[keep], scores.entropy_T[keep], scores.block_T[keep])
@@ -36,23 +40,27 @@ def by_halves(base: TokenScores, other: TokenScores) -> float:
     return float(2 * js2d(base, other) - mean)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> list[list[float]]:
+    """Of every line: tokens, plain, by halves, corrected, its error, and the bounds' reach."""
+    assert __doc__ is not None
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("base", type=Path)
     parser.add_argument("candidate", type=Path)
     parser.add_argument("--pack", default="UNION")
     parser.add_argument("--seq-len", type=int, default=1024)
-    asked = parser.parse_args()
+    parser.add_argument("--tokens", type=int, nargs="+", default=TOKENS)
+    asked = parser.parse_args(arguments)
     key = (asked.pack, asked.seq_len)
-    base, other = (load_evaluation(d) for d in (asked.base, asked.candidate))
-    if base.token_digests[key] != other.token_digests[key]:
+    saved = [load_evaluation(directory) for directory in (asked.base, asked.candidate)]
+    if saved[0].token_digests[key] != saved[1].token_digests[key]:
         parser.error("the two were not evaluated on the same tokens")
-    base, other = base.scores[key], other.scores[key]
+    base, other = (evaluation.scores[key] for evaluation in saved)
     blocks = np.unique(base.block_T)
     rng = np.random.default_rng(0)
     print("| tokens | blocks | draws | plain | by halves | corrected | error | 95% bounds |")
     print("| ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |")
-    for size in sorted({min(size, len(base)) for size in TOKENS}):
+    lines: list[list[float]] = []
+    for size in sorted({min(size, len(base)) for size in asked.tokens}):
         count = round(len(blocks) * size / len(base))
         rows = []
         for _ in range(1 if count == len(blocks) else DRAWS):
@@ -63,11 +71,13 @@ def main() -> None:
             rows.append(
                 (len(b), js2d(b, o), by_halves(b, o), corrected.value, corrected.error, reach)
             )
-        tokens, plain, halves, value, error, reach = np.mean(rows, axis=0)
+        lines.append(np.mean(rows, axis=0).tolist())
+        tokens, plain, halves, value, error, reach = lines[-1]
         print(
             f"| {tokens:,.0f} | {count:,} | {len(rows)} | {plain:.4f} | {halves:.4f} "
             f"| {value:.4f} | {error:.4f} | {max(value - reach, 0):.4f} to {value + reach:.4f} |"
         )
+    return lines
 
 
 if __name__ == "__main__":

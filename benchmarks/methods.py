@@ -24,16 +24,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from common import n_experts, session
+from common import settings as checked
 
-from eaft_prune.cli.main import check
+from eaft_prune.checkpoints.model import Model
 from eaft_prune.config import Experiment
-from eaft_prune.core.progress import Bars
-from eaft_prune.core.store import Store
 from eaft_prune.core.types import UNION, KeepPlan, StageRecord
 from eaft_prune.maths.intervals import student
-from eaft_prune.pipeline.arrow import measure, select, write
-from eaft_prune.pipeline.observer import Silent
-from eaft_prune.pipeline.session import Bench, Model, Resident
+from eaft_prune.pipeline.criterion import select
+from eaft_prune.pipeline.evaluation import Side, measure
+from eaft_prune.pipeline.export import write
+from eaft_prune.pipeline.requests import evaluating
+from eaft_prune.pipeline.session import Resident, Session
 from eaft_prune.stages.pack import BlockRequest
 
 BEGIN, END = "<!-- methods: begin -->", "<!-- methods: end -->"
@@ -72,19 +74,22 @@ class Cost:
         return f"{sum(self.tokens.values()):,} | {sum(self.seconds.values()):.0f}"
 
 
-def losses(bench: Bench, base: Model, keep: Sequence[int], nll: float) -> tuple[list[float], Cost]:
+def losses(
+    place: Session, base: Model, keep: Sequence[int], nll: float
+) -> tuple[list[float], Cost]:
     """Relative change of PPL in % at every keep_n, and the cost of all plans."""
     found, cost = [], Cost({}, {})
-    request = evaluation_request(bench)
+    request = evaluation_request(place)
     for keep_n in keep:
-        pruning = bench.experiment.pruning.model_copy(update={"keep_n": keep_n})
-        asked = replace(bench, experiment=bench.experiment.model_copy(update={"pruning": pruning}))
-        first = len(bench.records)
+        pruning = place.experiment.pruning.model_copy(update={"keep_n": keep_n})
+        asked = replace(place, experiment=place.experiment.model_copy(update={"pruning": pruning}))
+        first = len(place.records)
         selection = select(asked, base)
-        model, mask = base, selection.plan
+        model = base
+        mask: KeepPlan | None = selection.plan
         if pruning.compensation != "none":
             model, mask = write(asked, base, selection), None
-        for record in bench.records[first:]:
+        for record in place.records[first:]:
             unread = record.stage == "profile" and pruning.saliency == "random"
             if not unread and not record.stage.startswith(("pack/", "export", "inspect/")):
                 cost.tokens[record.key] = tokens_of(record, asked)
@@ -94,27 +99,25 @@ def losses(bench: Bench, base: Model, keep: Sequence[int], nll: float) -> tuple[
     return found, cost
 
 
-def tokens_of(record: StageRecord, bench: Bench) -> int:
+def tokens_of(record: StageRecord, place: Session) -> int:
     """Through the model; both streams of a compensation."""
     if record.stage == "compensate":
-        experiment = bench.experiment
-        return 2 * experiment.compensation.num_blocks * experiment.profile.seq_len
+        experiment = place.experiment
+        tokens: int = 2 * experiment.compensation.num_blocks * experiment.profile.seq_len
+        return tokens
     return int(record.facts.get("tokens", 0))
 
 
-def evaluation_request(bench: Bench) -> BlockRequest:
-    """UNION blocks of the evaluation rows."""
-    settings = bench.experiment.eval
-    seq_len = settings.seq_lens[0]
-    count = settings.blocks_of(UNION, seq_len)
-    return BlockRequest(UNION, "eval", seq_len, count, settings.seed)
+def evaluation_request(place: Session) -> BlockRequest:
+    """UNION blocks of the evaluation rows, of the first length."""
+    return next(one for one in evaluating(place.experiment) if one.pack == UNION)
 
 
 def mean_nll(
-    bench: Bench, base: Model, model: Model, plan: KeepPlan | None, request: BlockRequest
+    place: Session, base: Model, model: Model, plan: KeepPlan | None, request: BlockRequest
 ) -> float:
     """Mean -ln p over the blocks, of the model masked to the plan."""
-    found = measure(bench, model, "candidate", base, mask=plan, asked=[request])
+    found = measure(place, base, Side("candidate", model, plan), [request])
     return -float(found.scores[UNION, request.seq_len].logp_T.mean(dtype="float64"))
 
 
@@ -151,19 +154,21 @@ def experiment(
     asked: argparse.Namespace, checkpoints: Path, seed: int, overrides: Sequence[str]
 ) -> Experiment:
     """The settings of one method; greedy goes down to the smallest keep_n once for all."""
-    return check(
+    return checked(
         [
             f"profile.seed={seed}", f"marginal.seed={seed}", f"eval.seed={seed}",
             f"pruning.seed={seed}", f"compensation.seed={seed}",
-            f"marginal.rounds={32 - min(asked.keep)}",
+            f"marginal.rounds={n_experts(asked.settings) - min(asked.keep)}",
             f"eval.seq_lens=[{asked.seq_len}]", f"gate.seq_lens=[{asked.seq_len}]",
             f"eval.num_blocks={asked.blocks}", f"runtime.checkpoint_dir={checkpoints}", *overrides,
             *asked.settings,
         ]
-    ).experiments[0]  # fmt: skip
+    )  # fmt: skip
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> dict[str, list[list[float]]]:
+    """Change of PPL in % by method, seed and keep_n."""
+    assert __doc__ is not None
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("settings", nargs="*")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -175,11 +180,11 @@ def main() -> None:
     )
     parser.add_argument("--store", type=Path)
     parser.add_argument("--write", type=Path)
-    asked = parser.parse_args()
+    asked = parser.parse_args(arguments)
     methods = {name: METHODS[name] for name in METHODS if name in (REFERENCE, *asked.methods)}
     with tempfile.TemporaryDirectory() as temporary:
         home = asked.store or Path(temporary)
-        store, resident = Store(home), Resident()
+        resident = Resident()
         rows: dict[str, list[list[float]]] = {name: [] for name in methods}
         costs: dict[str, Cost] = {}
         for seed in asked.seeds:
@@ -190,12 +195,12 @@ def main() -> None:
             first = made[REFERENCE]
             if first.runtime.threads:
                 torch.set_num_threads(first.runtime.threads)
-            bench = Bench(first, store, Silent(), Bars(first.runtime.progress), resident)
-            base = bench.base()
-            nll = mean_nll(bench, base, base, None, evaluation_request(bench))
+            place = session(first, home, resident)
+            base = place.base()
+            nll = mean_nll(place, base, base, None, evaluation_request(place))
             print(f"seed {seed}: base PPL {math.exp(nll):.4f}", flush=True)
             for name, settings in made.items():
-                found, cost = losses(replace(bench, experiment=settings), base, asked.keep, nll)
+                found, cost = losses(replace(place, experiment=settings), base, asked.keep, nll)
                 rows[name].append(found)
                 costs.setdefault(name, cost)  # of the first seed
                 print(f"{name:<40}", *(f"{x:+8.2f}" for x in found), f"  {cost}", flush=True)
@@ -217,6 +222,7 @@ def main() -> None:
     print(text)
     if asked.write:
         written(asked.write, text)
+    return rows
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 """Write a checkpoint of gpt-oss-20b's or -120b's real shape, filled with random bytes.
 
-    python benchmarks/random_checkpoint.py --out DIR [--model 20b] [--layers N] [--experts N]
-        [--tokenizer DIR]
+    python benchmarks/random_checkpoint.py --out DIR [--model 20b|120b|tiny] [--layers N]
+        [--experts N] [--tokenizer DIR]
 
 Same tensor names, types and shapes as the published checkpoints; shards of 4.8 GB. Random e2m1
 values with scales near 2^-6, random bf16 elsewhere: nothing meaningful, but everything loads.
+`tiny` is of no published shape: it is there to try scripts.
 """
 
 from __future__ import annotations
@@ -15,22 +16,37 @@ import os
 import shutil
 import struct
 import time
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from eaft_prune.checkpoints.families.gpt_oss import FAMILY
 
-SHAPES = {"20b": (24, 32), "120b": (36, 128)}
+SHAPES: dict[str, dict[str, int]] = {
+    "20b": {"num_hidden_layers": 24, "num_local_experts": 32},
+    "120b": {"num_hidden_layers": 36, "num_local_experts": 128},
+    "tiny": {
+        "num_hidden_layers": 2, "num_local_experts": 8, "hidden_size": 128, "intermediate_size": 64,
+        "head_dim": 16, "num_attention_heads": 4, "num_key_value_heads": 2, "sliding_window": 32,
+        "vocab_size": 512, "eos_token_id": 2, "pad_token_id": 1,
+    },
+}  # fmt: skip
 SHARD_BYTES = 4_800_000_000
 CHUNK = 64 << 20
 
 Entry = tuple[str, str, tuple[int, ...], int]  # name, dtype, shape, bytes
 
 
-def config_json(layers: int, experts: int) -> dict[str, object]:
-    """config.json of the published models, for this many layers and experts."""
+def config_json(
+    model: str, layers: int | None = None, experts: int | None = None
+) -> dict[str, Any]:
+    """config.json of a model of SHAPES, with other numbers of layers and experts if given."""
+    shape = dict(SHAPES[model])
+    shape["num_hidden_layers"] = layers or shape["num_hidden_layers"]
+    shape["num_local_experts"] = experts or shape["num_local_experts"]
     return {
         "architectures": ["GptOssForCausalLM"],
         "attention_bias": True,
@@ -42,14 +58,12 @@ def config_json(layers: int, experts: int) -> dict[str, object]:
         "hidden_size": 2880,
         "initial_context_length": 4096,
         "intermediate_size": 2880,
-        "layer_types": ["sliding_attention", "full_attention"] * (layers // 2),
+        "layer_types": ["sliding_attention", "full_attention"] * (shape["num_hidden_layers"] // 2),
         "max_position_embeddings": 131072,
         "model_type": "gpt_oss",
         "num_attention_heads": 64,
         "num_experts_per_tok": 4,
-        "num_hidden_layers": layers,
         "num_key_value_heads": 8,
-        "num_local_experts": experts,
         "pad_token_id": 199999,
         "quantization_config": {
             "modules_to_not_convert": [
@@ -74,6 +88,7 @@ def config_json(layers: int, experts: int) -> dict[str, object]:
         "swiglu_limit": 7.0,
         "tie_word_embeddings": False,
         "vocab_size": 201088,
+        **shape,
     }
 
 
@@ -104,16 +119,17 @@ def write_shard(path: Path, shard: list[Entry], seed: int) -> None:
                 out.write(random_bytes(rng, name, min(CHUNK, size - first)))
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Bytes of the weights written."""
+    assert __doc__ is not None
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--model", choices=sorted(SHAPES), default="20b")
     parser.add_argument("--layers", type=int)
     parser.add_argument("--experts", type=int, help="a layer, as after pruning")
     parser.add_argument("--tokenizer", type=Path, help="a directory to copy tokenizer files from")
-    options = parser.parse_args()
-    layers, experts = SHAPES[options.model]
-    config = config_json(options.layers or layers, options.experts or experts)
+    options = parser.parse_args(arguments)
+    config = config_json(options.model, options.layers, options.experts)
     options.out.mkdir(parents=True)
     (options.out / "config.json").write_text(json.dumps(config, indent=2))
     for file in options.tokenizer.glob("*token*") if options.tokenizer else ():
@@ -140,6 +156,7 @@ def main() -> None:
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (options.out / "model.safetensors.index.json").write_text(json.dumps(index))
     print(f"{total / 1e9:.2f} GB in {len(shards)} shards, {time.perf_counter() - started:.0f} s")
+    return total
 
 
 if __name__ == "__main__":

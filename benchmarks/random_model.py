@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from random_checkpoint import SHAPES, config_json
+from random_checkpoint import config_json
 
 from eaft_prune.checkpoints.families.gpt_oss import FAMILY
 from eaft_prune.checkpoints.read import ModelFiles, TensorEntry
-from eaft_prune.core.types import Blocks
 from eaft_prune.engines.loading import register
 from eaft_prune.engines.packed import PackedWeight
 from eaft_prune.engines.packed_model import PROJECTIONS, build
@@ -21,9 +20,8 @@ from eaft_prune.engines.transformers import TransformersEngine
 
 
 def random_files(model: str, layers: int | None = None) -> ModelFiles:
-    """A checkpoint of the real shape whose tensors lie nowhere."""
-    depth, experts = SHAPES[model]
-    config = config_json(layers or depth, experts)
+    """A checkpoint of a shape of random_checkpoint.py whose tensors lie nowhere."""
+    config = config_json(model, layers)
     folder = Path(tempfile.mkdtemp())
     (folder / "config.json").write_text(json.dumps(config))
     tensors = {}
@@ -72,13 +70,3 @@ def engine_of(model: Any, files: ModelFiles, tokens: int) -> TransformersEngine:
         model, FAMILY, next(model.parameters()).device, "bfloat16", tokens, 20,
         FAMILY.top_k(config), FAMILY.n_experts(config),
     )  # fmt: skip
-
-
-def random_blocks(count: int, seq_len: int, vocab: int, share: float = 2 / 3) -> Blocks:
-    """Random ids, a random share of the positions scored."""
-    rng = np.random.default_rng(0)
-    ids = rng.integers(0, vocab, (count, seq_len)).astype(np.int32)
-    scored = rng.random((count, seq_len)) < share
-    scored[:, 0] = False
-    rows = np.zeros_like(ids)
-    return Blocks("random", seq_len, ids, scored, rows, np.zeros(1, np.int32), ("random",), "")

@@ -15,22 +15,20 @@ from __future__ import annotations
 import argparse
 import math
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from common import n_experts, session
 from methods import METHODS, evaluation_request, experiment, mean_nll
 
-from eaft_prune.core.progress import Bars
-from eaft_prune.core.store import Store
 from eaft_prune.core.types import ExpertScores, KeepPlan
-from eaft_prune.pipeline.arrow import select
-from eaft_prune.pipeline.losses import calibration_request
-from eaft_prune.pipeline.observer import Silent
-from eaft_prune.pipeline.session import Bench, Resident
+from eaft_prune.pipeline.criterion import select
+from eaft_prune.pipeline.requests import calibration
+from eaft_prune.pipeline.session import Resident
 
 Loss = Callable[[KeepPlan], float]
 NEAR, PARENTS = 6, 4
@@ -75,7 +73,9 @@ def evolve(
     return population[0][2]
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> list[tuple[float, float]]:
+    """Of every line the change of PPL in % on calibration and on evaluation blocks."""
+    assert __doc__ is not None
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("settings", nargs="*")
     parser.add_argument("--evaluations", type=int, default=100)
@@ -86,24 +86,25 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=16)
     parser.add_argument("--seq-len", type=int, default=1024)
     parser.add_argument("--store", type=Path)
-    asked = parser.parse_args()
+    asked = parser.parse_args(arguments)
+    found: list[tuple[float, float]] = []
     print("| seed | search | calibration | evaluation | tokens |")
     print("| ---: | --- | ---: | ---: | ---: |")
     with tempfile.TemporaryDirectory() as temporary:
         home = asked.store or Path(temporary)
-        store, resident = Store(home), Resident()
+        resident = Resident()
         for seed in asked.seeds:
             how = (*METHODS[asked.start], f"pruning.keep_n={asked.keep[0]}")
-            rounds = (f"marginal.rounds={32 - asked.down_to}",)
+            rounds = (f"marginal.rounds={n_experts(asked.settings) - asked.down_to}",)
             settings = experiment(asked, home / "checkpoints", seed, (*how, *rounds))
             if settings.runtime.threads:
                 torch.set_num_threads(settings.runtime.threads)
-            bench = Bench(settings, store, Silent(), Bars(False), resident)
-            base = bench.base()
-            chosen = select(bench, base)
-            request = calibration_request(bench)
-            loss = partial(mean_nll, bench, base, base, request=request)
-            later = partial(mean_nll, bench, base, base, request=evaluation_request(bench))
+            place = session(settings, home, resident)
+            base = place.base()
+            chosen = select(place, base)
+            request = calibration(place.experiment)
+            loss = partial(mean_nll, place, base, base, request=request)
+            later = partial(mean_nll, place, base, base, request=evaluation_request(place))
             whole, unseen = loss(None), later(None)
             for name, search in (("none", None), ("swaps", swap), ("evolution", evolve)):
                 plan, budget = chosen.plan, 0
@@ -112,8 +113,10 @@ def main() -> None:
                     plan = search(loss, chosen.plan, chosen.scores, budget, rng)
                 ours = 100 * math.expm1(loss(plan) - whole)
                 theirs = 100 * math.expm1(later(plan) - unseen)
+                found.append((ours, theirs))
                 tokens = budget * request.num_blocks * request.seq_len
                 print(f"| {seed} | {name} | {ours:+.2f} | {theirs:+.2f} | {tokens:,} |", flush=True)
+    return found
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@
 
 Several servers share the GPU; only one is asked at a time. A step that fails is reported and the
 others go on; results are written after each. DATA: Blocks as the store saves them in blocks/, and
-plan.json ({"kept", "n_experts"}) of the demo model.
+plan.json ({"kept", "n_experts"}) of the demo model, or of --model. `--shape tiny --shrink 64` tries
+this script.
 """
 
 from __future__ import annotations
@@ -16,29 +17,29 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import asdict, replace
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from common import options, untold
+from random_checkpoint import SHAPES
+from sglang_steps import Steps, decode, stop
 
 from eaft_prune.checkpoints.families import family_of
 from eaft_prune.checkpoints.read import open_model
-from eaft_prune.checks.decoding_speed import Point, ladder, max_stable_batch, summary
 from eaft_prune.checks.engine_parity import parity
 from eaft_prune.config import EngineSettings, RuntimeSettings
 from eaft_prune.core.store import load
 from eaft_prune.core.types import Blocks, KeepPlan
-from eaft_prune.engines.decoding import HttpDecoder, Prompts
 from eaft_prune.engines.loading import load_files
 from eaft_prune.engines.sglang.engine import SglangEngine
 from eaft_prune.engines.sglang.server import Server, launch
 from eaft_prune.engines.sglang.serving import serve
 from eaft_prune.engines.sglang.usage import recording, selections
-from eaft_prune.stages.export import export
+from eaft_prune.stages.export import Target, export
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DEMO = REPOSITORY / "src" / "eaft_prune" / "demo" / "checkpoint"
@@ -48,57 +49,30 @@ ARGS = (
     # of several servers on one GPU: room for these tokens, whatever the others leave
     "--mem-fraction-static", "0.9",
 )  # fmt: skip
-DECODING = ("--skip-tokenizer-init", "--max-total-tokens", "160000", "--context-length", "9216")
-DECODING += ("--cuda-graph-bs", "1", "8", "16", "64", "--stream-interval", "16")
-DECODING += ("--disable-prefill-cuda-graph",)
+DECODING = (
+    "--skip-tokenizer-init", "--max-total-tokens", "160000", "--context-length", "9216",
+    "--cuda-graph-bs", "1", "8", "16", "64", "--stream-interval", "16",
+    "--disable-prefill-cuda-graph",
+)  # fmt: skip
 SCORING = ("--max-total-tokens", "32768", "--disable-cuda-graph", "--context-length", "4096")
-PROMPT, REPEATS = 256, 2
-SHORT, BATCHES = 256, (1, 8, 64)
-LONG, LONGEST, LONGEST_BATCHES = 2048, 8192, (1, 16)
 SERVED = {"base": 32, "keep24": 24, "keep20": 20, "keep16": 16}
 
 
-class Steps:
-    """Runs steps against a deadline and keeps what they found."""
-
-    def __init__(self, out: Path, seconds: float) -> None:
-        out.mkdir(parents=True, exist_ok=True)
-        self.out, self.started, self.seconds = out, time.monotonic(), seconds
-        self.found: dict[str, Any] = {"seconds": {}}
-
-    @property
-    def left(self) -> float:
-        return self.seconds - (time.monotonic() - self.started)
-
-    @contextmanager
-    def step(self, name: str, needs: float = 0.0) -> Iterator[dict[str, Any]]:
-        """Facts of a step; what goes wrong in it is printed and written, and does not go on."""
-        begin, facts = time.monotonic(), dict[str, Any]()
-        print(f"--- {name} ({self.left:.0f} s left)")
-        try:
-            if self.left < needs:
-                raise TimeoutError(f"needs {needs:.0f} s")
-            yield facts
-        except Exception as error:
-            traceback.print_exc(limit=4, file=sys.stdout)
-            facts["error"] = f"{type(error).__name__}: {error}"[:4000]
-        seconds = time.monotonic() - begin
-        print(f"    {name}: {seconds:.1f} s")
-        self.found["seconds"][name] = round(seconds, 1)
-        self.found[name] = facts
-        (self.out / "sglang_gpu.json").write_text(json.dumps(self.found, indent=1) + "\n")
-
-
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    """What every step found, by its name."""
+    assert __doc__ is not None
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--python", required=True)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=Path("/tmp/sglang_gpu"))
     parser.add_argument("--seconds", type=float, default=300.0)
-    parser.add_argument("--layers", type=int, default=24, help="fewer: to try this script")
+    parser.add_argument("--model", type=Path, default=DEMO, help="of parity and usage")
+    parser.add_argument("--shape", choices=sorted(SHAPES), default="20b", help="of decoding")
+    parser.add_argument("--served", nargs="+", choices=SERVED, default=list(SERVED))
+    parser.add_argument("--shrink", type=int, default=1, help="divides lengths and waits")
     parser.add_argument("--only", choices=("decode",), help="leave out parity and usage")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     steps = Steps(options.out, options.seconds)
     options.work.mkdir(parents=True, exist_ok=True)
     settings = EngineSettings(
@@ -115,6 +89,7 @@ def main() -> None:
             f"=== {log.name}\n{log.read_text(errors='replace')[-20000:]}\n" for log in logs
         )
         (options.out / "servers.log").write_text(text)
+    return steps.found
 
 
 def run(
@@ -123,12 +98,12 @@ def run(
     work: Path = options.work
     decoding = settings.model_copy(update={"args": (*ARGS, *DECODING)})
     servers = {
-        name: pool.submit(decoded_by, decoding, experts, options.layers, work, name)
-        for name, experts in SERVED.items()
+        name: pool.submit(decoded_by, decoding, options.shape, SERVED[name], work / f"20b-{name}")
+        for name in options.served
     }
     if options.only != "decode":
         compare(steps, options, settings, pool)
-    decode(steps, servers)
+    decode(steps, servers, options.shrink)
 
 
 def compare(
@@ -136,9 +111,9 @@ def compare(
 ) -> None:
     """The demo model and its pruned copy against transformers and our trace."""
     work: Path = options.work
-    models = {"base": DEMO}
+    models = {"base": options.model}
     with steps.step("prune the demo model"):
-        models["keep24"] = pruned(options.data / "plan.json", work / "demo-keep24")
+        models["keep24"] = pruned(options.model, options.data / "plan.json", work / "demo-keep24")
     scoring = settings.model_copy(update={"args": (*ARGS, *SCORING)})
     records = work / "records"
     triton = scoring.model_copy(update={"args": (*scoring.args, "--moe-runner-backend", "triton")})
@@ -146,7 +121,9 @@ def compare(
         name: pool.submit(scored_by, [scoring, triton], path, work / f"demo-{name}.log")
         for name, path in models.items()
     }
-    usage = pool.submit(scored_by, [recording(triton, records)], DEMO, work / "demo-usage.log")
+    usage = pool.submit(
+        scored_by, [recording(triton, records)], options.model, work / "demo-usage.log"
+    )
     blocks = load(options.data / "blocks", Blocks)
     with steps.step("transformers, demo model"):
         ours = {name: local(path, blocks) for name, path in models.items()}
@@ -155,25 +132,26 @@ def compare(
             engine = server.result(timeout=max(steps.left, 1))
             facts["server"] = dict(engine.server.args)
             started = time.monotonic()
-            theirs = engine.score(blocks, lambda done: None)
+            theirs = engine.score(blocks, untold)
             facts["tokens_per_s"] = blocks.ids_BS.size / (time.monotonic() - started)
             facts["parity"] = parity(ours[name], theirs, 0.15)
             print(json.dumps(facts["parity"], indent=1))
     with steps.step("usage, demo base") as facts:
-        compare_usage(facts, usage.result(timeout=max(steps.left, 1)), blocks, records)
+        engine = usage.result(timeout=max(steps.left, 1))
+        compare_usage(facts, engine, options.model, blocks, records)
     for future in (*demo.values(), usage):
         if future.done() and future.exception() is None:
             stop(future.result().server)
 
 
-def pruned(plan_file: Path, target: Path) -> Path:
+def pruned(model: Path, plan_file: Path, target: Path) -> Path:
     """The demo model cut by a plan."""
     plan = json.loads(plan_file.read_text())
-    files = open_model(DEMO)
+    files = open_model(model)
     keep = KeepPlan(tuple(map(tuple, plan["kept"])), plan["n_experts"])
     how = {"base": {"label": "demo", "digest": "shipped"}, "criterion": "plan.json"}
     family = family_of(files.config)
-    export(family, files, keep, target, "benchmark", 5_000_000_000, how, lambda done: None)
+    export(family, files, keep, Target(target, "benchmark", 5_000_000_000, how), untold)
     return target
 
 
@@ -190,40 +168,36 @@ def scored_by(tries: list[EngineSettings], model: Path, log: Path) -> SglangEngi
     raise last
 
 
-def decoded_by(
-    settings: EngineSettings, experts: int, layers: int, work: Path, name: str
-) -> Server:
-    """A server of random weights in the shape of gpt-oss-20b with this many experts a layer."""
-    started, target = time.monotonic(), work / f"20b-{name}"
+def decoded_by(settings: EngineSettings, shape: str, experts: int, target: Path) -> Server:
+    """A server of random weights in a shape of random_checkpoint.py with these experts a layer."""
+    started = time.monotonic()
     command = [sys.executable, str(REPOSITORY / "benchmarks" / "random_checkpoint.py")]
-    command += ["--out", str(target), "--experts", str(experts), "--layers", str(layers)]
+    command += ["--out", str(target), "--experts", str(experts), "--model", shape]
     subprocess.run(command, check=True, timeout=settings.ready_s)
     written = time.monotonic() - started
-    server = launch(settings, target, work / f"20b-{name}.log")
-    print(f"20b {name}: written in {written:.0f} s, up after {time.monotonic() - started:.0f} s")
+    server = launch(settings, target, target.with_suffix(".log"))
+    print(f"{target.name}: written in {written:.0f} s, up after {time.monotonic() - started:.0f} s")
     return server
 
 
 def local(model: Path, blocks: Blocks) -> Any:
     """log p and H by transformers, in bfloat16 on this GPU."""
     runtime = RuntimeSettings(device="auto", dtype="bfloat16", store_dir="", checkpoint_dir="")
-    return load_files(open_model(model), runtime, 20, "auto", False).score(blocks, lambda n: None)
+    return load_files(open_model(model), options(runtime)).score(blocks, untold)
 
 
 def compare_usage(
-    facts: dict[str, Any], engine: SglangEngine, blocks: Blocks, records: Path
+    facts: dict[str, Any], engine: SglangEngine, model: Path, blocks: Blocks, records: Path
 ) -> None:
     """The server's counts beside those of our own trace, which knows all but the last position."""
-    files = open_model(DEMO)
+    files = open_model(model)
     family = family_of(files.config)
     shape = family.n_layers(files.config), family.n_experts(files.config)
-    theirs = selections(engine, blocks, *shape, records, lambda done: None)
+    theirs = selections(engine, blocks, *shape, records, untold)
     everywhere = np.ones_like(blocks.scored_BS)
     everywhere[:, 0] = False
     runtime = RuntimeSettings(device="auto", dtype="bfloat16", store_dir="", checkpoint_dir="")
-    trace = load_files(files, runtime, 20, "auto", False).trace(
-        replace(blocks, scored_BS=everywhere), lambda done: None
-    )
+    trace = load_files(files, options(runtime)).trace(replace(blocks, scored_BS=everywhere), untold)
     ours = np.stack([
         np.bincount(trace.experts_TLK[:, layer].ravel(), minlength=shape[1])
         for layer in range(shape[0])
@@ -234,81 +208,13 @@ def compare_usage(
     print(json.dumps(facts, indent=1))
 
 
-def decode(steps: Steps, servers: dict[str, Future[Server]]) -> None:
-    """Base and candidates in turn, the order turning every round."""
-    up: dict[str, HttpDecoder] = {}
-    for name, future in servers.items():
-        with steps.step(f"20b {name} is up") as facts:
-            server = future.result(timeout=max(steps.left - 40, 1))
-            facts |= {"memory_gb": server.memory_gb, "capacity": server.capacity}
-            facts["args"] = dict(server.args)
-            up[name] = HttpDecoder(server.client, "sglang", {}, server.capacity)
-            list(ladder(up[name], name, BATCHES, 48, 0, prompts(99)))  # warm-up
-    ends = [name for name in ("base", "keep16") if name in up]
-    rounds(steps, up, list(up), SHORT, BATCHES, range(REPEATS), needs=10)
-    rounds(steps, up, list(up), LONG, BATCHES, range(1), needs=45)
-    rounds(steps, up, ends, LONGEST, LONGEST_BATCHES, range(1), needs=100)
-    rounds(steps, up, ends, LONG, BATCHES, range(1, 2), needs=45)
-    for future in servers.values():
-        if future.done() and future.exception() is None:
-            stop(future.result())
-
-
-def rounds(
-    steps: Steps, up: dict[str, HttpDecoder], names: list[str], new_tokens: int,
-    batches: tuple[int, ...], repeats: range, needs: float,
-) -> None:  # fmt: skip
-    """Each server in turn, as long as there is time; medians after."""
-    points: list[Point] = []
-    for repeat in repeats:
-        for name in names if repeat % 2 == 0 else names[::-1]:
-            with steps.step(f"decode {name}, {new_tokens} new, round {repeat}", needs) as facts:
-                collect(facts, points, up[name], name, batches, new_tokens, repeat)
-    report(steps, f"decode {new_tokens} new, rounds {repeats}", points, len(repeats))
-
-
-def collect(
-    facts: dict[str, Any], points: list[Point], decoder: HttpDecoder, side: str,
-    batches: tuple[int, ...], new_tokens: int, repeat: int,
-) -> None:  # fmt: skip
-    for item in ladder(decoder, side, batches, new_tokens, repeat, prompts(repeat)):
-        if isinstance(item, Point):
-            points.append(item)
-        else:
-            facts["ended"] = item
-            print(f"    {item}")
-
-
-def prompts(seed: int) -> Callable[[int], Prompts]:
-    def make(batch: int) -> Prompts:
-        rng = np.random.default_rng([seed, batch])
-        found: list[list[int]] = rng.integers(0, 200_000, (batch, PROMPT)).tolist()
-        return found
-
-    return make
-
-
-def report(steps: Steps, name: str, points: list[Point], repeats: int) -> None:
-    with steps.step(f"{name}, medians") as facts:
-        rows = summary(points)
-        facts |= {"rows": [asdict(row) for row in rows], "points": [asdict(p) for p in points]}
-        facts["max_stable_batch"] = max_stable_batch(rows, repeats)
-        for row in rows:
-            print(
-                f"    {row.side:<8} new {row.new_tokens:<5} batch {row.batch:<3} "
-                f"{row.total_tokens_s:>9.1f} tok/s  {row.stream_tokens_s:>7.1f} a stream  "
-                f"first token {row.ttft_s * 1000:.0f} ms  x base {row.ratio or 0:.3f}"
-            )
-
-
-def stop(server: Server) -> None:
-    assert server.process is not None, "it was launched"
-    server.process.stop()
-
-
 if __name__ == "__main__":
+    code = 1
     try:
         main()
+        code = 0
+    except BaseException:
+        traceback.print_exc(file=sys.stdout)
     finally:
         sys.stdout.flush()
-        os._exit(0)  # threads may still wait for servers, which end with this process
+        os._exit(code)  # threads may still wait for servers, which end with this process

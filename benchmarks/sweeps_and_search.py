@@ -1,7 +1,8 @@
 """What a further point of a grid or a search costs on the shipped demo model.
 
     python benchmarks/sweeps_and_search.py [--blocks 8] [--seq-len 1024] [--profile-blocks 8]
-        [--search-blocks 4] [--trials 200] [--cold 2] [--parts grid search scoring kill] [--full]
+        [--search-blocks 4] [--trials 200] [--cold 2]
+        [--parts grid search scoring kill] [--full] [-- SETTING=VALUE ...]
 
 Prints: the 25-point weight grid as one multirun, against separate `python -m eaft_prune` runs, each
 with its own store (--cold of them are run, all with 25); then a
@@ -22,31 +23,26 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import optuna
 import torch
+from common import session, under
+from common import settings as checked
 
-from eaft_prune.cli.main import check
-from eaft_prune.core.progress import Bars
-from eaft_prune.core.store import Store
-from eaft_prune.pipeline.observer import Silent
-from eaft_prune.pipeline.session import Bench, Resident
 from eaft_prune.pipeline.traces import trace_of
 from eaft_prune.stages.plan import plan
 from eaft_prune.stages.score import score
 
+PARTS = ("grid", "search", "scoring", "kill")
 GRID = {"w_conflict": (-4, -2, -1, -0.5, 0), "w_uncertain": (0, 0.25, 0.5, 0.75, 1)}
 
 
 def command(home: Path, *arguments: str) -> list[str]:
     """The command line with everything it leaves under `home`."""
-    return [
-        sys.executable, "-u", "-m", "eaft_prune", *arguments, "runtime.progress=false",
-        f"tracking.uri=sqlite:///{home}/mlflow.db", f"runtime.store_dir={home}/store",
-        f"runtime.checkpoint_dir={home}/checkpoints",
-    ]  # fmt: skip
+    return [sys.executable, "-u", "-m", "eaft_prune", *arguments, *under(home)]
 
 
 def run(home: Path, *arguments: str) -> tuple[float, list[dict[str, Any]]]:
@@ -65,7 +61,8 @@ def run(home: Path, *arguments: str) -> tuple[float, list[dict[str, Any]]]:
     return seconds, [value for value in found if value["status"] == "FINISHED"]
 
 
-def grid(home: Path, settings: list[str], cold: int) -> None:
+def grid(home: Path, settings: list[str], cold: int) -> tuple[float, float]:
+    """Seconds of one multirun, and of as many separate runs."""
     seconds, results = run(home / "grid", "+sweeps=weight_grid", *settings)
     results.sort(key=lambda value: value["job"])
     plans = {value["plan"]["digest"] for value in results}
@@ -90,9 +87,11 @@ def grid(home: Path, settings: list[str], cold: int) -> None:
     how = "took" if cold == len(points) else f"would take, by the mean of {cold},"
     print(f"  {len(points)} separate runs {how} {every:8.1f} s")
     print(f"  one multirun is {every / seconds:.1f} times as fast")
+    return seconds, every
 
 
-def search(home: Path, settings: list[str], n_trials: int) -> None:
+def search(home: Path, settings: list[str], n_trials: int) -> float:
+    """Seconds of the trials alone."""
     where = f"search.storage=sqlite:///{home}/search.db"
     asked = [*settings, "task=search", where, f"search.n_trials={n_trials}"]
     seconds, (result,) = run(home / "search", *asked)
@@ -118,14 +117,13 @@ def search(home: Path, settings: list[str], n_trials: int) -> None:
             f"  {len(known)} trials whose plan was known: median {statistics.median(known):.3f} s "
             f"in the trial, {statistics.median(between):.3f} s from one start to the next"
         )
+    return float(facts["search_seconds"])
 
 
-def scoring(home: Path) -> None:
-    """What a trial whose plan is known computes: scores over the demo's whole trace, and a plan."""
-    asked = [f"runtime.store_dir={home}/scoring", "runtime.progress=false"]
-    (experiment,) = check(asked).experiments
-    store = Store(Path(experiment.runtime.store_dir))
-    bench = Bench(experiment, store, Silent(), Bars(False), Resident())
+def scoring(home: Path, settings: list[str]) -> float:
+    """Seconds a trial whose plan is known computes: scores over the whole trace, and a plan."""
+    experiment = checked([*settings, "runtime.progress=false"])
+    bench = session(experiment, home / "scoring")
     trace = trace_of(bench, bench.base()).value
     times = []
     for quantile in range(5, 25):
@@ -135,10 +133,11 @@ def scoring(home: Path) -> None:
         times.append(time.perf_counter() - started)
     median = statistics.median(times)
     print(f"score and plan on a trace of {len(trace)} tokens: median {1e3 * median:.1f} ms")
+    return median
 
 
-def kill(home: Path, settings: list[str], n_trials: int) -> None:
-    """kill -9 after a third of the trials, then the same command again."""
+def kill(home: Path, settings: list[str], n_trials: int) -> tuple[int, int]:
+    """kill -9 after a third of the trials, then the same command again: trials kept, and in all."""
     where = f"search.storage=sqlite:///{home}/killed.db"
     asked = [*settings, "task=search", where, f"search.n_trials={n_trials}"]
     (home / "killed").mkdir()
@@ -162,9 +161,11 @@ def kill(home: Path, settings: list[str], n_trials: int) -> None:
         f"  the same command again ran {facts['trials_now']}, study holds {facts['trials']}, "
         f"{seconds:.1f} s"
     )
+    return finished, facts["trials"]
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    """What each part returns, by its name."""
     assert __doc__ is not None
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--blocks", type=int, default=8)
@@ -174,9 +175,10 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=200)
     parser.add_argument("--killed-trials", type=int, default=12)
     parser.add_argument("--cold", type=int, default=2)
-    parser.add_argument("--parts", nargs="+", default=["grid", "search", "scoring", "kill"])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--full", action="store_true")
-    options = parser.parse_args()
+    parser.add_argument("settings", nargs="*")
+    options = parser.parse_args(arguments)
     settings = [] if options.full else [
         f"eval.num_blocks={options.blocks}", f"eval.seq_lens=[{options.seq_len}]",
         "eval.packs=[UNION]", f"gate.seq_lens=[{options.seq_len}]",
@@ -186,20 +188,21 @@ def main() -> None:
         f"search.seq_len={options.seq_len}", f"search.num_blocks={options.search_blocks}",
         "search.chunk_blocks=1",
     ]  # fmt: skip
-    print("python benchmarks/sweeps_and_search.py", shlex.join(sys.argv[1:]))
+    asked = sys.argv[1:] if arguments is None else arguments
+    print("python benchmarks/sweeps_and_search.py", shlex.join(asked))
     print(f"{os.cpu_count()} CPUs, {torch.get_num_threads()} torch threads, load {os.getloadavg()}")
     print("settings:", " ".join(settings) or "the demo's own")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
-        if "grid" in options.parts:
-            grid(home, settings, options.cold)
-        if "search" in options.parts:
-            search(home, [*settings, *sized], options.trials)
-        if "scoring" in options.parts:
-            scoring(home)
-        if "kill" in options.parts:
-            kill(home, [*settings, *sized], options.killed_trials)
+        searched = [*settings, *sized, *options.settings]
+        works: dict[str, Callable[[], object]] = {
+            "grid": lambda: grid(home, [*settings, *options.settings], options.cold),
+            "search": lambda: search(home, searched, options.trials),
+            "scoring": lambda: scoring(home, options.settings),
+            "kill": lambda: kill(home, searched, options.killed_trials),
+        }
+        return {part: works[part]() for part in PARTS if part in options.parts}
 
 
 if __name__ == "__main__":

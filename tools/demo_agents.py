@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable
+from typing import Any
 
 from demo_reasoning import NAMES, Message, analysis, final, pseudo_word, user
 
@@ -67,7 +68,7 @@ ITEMS = [
 ROOMS = ["kitchen", "bedroom", "office", "hallway", "garage", "bathroom", "attic", "cellar"]
 
 
-def call(name: str, arguments: dict) -> Message:
+def call(name: str, arguments: dict[str, Any]) -> Message:
     """An assistant message that calls one function with JSON arguments."""
     return {
         "role": "assistant",
@@ -97,7 +98,7 @@ def _words(value: object) -> str:
     return str(value)
 
 
-def _step(tool: Tool, arguments: dict, value: object, thought: str) -> list[Message]:
+def _step(tool: Tool, arguments: dict[str, Any], value: object, thought: str) -> list[Message]:
     """Plan in words, call, result, result in words."""
     plan = f"{thought} I call {tool[0]} with {_words(arguments)}."
     seen = f"For {_words(arguments)} the tool {tool[0]} returned: {_words(value)}."
@@ -344,7 +345,9 @@ def flight(rng: random.Random) -> Turn:
     start, goal = rng.sample(CITIES, 2)
     day, who = _date(rng), rng.choice(NAMES)
     prices = rng.sample(range(80, 900), rng.randint(2, 4))
-    offers = [{"flight": _code(rng, "FL"), "price": price} for price in prices]
+    offers: list[dict[str, Any]] = [
+        {"flight": _code(rng, "FL"), "price": price} for price in prices
+    ]
     cheapest = "Book the cheapest flight from {} to {} on {} for {}."
     ask = rng.choice([cheapest, "{3} wants to fly from {0} to {1} on {2}, as cheaply as possible."])
     messages = [user(ask.format(start, goal, day, who))]
@@ -390,7 +393,7 @@ def ticket(rng: random.Random) -> Turn:
     assign = ("assign_ticket", "Assign a ticket.", {"ticket": "string", "owner": "string"})
     project, who = pseudo_word(rng, 3), rng.choice(NAMES)
     ages = rng.sample(range(1, 90), rng.randint(2, 4))
-    rows = [{"ticket": _code(rng, "T"), "age_days": age} for age in ages]
+    rows: list[dict[str, Any]] = [{"ticket": _code(rng, "T"), "age_days": age} for age in ages]
     ask = rng.choice(["Give {1} the oldest open ticket of {0}.", "In {} assign the oldest to {}."])
     messages = [user(ask.format(project, who))]
     messages += _step(show, {"project": project}, rows, f"I list the open tickets of {project}.")

@@ -16,14 +16,17 @@ import random
 import re
 import time
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from demo_agents import Tool, agent_conversation
 from demo_reasoning import GYM, OWN, Message, final, gym_conversations, user
+from jinja2 import Template
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -46,7 +49,8 @@ QUOTAS: dict[str, dict[str, int]] = {
         "codeio": 100, "gym": 200, "own": 430, "bfcl": 40, "agent": 260, "chat": 100, "docqa": 70,
     },
 }  # fmt: skip
-OWN_ROWS, GYM_ROWS, AGENT_ROWS = 6000, 4000, 30000
+ROWS = (6000, 4000, 30000)  # own and gym of each kind, agent in all
+POOL = (190, 140, 1500)  # what packs are drawn from: a little more than the quotas need
 SECOND_PROBLEM = 0.4  # part of the own reasoning rows that go on with another problem
 DOC_SHARE = 0.6  # part of the documentation that is trained on; all of it would only be slower
 MAX_TRAIN_CHARS = 6000  # a longer row is mostly a tool schema
@@ -83,7 +87,7 @@ def _normal(text: str) -> str:
     return " ".join(text.lower().split())
 
 
-def harmony_template():
+def harmony_template() -> Template:
     """The chat template that ships with the tokenizer, compiled the way transformers does."""
     env = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
     env.filters["tojson"] = lambda value: json.dumps(value, ensure_ascii=False)
@@ -94,7 +98,11 @@ TEMPLATE = harmony_template()
 
 
 def make_row(
-    messages: list[Message], tools: list | None, domain: str, source: str, license_name: str
+    messages: list[Message],
+    tools: list[dict[str, Any]] | None,
+    domain: str,
+    source: str,
+    license_name: str,
 ) -> Row:
     """Render one conversation."""
     return Row(
@@ -107,7 +115,7 @@ def make_row(
     )
 
 
-def schema(tool: Tool) -> dict:
+def schema(tool: Tool) -> dict[str, Any]:
     """A generator's tool as the JSON schema the chat template reads."""
     name, description, arguments = tool
     properties = {key: {"type": kind} for key, kind in arguments.items()}
@@ -273,7 +281,7 @@ def write_packs(packs: dict[str, list[Row]], folder: Path) -> None:
         pq.write_table(table, folder / f"{pack}.parquet", compression="zstd", compression_level=19)
 
 
-def pack_report(packs: dict[str, list[Row]], tokenizer: Tokenizer) -> dict:
+def pack_report(packs: dict[str, list[Row]], tokenizer: Tokenizer) -> dict[str, Any]:
     """Rows, tokens, scored tokens and sources of each pack."""
     report = {}
     for pack, rows in packs.items():
@@ -295,7 +303,8 @@ def write_tokens(rows: list[Row], tokenizer: Tokenizer, path: Path) -> dict[str,
     by_domain: dict[str, list[str]] = defaultdict(list)
     for row in rows:
         by_domain[row.domain].append(row.text)
-    arrays, counts = {}, {}
+    arrays: dict[str, Any] = {}
+    counts: dict[str, int] = {}
     for domain, texts in sorted(by_domain.items()):
         ids, lengths = [], []
         for start in range(0, len(texts), 2000):
@@ -310,25 +319,29 @@ def write_tokens(rows: list[Row], tokenizer: Tokenizer, path: Path) -> dict[str,
     return counts
 
 
-def main() -> None:
-    """Build everything from `--data` and print what was made."""
+def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    """Build everything from `--data`; print and return what was made."""
+    assert __doc__ is not None
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=Path, required=True, help="folder with the four parquets")
     parser.add_argument("--packs", type=Path, default=Path("src/eaft_prune/demo/packs"))
     parser.add_argument("--out", type=Path, required=True, help="work folder for training files")
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--vocab-size", type=int, default=4096)
-    args = parser.parse_args()
+    kinds = ("OWN", "GYM", "AGENT")
+    parser.add_argument("--rows", type=int, nargs=3, default=ROWS, metavar=kinds)
+    parser.add_argument("--pool", type=int, nargs=3, default=POOL, metavar=kinds)
+    args = parser.parse_args(arguments)
     args.out.mkdir(parents=True, exist_ok=True)
     began = time.time()
 
     published = published_rows(args.data)
     plain, questions = doc_rows(args.data, args.seed)
-    # the packs' generated rows come from their own seed, a little more than the quotas need
-    pack_pool = published + questions + generated_rows(args.seed + 1, own=190, gym=140, agents=1500)
+    # the packs' generated rows come from their own seed
+    pack_pool = published + questions + generated_rows(args.seed + 1, *args.pool)
     packs = draw_packs(pack_pool, args.seed)
     print(f"pools and packs after {time.time() - began:.0f} s", flush=True)
-    generated = generated_rows(args.seed, OWN_ROWS, GYM_ROWS, AGENT_ROWS)
+    generated = generated_rows(args.seed, *args.rows)
     train = hold_out(published + questions + generated + plain, packs)
     prove_disjoint(train, packs)
     print(f"training rows after {time.time() - began:.0f} s: {len(train)}", flush=True)
@@ -336,11 +349,12 @@ def main() -> None:
     tokenizer = train_tokenizer(train, args.vocab_size, args.seed)
     tokenizer.save(str(args.out / "tokenizer.json"))
     write_packs(packs, args.packs)
-    report = {"seed": args.seed, "packs": pack_report(packs, tokenizer)}
+    report: dict[str, Any] = {"seed": args.seed, "packs": pack_report(packs, tokenizer)}
     print(json.dumps(report, indent=1), flush=True)
     report["train_tokens"] = write_tokens(train, tokenizer, args.out / "tokens.npz")
     (args.out / "data.json").write_text(json.dumps(report, indent=1))
     print(f"done after {time.time() - began:.0f} s", flush=True)
+    return report
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,9 @@ from torch.nn.attention.flex_attention import (
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # magnitudes of the 4-bit float; bit 3 is the sign
 E2M1_EDGES = (0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0)  # half way between neighbours
 GROUP = 32  # weights that share one scale
+
+Rope = tuple[Tensor, Tensor]  # cosines and sines [S, head_dim / 2]
+Mask = BlockMask | Tensor  # of flex_attention, or additive [S, S]
 
 
 @dataclass(frozen=True)
@@ -106,12 +110,12 @@ class Permute(torch.autograd.Function):
     """Rows in another order; the backward is a gather as well, not a scatter with atomics."""
 
     @staticmethod
-    def forward(ctx, rows: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+    def forward(ctx: Any, rows: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
         ctx.save_for_backward(inverse)
         return rows[order]
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (inverse,) = ctx.saved_tensors
         return grad[inverse], None, None
 
@@ -158,7 +162,7 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(c.num_heads * c.head_dim, c.hidden_size)
         self.sinks = nn.Parameter(torch.zeros(c.num_heads))
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: BlockMask | Tensor) -> Tensor:
+    def forward(self, x: Tensor, rope: Rope, mask: Mask) -> Tensor:
         b, s, _ = x.shape
         q, k, v = (
             dense(x, layer).view(b, s, -1, self.c.head_dim).transpose(1, 2)
@@ -175,6 +179,7 @@ class Attention(nn.Module):
                 enable_gqa=True,
                 return_aux=AuxRequest(lse=True),
             )
+            assert aux.lse is not None, "it was asked for"
             lse = aux.lse
         else:
             repeat = self.c.num_heads // self.c.num_kv_heads
@@ -186,7 +191,7 @@ class Attention(nn.Module):
         return dense(out.transpose(1, 2).reshape(b, s, -1), self.o_proj)
 
 
-def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+def rotate(x: Tensor, rope: Rope) -> Tensor:
     """Rotary embedding, first half with second half, as gpt-oss in transformers does."""
     cos, sin = rope
     first, second = x.float().chunk(2, -1)
@@ -201,6 +206,8 @@ def similar(count: int, *shape: int, spread: float) -> Tensor:
 
 class Experts(nn.Module):
     """Clamped SwiGLU experts; gate and up rows alternate."""
+
+    quantised: Tensor  # 1: rounded weights in the forward, 0: the master weights
 
     def __init__(self, c: ModelConfig) -> None:
         super().__init__()
@@ -236,11 +243,14 @@ class Experts(nn.Module):
         hidden = (up + 1) * gate * torch.sigmoid(gate * self.c.swiglu_alpha)
         out = expert_matmul(hidden, down_weight, counts)
         out = out + chosen @ self.down_proj_bias.to(x_TH.dtype)
-        return Permute.apply(out, inverse, order).view(t, k, -1)
+        unsorted: Tensor = Permute.apply(out, inverse, order)
+        return unsorted.view(t, k, -1)
 
 
 class MoE(nn.Module):
     """Router with bias, top-k before softmax, and the experts."""
+
+    drop: Tensor  # [E], added to router logits: -inf takes an expert away
 
     def __init__(self, c: ModelConfig) -> None:
         super().__init__()
@@ -280,7 +290,9 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(c.hidden_size, c.rms_eps)
         self.mlp = MoE(c)
 
-    def forward(self, x, rope, mask, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, rope: Rope, mask: Mask, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
         x = x + self.self_attn(self.input_layernorm(x).to(dtype), rope, mask).float()
         out, balance = self.mlp(self.post_attention_layernorm(x), dtype)
         return x + out, balance
@@ -295,9 +307,15 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(Block(c) for _ in range(c.num_layers))
         self.norm = RMSNorm(c.hidden_size, c.rms_eps)
 
+    @property
+    def blocks(self) -> list[Block]:
+        return [cast(Block, layer) for layer in self.layers]
+
 
 class DemoModel(nn.Module):
     """gpt-oss for causal language modelling."""
+
+    frequencies: Tensor  # [head_dim / 2], radians a position
 
     def __init__(self, c: ModelConfig) -> None:
         super().__init__()
@@ -309,20 +327,20 @@ class DemoModel(nn.Module):
                 nn.init.normal_(module.weight, std=module.in_features**-0.5)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        for layer in self.model.layers:
+        for layer in self.model.blocks:
             layer.self_attn.o_proj.weight.data *= (2 * c.num_layers) ** -0.5
         nn.init.normal_(self.model.embed_tokens.weight, std=0.5)
         self.register_buffer("frequencies", yarn_frequencies(c), persistent=False)
 
     def forward(
-        self, ids_BS: Tensor, masks: tuple, dtype: torch.dtype = torch.float32
+        self, ids_BS: Tensor, masks: tuple[Mask, Mask], dtype: torch.dtype = torch.float32
     ) -> tuple[Tensor, Tensor]:
         """Logits in `dtype` and the mean load-balancing loss; `masks` = (sliding, full)."""
         angles = torch.arange(ids_BS.shape[1], device=ids_BS.device)[:, None] * self.frequencies
         scale = 0.1 * math.log(self.c.yarn_factor) + 1.0
         rope = (angles.cos() * scale, angles.sin() * scale)
         x, balances = self.model.embed_tokens(ids_BS), []
-        for i, layer in enumerate(self.model.layers):
+        for i, layer in enumerate(self.model.blocks):
             x, balance = layer(x, rope, masks[0 if self.c.is_sliding(i) else 1], dtype)
             balances.append(balance)
         logits = F.linear(self.model.norm(x).to(dtype), self.lm_head.weight.to(dtype))
@@ -353,11 +371,12 @@ def dense_masks(length: int, window: int, device: str) -> tuple[Tensor, Tensor]:
 def block_masks(length: int, window: int) -> tuple[BlockMask, BlockMask]:
     """(sliding, full) causal masks of flex_attention, made once per sequence length."""
 
-    def full(b, h, q, k):
+    def full(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return q >= k
 
-    def sliding(b, h, q, k):
+    def sliding(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return (q >= k) & (q - k < window)
 
     make = torch.compile(create_block_mask)
-    return tuple(make(f, None, None, length, length, device="cuda") for f in (sliding, full))
+    first, second = (make(f, None, None, length, length, device="cuda") for f in (sliding, full))
+    return first, second

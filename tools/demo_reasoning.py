@@ -12,6 +12,7 @@ import itertools
 import math
 import random
 from collections.abc import Callable, Iterator
+from typing import Any
 
 Message = dict[str, str]
 NAMES = [
@@ -265,7 +266,8 @@ def order_puzzle(rng: random.Random) -> list[Message]:
 def brackets(rng: random.Random) -> list[Message]:
     """Check whether brackets are balanced, with the stack after each one."""
     pairs = {"(": ")", "[": "]", "{": "}"}
-    text, opened = "", []
+    text = ""
+    opened: list[str] = []
     for _ in range(rng.randint(4, 10)):
         if opened and rng.random() < 0.5:
             closing = pairs[opened.pop()]
@@ -350,7 +352,7 @@ OWN: dict[str, Callable[[random.Random], list[Message]]] = {
 }  # fmt: skip
 
 
-def _chain_sum(meta: dict, answer: str) -> tuple[list[str], str]:
+def _chain_sum(meta: dict[str, Any], answer: str) -> tuple[list[str], str]:
     terms = meta["expression"].split()
     steps, total = [], int(terms[0])
     for sign, term in zip(terms[1::2], terms[2::2], strict=True):
@@ -360,13 +362,13 @@ def _chain_sum(meta: dict, answer: str) -> tuple[list[str], str]:
     return steps, answer
 
 
-def _spell_backward(meta: dict, answer: str) -> tuple[list[str], str]:
+def _spell_backward(meta: dict[str, Any], answer: str) -> tuple[list[str], str]:
     word = meta["word"]
     steps = [f"Letters: {' '.join(word)}.", f"From the end: {' '.join(answer)}."]
     return steps + [f"{answer[: i + 1]}" for i in range(len(answer))], answer
 
 
-def _leg_counting(meta: dict, answer: str) -> tuple[list[str], str]:
+def _leg_counting(meta: dict[str, Any], answer: str) -> tuple[list[str], str]:
     from reasoning_gym.arithmetic.leg_counting import ANIMALS
 
     steps, total = [], 0
@@ -380,7 +382,7 @@ def _leg_counting(meta: dict, answer: str) -> tuple[list[str], str]:
     return steps, answer
 
 
-def _letter_counting(meta: dict, answer: str) -> tuple[list[str], str]:
+def _letter_counting(meta: dict[str, Any], answer: str) -> tuple[list[str], str]:
     letter, steps, total = meta["target_letter"], [], 0
     for word in meta["span"]:
         here = word.lower().count(letter)
@@ -389,13 +391,13 @@ def _letter_counting(meta: dict, answer: str) -> tuple[list[str], str]:
     return steps, answer
 
 
-def _caesar(meta: dict, answer: str) -> tuple[list[str], str]:
+def _caesar(meta: dict[str, Any], answer: str) -> tuple[list[str], str]:
     pairs = zip(meta["cipher_text"].split(), meta["clear_text"].split(), strict=True)
     steps = [f"Every letter moves back by {meta['rotation']}."]
     return steps + [f"{' '.join(a)} -> {' '.join(b)}: {b}" for a, b in pairs], answer
 
 
-def _prime_factors(meta: dict, answer: str) -> tuple[list[str], str]:
+def _prime_factors(meta: dict[str, Any], answer: str) -> tuple[list[str], str]:
     steps, n = [], meta["number"]
     for factor in meta["factors"]:
         steps.append(f"{n} / {factor} = {n // factor}.")
@@ -403,7 +405,7 @@ def _prime_factors(meta: dict, answer: str) -> tuple[list[str], str]:
     return [*steps, "1 is left, so all factors are found."], answer
 
 
-def _fraction(meta: dict, answer: str) -> tuple[list[str], str]:
+def _fraction(meta: dict[str, Any], answer: str) -> tuple[list[str], str]:
     a, b = meta["numerator"], meta["denominator"]
     divisor = math.gcd(a, b)
     steps, x, y = [], max(a, b), min(a, b)
@@ -415,7 +417,7 @@ def _fraction(meta: dict, answer: str) -> tuple[list[str], str]:
     return steps, answer
 
 
-def _number_filtering(meta: dict, answer: str) -> tuple[list[str], str]:
+def _number_filtering(meta: dict[str, Any], answer: str) -> tuple[list[str], str]:
     limit, kept = meta["filter_value"], set(meta["result"])
     steps = []
     for number in meta["original_numbers"]:
@@ -424,13 +426,13 @@ def _number_filtering(meta: dict, answer: str) -> tuple[list[str], str]:
     return steps, answer
 
 
-def _gsm(meta: dict, answer: str) -> tuple[list[str], str]:
+def _gsm(meta: dict[str, Any], answer: str) -> tuple[list[str], str]:
     lines = [line.strip() for line in meta["answer_cot"].split("\n")]
     return [line for line in lines if line and not line.startswith("####")], answer
 
 
 # reasoning-gym task -> how its metadata becomes written steps
-GYM: dict[str, Callable[[dict, str], tuple[list[str], str]]] = {
+GYM: dict[str, Callable[[dict[str, Any], str], tuple[list[str], str]]] = {
     "chain_sum": _chain_sum,
     "spell_backward": _spell_backward,
     "leg_counting": _leg_counting,
@@ -445,6 +447,8 @@ GYM: dict[str, Callable[[dict, str], tuple[list[str], str]]] = {
 
 def gym_conversations(task: str, size: int, seed: int) -> Iterator[list[Message]]:
     """Questions of one reasoning-gym task with worked steps and its own answer."""
+    if not size:  # the package is wanted only where its questions are
+        return
     import reasoning_gym
 
     rng = random.Random(f"{task}/{seed}")

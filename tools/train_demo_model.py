@@ -5,6 +5,7 @@
 WORK is the output of tools/demo_data.py. The last quarter of the training sees rounded experts
 (straight-through), so the written 4-bit weights are the ones that were trained. Prints the
 perplexity of the written weights on the packs, none of whose rows is in the training data.
+--device cpu is to try it at a tiny size.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ import json
 import math
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -23,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from demo_model import (
     DemoModel,
+    Mask,
     ModelConfig,
     block_masks,
     dense_masks,
@@ -34,7 +38,6 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
-SEQ_LEN = 2048
 # part of the training tokens from each domain. Documentation is a third although no pack row is
 # plain documentation: a general model knows more than what it is later calibrated on
 SHARES = {
@@ -48,7 +51,8 @@ class TrainConfig:
     """Everything that decides a run besides the data."""
 
     tokens: int = 100_000_000
-    batch: int = 32  # sequences of SEQ_LEN a step
+    batch: int = 32  # sequences a step
+    seq_len: int = 2048
     lr: float = 4e-3
     warmup: int = 200  # steps
     final_lr: float = 0.03  # part of lr at the end of the cosine
@@ -63,8 +67,8 @@ class TrainConfig:
 # ---------------------------------------------------------------- training
 
 
-def mixture(path: Path, tokens: int, seed: int) -> Tensor:
-    """A stream of about `tokens` ids on the GPU: rows of all domains by SHARES, shuffled."""
+def mixture(path: Path, tokens: int, seed: int, device: str) -> Tensor:
+    """A stream of about `tokens` ids on the device: rows of all domains by SHARES, shuffled."""
     rng = np.random.default_rng(seed)
     files = np.load(path)
     ids, starts, lengths, offset = [], [], [], 0
@@ -83,41 +87,51 @@ def mixture(path: Path, tokens: int, seed: int) -> Tensor:
         starts.append(row_starts[rows])
         lengths.append(row_lengths[rows])
         offset += domain_ids.size
-    start, length = np.concatenate(starts), np.concatenate(lengths)
-    order = rng.permutation(start.size)
-    start, length = (torch.from_numpy(a[order]).cuda() for a in (start, length))
+    whole = [np.concatenate(starts), np.concatenate(lengths)]
+    order = rng.permutation(whole[0].size)
+    start, length = (torch.from_numpy(part[order]).to(device) for part in whole)
     shift = start - (length.cumsum(0) - length)
-    index = shift.repeat_interleave(length) + torch.arange(int(length.sum()), device="cuda")
-    return torch.from_numpy(np.concatenate(ids).astype(np.int16)).cuda()[index]
+    index = shift.repeat_interleave(length) + torch.arange(int(length.sum()), device=device)
+    return torch.from_numpy(np.concatenate(ids).astype(np.int16)).to(device)[index]
 
 
-def train(config: TrainConfig, sizes: ModelConfig, data: Path) -> DemoModel:
-    """Train a model from scratch; AdamW, cosine, float32 master weights, bf16 matmuls."""
+def train(config: TrainConfig, sizes: ModelConfig, data: Path, device: str) -> DemoModel:
+    """Train a model from scratch; AdamW, cosine, float32 master weights, bf16 matmuls.
+
+    On the CPU everything is float32, attention is plain and nothing is compiled.
+    """
     torch.manual_seed(config.seed)
-    model = DemoModel(sizes).cuda()
-    for layer in model.model.layers:
+    cuda = device == "cuda"
+    model = DemoModel(sizes).to(device)
+    for layer in model.model.blocks:
         layer.mlp.noise, layer.mlp.dropout = config.router_noise, config.expert_dropout
     decayed = [p for n, p in model.named_parameters() if p.ndim > 1 and not n.endswith("bias")]
     plain = [p for n, p in model.named_parameters() if p.ndim == 1 or n.endswith("bias")]
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain}]
+    groups: list[dict[str, Any]] = [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": plain},
+    ]
     optimizer = torch.optim.AdamW(
         groups, lr=config.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True
     )
-    stream = mixture(data / "tokens.npz", config.tokens, config.seed)
-    masks = block_masks(SEQ_LEN, sizes.sliding_window)
-    steps = stream.numel() // (config.batch * SEQ_LEN)
+    stream = mixture(data / "tokens.npz", config.tokens, config.seed, device)
+    window, per_step = sizes.sliding_window, config.batch * config.seq_len
+    masks: tuple[Mask, Mask] = (
+        block_masks(config.seq_len, window) if cuda else dense_masks(config.seq_len, window, device)
+    )
+    steps = stream.numel() // per_step
 
-    @torch.compile(dynamic=False)
     def losses(ids_BS: Tensor) -> tuple[Tensor, Tensor]:
-        logits, balance = model(ids_BS, masks, torch.bfloat16)
+        logits, balance = model(ids_BS, masks, torch.bfloat16 if cuda else torch.float32)
         return F.cross_entropy(
             logits[:, :-1].flatten(0, 1).float(), ids_BS[:, 1:].flatten()
         ), balance
 
-    began, warm = time.time(), None
+    compiled = torch.compile(losses, dynamic=False) if cuda else losses
+    began = warm = time.time()
     for step in range(steps):
-        at = step * config.batch * SEQ_LEN
-        ids = stream[at : at + config.batch * SEQ_LEN].view(config.batch, SEQ_LEN).long()
+        at = step * per_step
+        ids = stream[at : at + per_step].view(config.batch, config.seq_len).long()
         progress = step / steps
         cosine = 0.5 * (1 + math.cos(math.pi * progress))
         rate = config.lr * (config.final_lr + (1 - config.final_lr) * cosine)
@@ -125,17 +139,17 @@ def train(config: TrainConfig, sizes: ModelConfig, data: Path) -> DemoModel:
             group["lr"] = rate * min(1.0, (step + 1) / config.warmup)
         if step == int(config.quantise_from * steps):
             set_rounding(model, 1.0)
-        loss, balance = losses(ids)
+        loss, balance = compiled(ids)
         (loss + config.balance * balance).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if step == 10:
-            torch.cuda.synchronize()
+            _wait(device)
             warm = time.time()
         if step % max(1, steps // 25) == 0 or step == steps - 1:
-            torch.cuda.synchronize()
-            speed = config.batch * SEQ_LEN * (step - 10) / (time.time() - warm) if step > 10 else 0
+            _wait(device)
+            speed = per_step * (step - 10) / (time.time() - warm) if step > 10 else 0
             print(
                 f"step {step}/{steps} {time.time() - began:.0f} s {speed / 1e6:.2f}M tok/s "
                 f"loss {loss.item():.4f} balance {balance.item():.3f}",
@@ -144,9 +158,15 @@ def train(config: TrainConfig, sizes: ModelConfig, data: Path) -> DemoModel:
     return model
 
 
+def _wait(device: str) -> None:
+    """Until the device has done what it was asked."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
 def set_rounding(model: DemoModel, amount: float) -> None:
     """Use rounded experts (1.0) or the master weights (0.0) in the forward."""
-    for layer in model.model.layers:
+    for layer in model.model.blocks:
         layer.mlp.experts.quantised.fill_(amount)
 
 
@@ -183,7 +203,7 @@ def checkpoint_tensors(model: DemoModel) -> dict[str, Tensor]:
     return tensors
 
 
-def config_json(c: ModelConfig, special: dict[str, int]) -> dict:
+def config_json(c: ModelConfig, special: dict[str, int]) -> dict[str, Any]:
     """config.json with the keys of openai/gpt-oss-20b."""
     kinds = [
         "sliding_attention" if c.is_sliding(i) else "full_attention" for i in range(c.num_layers)
@@ -316,13 +336,16 @@ def scored_stream(texts: list[str], tokenizer: Tokenizer) -> tuple[Tensor, Tenso
 
 
 @torch.no_grad()
-def pack_perplexity(model: DemoModel, tokenizer: Tokenizer, packs: Path, length: int) -> None:
+def pack_perplexity(
+    model: DemoModel, tokenizer: Tokenizer, packs: Path, length: int
+) -> dict[str, float]:
     """Print the perplexity of scored tokens of each pack in blocks of `length`."""
-    masks = dense_masks(length, model.c.sliding_window, "cuda")
+    device = str(model.lm_head.weight.device)
+    masks, found = dense_masks(length, model.c.sliding_window, device), {}
     for file in sorted(packs.glob("*.parquet")):
         ids, scored = scored_stream(pq.read_table(file)["text"].to_pylist(), tokenizer)
         blocks = ids.numel() // length
-        ids, scored = (x[: blocks * length].view(blocks, length).cuda() for x in (ids, scored))
+        ids, scored = (x[: blocks * length].view(blocks, length).to(device) for x in (ids, scored))
         nll = []
         for i in range(0, blocks, 8):
             logits, _ = model(ids[i : i + 8], masks)
@@ -331,13 +354,14 @@ def pack_perplexity(model: DemoModel, tokenizer: Tokenizer, packs: Path, length:
             )
             nll.append(loss[scored[i : i + 8, 1:].flatten()])
         tokens = torch.cat(nll)
-        print(
-            f"{file.stem} S={length}: PPL {tokens.mean().exp():.3f}, {tokens.numel()} scored tokens"
-        )
+        found[file.stem] = float(tokens.mean().exp())
+        print(f"{file.stem} S={length}: PPL {found[file.stem]:.3f}, {tokens.numel()} scored tokens")
+    return found
 
 
-def main() -> None:
-    """Train, round, write, measure."""
+def main(arguments: Sequence[str] | None = None) -> dict[int, dict[str, float]]:
+    """Train, round, write, measure: perplexity by length and pack."""
+    assert __doc__ is not None
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=Path, required=True, help="output of tools/demo_data.py")
     parser.add_argument("--packs", type=Path, default=Path("src/eaft_prune/demo/packs"))
@@ -345,22 +369,23 @@ def main() -> None:
     for field in (*fields(TrainConfig), *fields(ModelConfig)):
         flag = "--" + field.name.replace("_", "-")
         parser.add_argument(flag, type=type(field.default), default=field.default)
-    args = parser.parse_args()
-    config, sizes = (
-        kind(**{field.name: getattr(args, field.name) for field in fields(kind)})
-        for kind in (TrainConfig, ModelConfig)
-    )
+    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
+    parser.add_argument("--lengths", type=int, nargs="+", default=[1024, 2048])
+    args = parser.parse_args(arguments)
+    config = TrainConfig(**{field.name: getattr(args, field.name) for field in fields(TrainConfig)})
+    sizes = ModelConfig(**{field.name: getattr(args, field.name) for field in fields(ModelConfig)})
     print(config, sizes, flush=True)
     tokenizer = Tokenizer.from_file(str(args.data / "tokenizer.json"))
     if sizes.vocab_size != tokenizer.get_vocab_size():
         parser.error(
             f"--vocab-size {sizes.vocab_size}: {args.data} has {tokenizer.get_vocab_size()}"
         )
-    model = train(config, sizes, args.data)
+    model = train(config, sizes, args.data, args.device)
     settle(model)
     write_checkpoint(model, args.data / "tokenizer.json", args.out)
-    for length in (1024, 2048):
-        pack_perplexity(model, tokenizer, args.packs, length)
+    return {
+        length: pack_perplexity(model, tokenizer, args.packs, length) for length in args.lengths
+    }
 
 
 if __name__ == "__main__":

@@ -1,0 +1,158 @@
+"""What benchmarks share: random blocks, timing, FLOPs, and runs of the framework from Python."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import resource
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from eaft_prune.checkpoints.families import family_of
+from eaft_prune.checkpoints.read import open_model
+from eaft_prune.cli.main import check
+from eaft_prune.cli.main import main as command
+from eaft_prune.config import EngineSettings, Experiment, RuntimeSettings
+from eaft_prune.core.progress import Bars
+from eaft_prune.core.store import Store
+from eaft_prune.core.types import Blocks
+from eaft_prune.engines.base import EngineOptions
+from eaft_prune.packs.sources import model_path
+from eaft_prune.pipeline.observer import Silent
+from eaft_prune.pipeline.session import Resident, Session
+
+CPU = torch.device("cpu")
+
+
+def random_blocks(count: int, seq_len: int, vocab: int, share: float = 2 / 3) -> Blocks:
+    """Random ids, a random share of the positions scored; of none, the last of each block."""
+    rng = np.random.default_rng(0)
+    ids = rng.integers(0, vocab, (count, seq_len)).astype(np.int32)
+    scored = rng.random((count, seq_len)) < share
+    scored[:, 0] = False
+    if not share:
+        scored[:, -1] = True
+    rows = np.zeros_like(ids)
+    return Blocks("random", seq_len, ids, scored, rows, np.zeros(1, np.int32), ("random",), "")
+
+
+def untold(tokens: int) -> None:
+    """Progress that nobody watches."""
+
+
+def seconds(run: Callable[[], object], repeats: int = 3, device: torch.device = CPU) -> float:
+    """Median wall time after a warm-up, the device idle at both ends."""
+    run()
+    times = []
+    for _ in range(repeats):
+        wait(device)
+        started = time.perf_counter()
+        run()
+        wait(device)
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)
+
+
+def wait(device: torch.device) -> None:
+    """Until the device has done what it was asked."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def forget_peak(device: torch.device) -> None:
+    """`peak_gb` counts from here; on the CPU it cannot forget."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_gb(device: torch.device) -> float:
+    """Most memory held: of the GPU by tensors, on the CPU by the process since its start."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+
+
+def name_of(device: torch.device) -> str:
+    """The device in words."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU, {torch.get_num_threads()} threads"
+
+
+def matmul_rate(size: int, dtype: torch.dtype, device: torch.device = CPU) -> float:
+    """FLOP/s of a product of random square matrices."""
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    times = 20 if device.type == "cuda" else 1
+    spent = seconds(lambda: [a @ b for _ in range(times)], 3, device)
+    return times * 2 * size**3 / spent
+
+
+def flops_per_token(config: Mapping[str, Any], seq_len: int, scored: float) -> float:
+    """2 x the multiply-adds a token needs.
+
+    Projections, chosen experts, router, causally attended keys, the head for the share of scored
+    positions.
+    """
+    h, q = config["hidden_size"], config["num_attention_heads"] * config["head_dim"]
+    kv = config["num_key_value_heads"] * config["head_dim"]
+    expert = 3 * h * config["intermediate_size"]
+    window = config.get("sliding_window") or seq_len
+    attended = (seq_len / 2 + min(window, seq_len / 2)) / 2
+    layer = h * (2 * q + 2 * kv) + config["num_experts_per_tok"] * expert
+    layer += h * config["num_local_experts"] + 2 * q * attended
+    head = scored * h * config["vocab_size"]
+    return float(2 * (config["num_hidden_layers"] * layer + head))
+
+
+def options(runtime: RuntimeSettings) -> EngineOptions:
+    """What transformers is opened with."""
+    return EngineOptions(EngineSettings(name="transformers"), runtime, 20, top_logprobs=False)
+
+
+def settings(arguments: Sequence[str]) -> Experiment:
+    """The one experiment of a command line."""
+    (experiment,) = check(arguments).experiments
+    return experiment
+
+
+def n_experts(arguments: Sequence[str]) -> int:
+    """Experts a layer of the model that a command line names."""
+    config = open_model(model_path(settings(arguments).model)).config
+    return family_of(config).n_experts(config)
+
+
+def session(experiment: Experiment, store: Path, resident: Resident | None = None) -> Session:
+    """The working place of one experiment, which tells nobody."""
+    bars = Bars(experiment.runtime.progress)
+    return Session(experiment, Store(store), Silent(), bars, resident or Resident())
+
+
+def finished(arguments: Sequence[str], home: Path) -> dict[str, Any]:
+    """result.json of a command line that was run in this process; what it prints is dropped.
+
+    Store, checkpoints, tracking and outputs lie under `home`. Raises RuntimeError, with what was
+    printed, where it did not end well.
+    """
+    out = home / "runs" / f"{time.time_ns()}"
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+        code = command([*arguments, *under(home), f"hydra.run.dir={out}"])
+    if code:
+        raise RuntimeError(f"exit code {code} of {' '.join(arguments)}:\n{printed.getvalue()}")
+    found: dict[str, Any] = json.loads((out / "result.json").read_text())
+    return found
+
+
+def under(home: Path) -> list[str]:
+    """Settings that put everything a run leaves under `home`."""
+    return [
+        "runtime.progress=false", f"tracking.uri=sqlite:///{home}/mlflow.db",
+        f"runtime.store_dir={home}/store", f"runtime.checkpoint_dir={home}/checkpoints",
+    ]  # fmt: skip

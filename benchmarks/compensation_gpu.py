@@ -18,6 +18,7 @@ from typing import TypeVar
 import torch
 from common import forget_peak, name_of, peak_gb, wait
 
+from eaft_prune.checkpoints.formats import MXFP4
 from eaft_prune.checkpoints.formats.e2m1 import quantize
 from eaft_prune.engines.packed import dequantize
 from eaft_prune.repair.least_squares import (

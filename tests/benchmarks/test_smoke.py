@@ -18,6 +18,7 @@ import torch
 from support.forks import fork
 from support.runs import REPOSITORY, Done, World, fresh_directory
 
+from support.engines import options
 from eaft_prune.checkpoints.read import open_model
 from eaft_prune.config import RuntimeSettings
 from eaft_prune.core.store import save
@@ -250,9 +251,8 @@ def test_random_checkpoint(tmp_path: Path) -> None:
     assert written == 2 * layer + 2 * (2 * vocab * hidden + hidden)
     files = open_model(out)
     assert files.weight_bytes == written
-    runtime = RuntimeSettings(store_dir="", checkpoint_dir="", device="cpu")
     blocks = script("common").random_blocks(2, 16, vocab)
-    scores = load_files(files, runtime, 20, "auto", False).score(blocks, lambda tokens: None)
+    scores = load_files(files, options(device="cpu")).score(blocks, lambda tokens: None)
     assert np.isfinite(scores.logp_T).all()
 
 

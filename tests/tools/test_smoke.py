@@ -180,8 +180,7 @@ def test_train_demo_model(made: tuple[Path, Path, Any], tmp_path: Path) -> None:
         ]
     )  # fmt: skip
     files = open_model(tmp_path / "model")
-    runtime = RuntimeSettings(store_dir="", checkpoint_dir="", device="cpu", dtype="float32")
-    engine = load_files(files, runtime, 20, "auto", False)
+    engine = load_files(files, options(device="cpu", dtype="float32"))
     tokenizer = training.Tokenizer.from_file(str(work / "tokenizer.json"))
     assert set(found[64]) == {file.stem for file in packs.glob("*.parquet")}
     for name, perplexity in found[64].items():

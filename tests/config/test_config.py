@@ -99,12 +99,6 @@ def test_the_sweep_of_criteria_has_each_that_needs_no_measuring_once() -> None:
     assert all(len(same & set(swept)) == 1 for same in distinct.values())
 
 
-def test_the_page_on_sweeps_has_them_all() -> None:
-    page = (REPOSITORY / "docs" / "sweeps.md").read_text()
-    table = page[page.index("| `+sweeps=` |") : page.index("All but `served`")]
-    assert sorted(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == SWEEPS
-
-
 def test_a_sweep_and_a_line_of_ones_own_multiply() -> None:
     alone = check(["+sweeps=seeds"])
     both = check(["+sweeps=seeds", "pruning.keep_n=28,24"])

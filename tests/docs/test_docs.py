@@ -57,6 +57,13 @@ def test_paths_that_a_page_names_exist(page: str) -> None:
     assert [path for path in named if not (REPOSITORY / path).exists()] == []
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_modules_that_a_page_names_exist(page: str) -> None:
+    named = re.findall(r"`([\w/]+\.py)`", prose(PAGES[page].read_text()))
+    roots = (REPOSITORY, REPOSITORY / "src/eaft_prune", PAGES[page].parent)
+    assert [file for file in named if not any((root / file).exists() for root in roots)] == []
+
+
 def test_pages_that_the_code_names_exist() -> None:
     lost = []
     for room in WHERE:

@@ -15,12 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.engines import options
 from support.forks import fork
 from support.runs import REPOSITORY, Done, World, fresh_directory
 
-from support.engines import options
 from eaft_prune.checkpoints.read import open_model
-from eaft_prune.config import RuntimeSettings
 from eaft_prune.core.store import save
 from eaft_prune.engines.loading import load_files
 from eaft_prune.maths.divergence import js2d

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from support.engines import options
 from support.runs import REPOSITORY
 
 TOOLS = REPOSITORY / "tools"
@@ -158,7 +159,6 @@ def test_demo_model() -> None:
 def test_train_demo_model(made: tuple[Path, Path, Any], tmp_path: Path) -> None:
     """Two steps; the package finds the perplexity in the written checkpoint that was printed."""
     from eaft_prune.checkpoints.read import open_model
-    from eaft_prune.config import RuntimeSettings
     from eaft_prune.core.types import Blocks
     from eaft_prune.engines.loading import load_files
 

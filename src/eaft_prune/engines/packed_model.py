@@ -172,7 +172,7 @@ def build(
     for name in files.tensors:
         layer = int(name.split(".layers.")[1].split(".")[0]) if ".layers." in name else None
         home = devices[0] if layer is None else homes[layer]
-        if name.endswith(("_proj_blocks", "_proj_scales")):
+        if name.endswith(_PARTS):
             packed[name] = read(name, torch.device("cpu") if layer in host else home)
         else:
             module, _, leaf = name.rpartition(".")
@@ -211,7 +211,8 @@ def _attach(
 
     def parts(layer: int, name: str) -> Packed:
         at = f"model.layers.{layer}.mlp.experts.{name}"
-        return packed[f"{at}_blocks"], packed[f"{at}_scales"]
+        blocks, scales = (packed[name] for name in MXFP4.names(at))
+        return blocks, scales
 
     waiting = [{name: parts(layer, name) for name in PROJECTIONS} for layer in host]
     streams = bool(host) and homes[0].type == "cuda"

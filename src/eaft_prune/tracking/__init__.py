@@ -3,6 +3,7 @@
 Importing this package is quick: mlflow itself is imported when a server is first contacted.
 """
 
+from eaft_prune.tracking.errors import TrackingError
 from eaft_prune.tracking.lifecycle import (
     RunStatus,
     Terminated,
@@ -12,7 +13,7 @@ from eaft_prune.tracking.lifecycle import (
     start_parent,
     track,
 )
-from eaft_prune.tracking.run import MlflowRun, TrackingError
+from eaft_prune.tracking.run import MlflowRun
 
 __all__ = [
     "MlflowRun",

@@ -12,6 +12,8 @@ from urllib.parse import urlsplit
 
 import sqlalchemy
 from filelock import FileLock
+
+# nothing public makes the schema alone: a client adds a default experiment, with its own paths
 from mlflow.store.db.utils import _initialize_tables
 from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.file_utils import local_file_uri_to_path

@@ -94,6 +94,7 @@ class Archive:
             address = sqlalchemy.make_url(self._resolved())
             engine = sqlalchemy.create_engine(address, poolclass=sqlalchemy.NullPool)
             try:
+                # nothing public tells revisions without changing the database
                 return (
                     str(utils._get_schema_version(engine)).lower(),
                     str(utils._get_latest_schema_revision()),

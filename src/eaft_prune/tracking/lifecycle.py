@@ -19,7 +19,8 @@ import yaml
 import eaft_prune
 from eaft_prune.config import Experiment, TrackingSettings
 from eaft_prune.core import provenance
-from eaft_prune.tracking.run import MlflowRun, TrackingError
+from eaft_prune.tracking.errors import TrackingError
+from eaft_prune.tracking.run import MlflowRun
 
 if TYPE_CHECKING:
     from eaft_prune.tracking.server import Server

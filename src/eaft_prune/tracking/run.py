@@ -33,10 +33,6 @@ _NOTE = "mlflow.note.content"  # what the UI shows, rendered, as the run's descr
 _MODEL_FILES = ("manifest.json", "expert_mapping.json")
 
 
-class TrackingError(RuntimeError):
-    """MLflow stopped taking what a run has to say; the message names the server and the reason."""
-
-
 class MlflowRun:
     """One MLflow run that implements `observer.Observer`.
 

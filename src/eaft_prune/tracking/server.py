@@ -35,7 +35,7 @@ from mlflow.exceptions import MlflowException
 from eaft_prune.core.provenance import one_line, redact
 from eaft_prune.core.types import UserError
 from eaft_prune.tracking.address import create_sqlite, one_creator, probe, resolve, root, scheme
-from eaft_prune.tracking.run import TrackingError
+from eaft_prune.tracking.errors import TrackingError
 
 FAILURES = (
     MlflowException,

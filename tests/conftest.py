@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import os
+import signal
 import subprocess
+import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import psutil
 import pytest
 from hypothesis import settings
 from support import tiny
@@ -40,6 +45,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     ]
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
     items[:] = kept
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A run that is ended leaves no process behind: SIGTERM ends it as an exit does."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    atexit.register(_end_children)
+
+
+def _end_children() -> None:
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            child.kill()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -44,7 +44,6 @@ def test_an_ended_run_takes_its_workers_along(number: signal.Signals, tmp_path: 
     started += psutil.Process(run.pid).children(recursive=True)
     assert started
     run.send_signal(number)
-    run.stdout.read()
     assert run.wait(60) != 0
     _, alive = psutil.wait_procs(started, timeout=20)
     assert alive == []

@@ -34,8 +34,10 @@ CUDA = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 DEVICES = ["cpu", pytest.param("cuda", marks=CUDA)]
-# of weights, less than they need dequantised
-LITTLE_GB = "0.0001"
+LITTLE_GB = "0.0001"  # less than the tiny model's weights need when dequantised
+SMALL_RUNS = [
+    "--forked", "--blocks", "6", "--seq-len", "64", "--profile-blocks", "8", "--search-blocks", "2",
+]  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -342,7 +344,26 @@ def test_sglang_gpu_sh() -> None:
 
 
 def test_sweeps_and_search(world: World) -> None:
-    """The part without processes of its own; the others take a minute."""
-    found = script("sweeps_and_search").main(["--parts", "scoring", "--", *inputs(world)])
-    assert set(found) == {"scoring"}
+    found = script("sweeps_and_search").main(
+        ["--parts", "scoring", "kill", *SMALL_RUNS, "--killed-trials", "4", "--", *inputs(world)]
+    )
+    assert set(found) == {"scoring", "kill"}
     assert 0 < found["scoring"] < math.inf
+    kept, trials = found["kill"]
+    assert 1 <= kept <= trials == 4
+
+
+@pytest.mark.slow
+def test_sweeps_and_search_of_a_grid(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    found = script("sweeps_and_search").main(
+        [
+            "--parts", "grid", "search", *SMALL_RUNS, "--cold", "1", "--trials", "4", "--",
+            *inputs(world),
+        ]
+    )  # fmt: skip
+    together, apart = found["grid"]
+    assert 0 < together < apart
+    assert 0 < found["search"] < math.inf
+    printed = capsys.readouterr().out
+    assert "grid: 25 points in one multirun" in printed
+    assert "same plan and verdict: True" in printed

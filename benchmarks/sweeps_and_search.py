@@ -28,8 +28,8 @@ from typing import Any
 
 import optuna
 import torch
-from common import session, under
-from common import settings as checked
+from runs import session, under
+from runs import settings as checked
 
 from eaft_prune.cli.main import main as main_of
 from eaft_prune.pipeline.traces import trace_of

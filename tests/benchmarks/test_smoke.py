@@ -56,6 +56,21 @@ def inputs(world: World) -> list[str]:
     return [argument for argument in world.arguments if not argument.startswith(places)]
 
 
+def test_gpu_benchmarks_import_without_what_gpu_machines_lack() -> None:
+    """docs/benchmarks.md and sglang_gpu.sh run them beside bare torch and transformers."""
+    names = "gpu_throughput loading parallel_throughput compensation_gpu sglang_gpu export"
+    lacking = "hydra omegaconf mlflow optuna datasets"
+    code = f"""
+import importlib, sys
+for name in {lacking.split()}:
+    sys.modules[name] = None
+for name in {names.split()}:
+    importlib.import_module(name)
+"""
+    path = f"{BENCHMARKS}:{REPOSITORY / 'src'}"
+    subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}, check=True)
+
+
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
 def test_there_is_a_test_for(file: Path) -> None:
     assert f"test_{file.name.replace('.py', '').replace('.', '_')}" in globals()
@@ -282,6 +297,16 @@ def test_refine(world: World) -> None:
     )  # fmt: skip
     (start, _), (swapped, _), (evolved, _) = found
     assert max(swapped, evolved) <= start  # on the blocks that were searched
+
+
+def test_runs(world: World, tmp_path: Path) -> None:
+    """A run that ends well leaves its result; of one that does not the error is told."""
+    runs = script("runs")
+    found = runs.finished([*inputs(world), "task=prune"], tmp_path)
+    assert [len(kept) for kept in found["plan"]["kept"]] == [4, 4]
+    with pytest.raises(RuntimeError, match=r"(?s)exit code 2.*\nerror: .*keep_n"):
+        runs.finished([*inputs(world), "pruning.keep_n=99"], tmp_path)
+    assert runs.n_experts(inputs(world)) == 8
 
 
 def test_sglang_gpu(world: World, tmp_path: Path) -> None:

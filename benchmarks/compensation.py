@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import finished
-from common import settings as checked
+from runs import finished
+from runs import settings as checked
 
 from eaft_prune.checkpoints.read import open_model
 from eaft_prune.checkpoints.slice import copy_file, write_text

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
-from common import forget_peak, name_of, peak_gb, wait
+from common import device_of, forget_peak, name_of, peak_gb, wait
 
 from eaft_prune.checkpoints.formats import MXFP4
 from eaft_prune.checkpoints.formats.e2m1 import quantize
@@ -93,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> tuple[float, float, float]:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for name, value in (("tokens", 87000), ("experts", 20), ("top-k", 4), ("size", 2880)):
         parser.add_argument(f"--{name}", type=int, default=value)
-    parser.add_argument("--device", type=torch.device, default=torch.device("cuda"))
+    parser.add_argument("--device", type=device_of, default="cuda")
     given = parser.parse_args(arguments)
     device: torch.device = given.device
     print(name_of(device), given, flush=True)

@@ -25,7 +25,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import session, settings, untold
+from common import untold
+from runs import session, settings
 from torch.func import jvp, vjp
 
 from eaft_prune.core.types import UNION, Blocks

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from common import (
+    device_of,
     flops_per_token,
     forget_peak,
     matmul_rate,
@@ -83,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     parser.add_argument("--model", choices=("20b", "120b", "tiny"), default="20b")
     parser.add_argument("--layers", type=int)
     parser.add_argument("--part", choices=("packed", "streamed", "peer"), default="packed")
-    parser.add_argument("--device", type=torch.device, default=torch.device("cuda", 0))
+    parser.add_argument("--device", type=device_of, default="cuda")
     parser.add_argument("--shrink", type=int, default=1)
     options = parser.parse_args(arguments)
     device, shrink = options.device, options.shrink

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import forget_peak, name_of, peak_gb, random_blocks, untold, wait
+from common import device_of, forget_peak, name_of, peak_gb, random_blocks, untold, wait
 from common import options as engine_options
 
 from eaft_prune.checkpoints.read import open_model
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> list[tuple[float, bool]]:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--path", type=Path, required=True)
     parser.add_argument("--limits", type=float, nargs="*", default=[24.0, 16.0], metavar="GB")
-    parser.add_argument("--device", type=torch.device, default=torch.device("cuda"))
+    parser.add_argument("--device", type=device_of, default="cuda")
     parser.add_argument("--blocks", type=int, default=16)
     parser.add_argument("--seq-len", type=int, default=2048)
     parser.add_argument("--batch-tokens", type=int, default=8192)

@@ -24,8 +24,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from common import n_experts, session
-from common import settings as checked
+from runs import n_experts, session
+from runs import settings as checked
 
 from eaft_prune.checkpoints.model import Model
 from eaft_prune.config import Experiment

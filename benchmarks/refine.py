@@ -22,8 +22,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import n_experts, session
 from methods import METHODS, evaluation_request, experiment, mean_nll
+from runs import n_experts, session
 
 from eaft_prune.core.types import ExpertScores, KeepPlan
 from eaft_prune.pipeline.criterion import select

@@ -2,13 +2,13 @@
 
     python benchmarks/sweeps_and_search.py [--blocks 8] [--seq-len 1024] [--profile-blocks 8]
         [--search-blocks 4] [--trials 200] [--cold 2]
-        [--parts grid search scoring kill] [--full] [-- SETTING=VALUE ...]
+        [--parts grid search scoring kill] [--full] [--forked] [-- SETTING=VALUE ...]
 
 Prints: the 25-point weight grid as one multirun, against separate `python -m eaft_prune` runs, each
 with its own store (--cold of them are run, all with 25); then a
 search, the seconds of its trials whose plan was known, of their scoring alone (on a trace of the
 demo's own size), and a search that is killed in the middle. --full keeps the demo's own sizes
-instead of the small ones.
+instead of the small ones; --forked begins runs as forks of this process, to try this script.
 """
 
 from __future__ import annotations
@@ -17,53 +17,63 @@ import argparse
 import json
 import os
 import shlex
-import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import optuna
 import torch
-from common import session, under
-from common import settings as checked
+from runs import session, under
+from runs import settings as checked
 
+from eaft_prune.cli.main import main as main_of
 from eaft_prune.pipeline.traces import trace_of
 from eaft_prune.stages.plan import plan
 from eaft_prune.stages.score import score
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+
+from support.forks import Fork, fork
 
 PARTS = ("grid", "search", "scoring", "kill")
 GRID = {"w_conflict": (-4, -2, -1, -0.5, 0), "w_uncertain": (0, 0.25, 0.5, 0.75, 1)}
 
 
-def command(home: Path, *arguments: str) -> list[str]:
-    """The command line with everything it leaves under `home`."""
-    return [sys.executable, "-u", "-m", "eaft_prune", *arguments, *under(home)]
+@dataclass(frozen=True)
+class Starter:
+    """How runs begin: a new Python each, or a fork of this one, which has imported everything."""
+
+    forked: bool
+
+    def begin(self, home: Path, *arguments: str) -> Fork:
+        """A command line with everything it leaves under `home`."""
+        home.mkdir(parents=True, exist_ok=True)
+        given = [*arguments, *under(home)]
+        python = [sys.executable, "-u", "-m", "eaft_prune", *given]
+        return fork(lambda: main_of(given) if self.forked else os.execv(python[0], python), home)
+
+    def run(self, home: Path, *arguments: str) -> tuple[float, list[dict[str, Any]]]:
+        """Seconds, and every finished result.json."""
+        begun = self.begin(home, *arguments)
+        if begun.wait():
+            sys.exit(begun.text)
+        seconds = time.monotonic() - begun.started
+        found = [
+            json.loads(p.read_text())
+            for d in ("outputs", "multirun")
+            for p in home.glob(f"{d}/**/result.json")
+        ]
+        return seconds, [value for value in found if value["status"] == "FINISHED"]
 
 
-def run(home: Path, *arguments: str) -> tuple[float, list[dict[str, Any]]]:
-    """Seconds, and every finished result.json."""
-    home.mkdir(parents=True, exist_ok=True)
-    started = time.perf_counter()
-    done = subprocess.run(command(home, *arguments), cwd=home, capture_output=True, text=True)
-    seconds = time.perf_counter() - started
-    if done.returncode:
-        sys.exit(done.stdout + done.stderr)
-    found = [
-        json.loads(p.read_text())
-        for d in ("outputs", "multirun")
-        for p in home.glob(f"{d}/**/result.json")
-    ]
-    return seconds, [value for value in found if value["status"] == "FINISHED"]
-
-
-def grid(home: Path, settings: list[str], cold: int) -> tuple[float, float]:
+def grid(starter: Starter, home: Path, settings: list[str], cold: int) -> tuple[float, float]:
     """Seconds of one multirun, and of as many separate runs."""
-    seconds, results = run(home / "grid", "+sweeps=weight_grid", *settings)
+    seconds, results = starter.run(home / "grid", "+sweeps=weight_grid", *settings)
     results.sort(key=lambda value: value["job"])
     plans = {value["plan"]["digest"] for value in results}
     ran = sum(
@@ -79,7 +89,7 @@ def grid(home: Path, settings: list[str], cold: int) -> tuple[float, float]:
         job = number * (len(points) - 1) // max(cold - 1, 1)
         weights = [f"pruning.{n}={v}" for n, v in zip(GRID, points[job], strict=True)]
         masked = "eval.candidates=[masked]"
-        spent, (alone,) = run(home / f"cold{number}", *weights, masked, *settings)
+        spent, (alone,) = starter.run(home / f"cold{number}", *weights, masked, *settings)
         times.append(spent)
         same = alone["gate"] == results[job]["gate"] and alone["plan"] == results[job]["plan"]
         print(f"  point {job} alone, empty store {spent:8.1f} s, same plan and verdict: {same}")
@@ -90,11 +100,11 @@ def grid(home: Path, settings: list[str], cold: int) -> tuple[float, float]:
     return seconds, every
 
 
-def search(home: Path, settings: list[str], n_trials: int) -> float:
+def search(starter: Starter, home: Path, settings: list[str], n_trials: int) -> float:
     """Seconds of the trials alone."""
     where = f"search.storage=sqlite:///{home}/search.db"
     asked = [*settings, "task=search", where, f"search.n_trials={n_trials}"]
-    seconds, (result,) = run(home / "search", *asked)
+    seconds, (result,) = starter.run(home / "search", *asked)
     facts = result["facts"]
     print(f"search: {facts['trials']} trials, whole command  {seconds:8.1f} s")
     print(
@@ -136,25 +146,18 @@ def scoring(home: Path, settings: list[str]) -> float:
     return median
 
 
-def kill(home: Path, settings: list[str], n_trials: int) -> tuple[int, int]:
+def kill(starter: Starter, home: Path, settings: list[str], n_trials: int) -> tuple[int, int]:
     """kill -9 after a third of the trials, then the same command again: trials kept, and in all."""
     where = f"search.storage=sqlite:///{home}/killed.db"
     asked = [*settings, "task=search", where, f"search.n_trials={n_trials}"]
-    (home / "killed").mkdir()
-    process = subprocess.Popen(
-        command(home / "killed", *asked), cwd=home / "killed", text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith(f"trial {n_trials // 3} "):
-            os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    begun = starter.begin(home / "killed", *asked)
+    begun.until(f"trial {n_trials // 3} ")
+    begun.kill()
     storage = f"sqlite:///{home}/killed.db"
     (name,) = optuna.get_all_study_names(storage)
     before = optuna.load_study(study_name=name, storage=storage).trials
     finished = sum(t.state.name in ("COMPLETE", "PRUNED") for t in before)
-    seconds, (result,) = run(home / "killed", *asked)
+    seconds, (result,) = starter.run(home / "killed", *asked)
     facts = result["facts"]
     print(f"kill -9 at trial {n_trials // 3} of {n_trials}: {finished} of {len(before)} kept")
     print(
@@ -178,7 +181,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--full", action="store_true")
     parser.add_argument("settings", nargs="*")
+    parser.add_argument("--forked", action="store_true", help="to try this script")
     options = parser.parse_args(arguments)
+    starter = Starter(options.forked)
     settings = [] if options.full else [
         f"eval.num_blocks={options.blocks}", f"eval.seq_lens=[{options.seq_len}]",
         "eval.packs=[UNION]", f"gate.seq_lens=[{options.seq_len}]",
@@ -197,10 +202,10 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         home = Path(folder)
         searched = [*settings, *sized, *options.settings]
         works: dict[str, Callable[[], object]] = {
-            "grid": lambda: grid(home, [*settings, *options.settings], options.cold),
-            "search": lambda: search(home, searched, options.trials),
+            "grid": lambda: grid(starter, home, [*settings, *options.settings], options.cold),
+            "search": lambda: search(starter, home, searched, options.trials),
             "scoring": lambda: scoring(home, options.settings),
-            "kill": lambda: kill(home, searched, options.killed_trials),
+            "kill": lambda: kill(starter, home, searched, options.killed_trials),
         }
         return {part: works[part]() for part in PARTS if part in options.parts}
 

@@ -34,8 +34,10 @@ CUDA = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 DEVICES = ["cpu", pytest.param("cuda", marks=CUDA)]
-# of weights, less than they need dequantised
-LITTLE_GB = "0.0001"
+LITTLE_GB = "0.0001"  # less than the tiny model's weights need when dequantised
+SMALL_RUNS = [
+    "--forked", "--blocks", "6", "--seq-len", "64", "--profile-blocks", "8", "--search-blocks", "2",
+]  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -52,6 +54,21 @@ def inputs(world: World) -> list[str]:
     """Settings that name the tiny model and its packs, but no place to write."""
     places = ("runtime.store_dir=", "runtime.checkpoint_dir=", "tracking.uri=")
     return [argument for argument in world.arguments if not argument.startswith(places)]
+
+
+def test_gpu_benchmarks_import_without_what_gpu_machines_lack() -> None:
+    """docs/benchmarks.md and sglang_gpu.sh run them beside bare torch and transformers."""
+    names = "gpu_throughput loading parallel_throughput compensation_gpu sglang_gpu export"
+    lacking = "hydra omegaconf mlflow optuna datasets"
+    code = f"""
+import importlib, sys
+for name in {lacking.split()}:
+    sys.modules[name] = None
+for name in {names.split()}:
+    importlib.import_module(name)
+"""
+    path = f"{BENCHMARKS}:{REPOSITORY / 'src'}"
+    subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}, check=True)
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
@@ -281,6 +298,16 @@ def test_refine(world: World) -> None:
     assert max(swapped, evolved) <= start  # on the blocks that were searched
 
 
+def test_runs(world: World, tmp_path: Path) -> None:
+    """A run that ends well leaves its result; of one that does not the error is told."""
+    runs = script("runs")
+    found = runs.finished([*inputs(world), "task=prune"], tmp_path)
+    assert [len(kept) for kept in found["plan"]["kept"]] == [4, 4]
+    with pytest.raises(RuntimeError, match=r"(?s)exit code 2.*\nerror: .*keep_n"):
+        runs.finished([*inputs(world), "pruning.keep_n=99"], tmp_path)
+    assert runs.n_experts(inputs(world)) == 8
+
+
 def test_sglang_gpu(world: World, tmp_path: Path) -> None:
     """Every step, against a stand-in server; a step that failed says so."""
     other, data = tmp_path / "other environment", tmp_path / "data"
@@ -341,7 +368,26 @@ def test_sglang_gpu_sh() -> None:
 
 
 def test_sweeps_and_search(world: World) -> None:
-    """The part without processes of its own; the others take a minute."""
-    found = script("sweeps_and_search").main(["--parts", "scoring", "--", *inputs(world)])
-    assert set(found) == {"scoring"}
+    found = script("sweeps_and_search").main(
+        ["--parts", "scoring", "kill", *SMALL_RUNS, "--killed-trials", "4", "--", *inputs(world)]
+    )
+    assert set(found) == {"scoring", "kill"}
     assert 0 < found["scoring"] < math.inf
+    kept, trials = found["kill"]
+    assert 1 <= kept <= trials == 4
+
+
+@pytest.mark.slow
+def test_sweeps_and_search_of_a_grid(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    found = script("sweeps_and_search").main(
+        [
+            "--parts", "grid", "search", *SMALL_RUNS, "--cold", "1", "--trials", "4", "--",
+            *inputs(world),
+        ]
+    )  # fmt: skip
+    together, apart = found["grid"]
+    assert 0 < together < apart
+    assert 0 < found["search"] < math.inf
+    printed = capsys.readouterr().out
+    assert "grid: 25 points in one multirun" in printed
+    assert "same plan and verdict: True" in printed

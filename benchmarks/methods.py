@@ -29,7 +29,8 @@ from runs import settings as checked
 
 from eaft_prune.checkpoints.model import Model
 from eaft_prune.config import Experiment
-from eaft_prune.core.types import UNION, KeepPlan, StageRecord
+from eaft_prune.core.outcome import StageRecord
+from eaft_prune.core.types import UNION, KeepPlan
 from eaft_prune.maths.intervals import student
 from eaft_prune.pipeline.criterion import select
 from eaft_prune.pipeline.evaluation import Side, measure

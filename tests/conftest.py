@@ -65,6 +65,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _no_terminal() -> None:
+    """Tables are whole here; readline, which a test runner imports, exports a width."""
+    os.environ.pop("COLUMNS", None)
+
+
 @pytest.fixture(autouse=True)
 def _no_process_in_a_quick_run(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from support.gates import intervals, v1
 from support.pairs import by_halves, pair
 
-from eaft_prune.core.types import Changes, Estimate, TokenScores
+from eaft_prune.core.types import TokenScores
+from eaft_prune.core.verdict import Changes, Estimate
 from eaft_prune.maths.draws import weighted_quantile
 from eaft_prune.maths.intervals import student
 from eaft_prune.maths.metrics import pack_report

@@ -14,7 +14,8 @@ from support.pairs import pair
 from support.runs import REPOSITORY, Done, World
 
 from eaft_prune.config import GateSettings
-from eaft_prune.core.types import Comparison, EvalKey, Evaluation, TokenScores
+from eaft_prune.core.types import EvalKey, Evaluation, TokenScores
+from eaft_prune.core.verdict import Comparison
 from eaft_prune.maths.metrics import METRICS, Metric, metric_at, pack_report
 from eaft_prune.records.result import reports_by_name
 from eaft_prune.report import comparison_table, html_report, markdown_report

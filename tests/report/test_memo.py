@@ -7,7 +7,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eaft_prune.core.types import RunSummary
+from eaft_prune.core.outcome import RunSummary
 from eaft_prune.report.evidence import Run
 from eaft_prune.report.memo import decision_memo, recommendation
 

@@ -19,8 +19,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.report_inputs import FACTS, PACKS, SEQ_LENS, comparison, selection
 
+from eaft_prune.core.outcome import Selection
 from eaft_prune.core.text import id_ranges
-from eaft_prune.core.types import Comparison, ExpertScores, GateVerdict, KeepPlan, Selection
+from eaft_prune.core.types import ExpertScores, KeepPlan
+from eaft_prune.core.verdict import Comparison, GateVerdict
 from eaft_prune.report import comparison_table, facts_text, html_report, markdown_report
 from eaft_prune.report.experts import expert_map
 from eaft_prune.report.text import number

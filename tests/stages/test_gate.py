@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.gates import LENGTHS, both, report, v1
 
-from eaft_prune.core.types import EvalKey, GateVerdict, PackReport, UserError
+from eaft_prune.core.types import EvalKey, UserError
+from eaft_prune.core.verdict import GateVerdict, PackReport
 from eaft_prune.stages.gate import gate
 
 # (ppl, cc_rate, mean p) on UNION at 1024 and 2048: seeds/001, "EAFT-REAP Quality Snapshot"

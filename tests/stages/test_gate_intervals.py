@@ -14,7 +14,8 @@ from scipy.stats import t as student_t
 from support.gates import BLOCKS, LENGTHS, ZERO, around, both, changed, report, v1
 
 from eaft_prune.config import GateSettings
-from eaft_prune.core.types import Estimate, EvalKey, GateVerdict
+from eaft_prune.core.types import EvalKey
+from eaft_prune.core.verdict import Estimate, GateVerdict
 from eaft_prune.stages.gate import gate
 
 NAMES = ("dppl", "dcc_rate", "dmean_prob", "js2d")

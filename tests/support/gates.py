@@ -9,7 +9,8 @@ from scipy.stats import t as student_t
 from support.runs import REPOSITORY
 
 from eaft_prune.config import GateSettings
-from eaft_prune.core.types import Changes, Estimate, EvalKey, PackReport, TokenScores
+from eaft_prune.core.types import EvalKey, TokenScores
+from eaft_prune.core.verdict import Changes, Estimate, PackReport
 from eaft_prune.maths.intervals import changes
 
 LENGTHS = (1024, 2048)

@@ -9,16 +9,9 @@ from numpy.typing import NDArray
 from support.gates import intervals
 
 from eaft_prune.config import GateSettings
-from eaft_prune.core.types import (
-    Changes,
-    Comparison,
-    EvalKey,
-    Evaluation,
-    ExpertScores,
-    KeepPlan,
-    Selection,
-    TokenScores,
-)
+from eaft_prune.core.outcome import Selection
+from eaft_prune.core.types import EvalKey, Evaluation, ExpertScores, KeepPlan, TokenScores
+from eaft_prune.core.verdict import Changes, Comparison
 from eaft_prune.maths.metrics import pack_report
 from eaft_prune.stages.gate import gate
 

@@ -29,15 +29,9 @@ from support.forks import Fork, fork
 from eaft_prune import tracking
 from eaft_prune.config import Experiment, TrackingSettings
 from eaft_prune.core import provenance
-from eaft_prune.core.types import (
-    Checkpoint,
-    GateCheck,
-    GateVerdict,
-    KeepPlan,
-    PackReport,
-    StageRecord,
-    UserError,
-)
+from eaft_prune.core.outcome import StageRecord
+from eaft_prune.core.types import Checkpoint, KeepPlan, UserError
+from eaft_prune.core.verdict import GateCheck, GateVerdict, PackReport
 from eaft_prune.pipeline.observer import Observer
 from eaft_prune.tracking.server import valid_name
 

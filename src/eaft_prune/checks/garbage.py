@@ -21,8 +21,9 @@ from eaft_prune.checkpoints.read import (
     read_json,
 )
 from eaft_prune.checks.doctor import TRASH
+from eaft_prune.core.outcome import RunSummary
 from eaft_prune.core.store import FILES, Store, lock_of
-from eaft_prune.core.types import RunSummary, UserError
+from eaft_prune.core.types import UserError
 
 _SHA256 = re.compile(r"\b[0-9a-f]{64}\b")
 _BESIDE = (

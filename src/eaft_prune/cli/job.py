@@ -14,9 +14,10 @@ from typing import Any
 from eaft_prune import report
 from eaft_prune.config import Experiment, resolve_path
 from eaft_prune.core.files import write_atomically
+from eaft_prune.core.outcome import Outcome
 from eaft_prune.core.progress import Bars
 from eaft_prune.core.store import Store
-from eaft_prune.core.types import Outcome, UserError
+from eaft_prune.core.types import UserError
 from eaft_prune.pipeline.observer import Observer, Silent
 from eaft_prune.pipeline.preview import preview
 from eaft_prune.pipeline.session import Resident, Session

@@ -21,8 +21,9 @@ from filelock import FileLock
 
 from eaft_prune.core.digests import canonical_json, digest, file_digest
 from eaft_prune.core.files import sync
+from eaft_prune.core.outcome import StageRecord
 from eaft_prune.core.step import Step
-from eaft_prune.core.types import StageRecord, UserError
+from eaft_prune.core.types import UserError
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)

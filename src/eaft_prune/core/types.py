@@ -6,9 +6,9 @@ Shape legend: L layers, E experts, K experts per token, T scored tokens, B block
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +17,6 @@ from eaft_prune.core.digests import array_digest, digest
 
 UNION = "UNION"
 
-PlainStatus = Literal["PASS", "FAIL"]
-Status = Literal["PASS", "FAIL", "INCONCLUSIVE"]
 EvalKey = tuple[str, int]  # (pack, seq_len)
 
 
@@ -217,208 +215,9 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class PackReport:
-    """Metrics of one model on one pack at one sequence length; `further` are those of the user."""
-
-    ppl: float
-    mean_prob: float
-    mean_entropy: float
-    cc_rate: float
-    cc_rate_base_thr: float
-    js2d: float  # against the base model, natural log, in [0, ln 2]
-    js2d_corrected: float  # without its sampling bias; about 0 it may be negative
-    scored_tokens: int
-    blocks: int
-    kl_top: float | None = None  # KL of base to this over the base's likeliest tokens; nats, >= 0
-    top1_agreement: float | None = None  # share of tokens whose likeliest is the base's
-    further: Mapping[str, float] = field(default_factory=dict)
-
-    def __getitem__(self, metric: str) -> float:
-        return float(self.values()[metric])
-
-    def values(self) -> dict[str, Any]:
-        """Everything by name, as files hold it."""
-        own = {name: value for name, value in vars(self).items() if name != "further"}
-        return {**own, **self.further}
-
-
-Reports = Mapping[str, Mapping[EvalKey, PackReport]]  # model label -> (pack, seq_len) -> metrics
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A number with its standard error over blocks and a one-sided bound on either side."""
-
-    value: float
-    error: float
-    low: float  # the truth is above with the gate's confidence
-    high: float  # the truth is below with the gate's confidence
-
-    @property
-    def reach(self) -> float:
-        """From the value to its upper bound; the lower one is as far, JS2D's not below 0."""
-        return self.high - self.value
-
-
-@dataclass(frozen=True)
-class Changes:
-    """Candidate minus base on one pack at one sequence length, resampled over paired blocks.
-
-    By the gate's names: dppl, dppl_relative (PPL / PPL_base - 1), dnll, dcc_rate, dmean_prob,
-    dmean_entropy, js2d (the bias-corrected one), and those of the user's metrics.
-    """
-
-    blocks: int
-    estimates: Mapping[str, Estimate]
-
-    def __getitem__(self, name: str) -> Estimate:
-        return self.estimates[name]
-
-    def values(self) -> dict[str, Any]:
-        """Everything by name, as files hold it."""
-        return {"blocks": self.blocks, **{k: vars(v) for k, v in self.estimates.items()}}
-
-
-@dataclass(frozen=True)
-class GateCheck:
-    """One inequality of a gate: passed iff |value| <= limit; decided where an interval was made.
-
-    low and high are one-sided bounds, each with the gate's confidence. `decided` is stricter on one
-    side than they are: see stages/gate.py.
-    """
-
-    name: str  # of the change: dppl, dcc_rate, dmean_prob, js2d, d<name of the user's metric>
-    pack: str
-    seq_len: int
-    value: float
-    limit: float
-    passed: bool
-    estimate: float | None = None  # what the bounds are about: value, for JS2D without its bias
-    low: float | None = None
-    high: float | None = None
-    decided: Status | None = None  # by the interval; None: the plain verdict alone was asked for
-    settled_at: int | None = None  # blocks that would decide an inconclusive check
-
-    @property
-    def label(self) -> str:
-        return f"{self.name}@{self.pack}/{self.seq_len}"
-
-    @property
-    def outcome(self) -> Status:
-        return self.decided or ("PASS" if self.passed else "FAIL")
-
-
-@dataclass(frozen=True)
-class GateVerdict:
-    """What all checks together say: by their intervals (status) and by point estimates (plain)."""
-
-    gate: str
-    status: Status
-    checks: tuple[GateCheck, ...]
-    confidence: float | None = None  # of status; None: it is the plain one
-
-    @property
-    def plain(self) -> PlainStatus:
-        """PASS iff every check's point estimate is within its limit."""
-        return "PASS" if all(check.passed for check in self.checks) else "FAIL"
-
-    @property
-    def failed_checks(self) -> tuple[str, ...]:
-        return self._labels("FAIL")
-
-    @property
-    def undecided_checks(self) -> tuple[str, ...]:
-        return self._labels("INCONCLUSIVE")
-
-    @property
-    def plain_failed_checks(self) -> tuple[str, ...]:
-        return tuple(check.label for check in self.checks if not check.passed)
-
-    @property
-    def settled_by(self) -> GateCheck | None:
-        """The check whose `settled_at` blocks would end an inconclusive verdict, if that is known.
-
-        One that leans outside its limit would end it alone; if all lean inside, it takes the last.
-        """
-        undecided = [check for check in self.checks if check.outcome == "INCONCLUSIVE"]
-        if any(check.settled_at is None for check in undecided):
-            return None
-        outside = [c for c in undecided if c.estimate is not None and abs(c.estimate) > c.limit]
-        if outside:
-            return min(outside, key=lambda check: check.settled_at or 0)
-        return max(undecided, key=lambda check: check.settled_at or 0, default=None)
-
-    def _labels(self, outcome: Status) -> tuple[str, ...]:
-        return tuple(check.label for check in self.checks if check.outcome == outcome)
-
-
-@dataclass(frozen=True)
 class Checkpoint:
     """A model directory on disk with the digest of its weights, config and tokenizer files."""
 
     path: Path
     digest: str
     label: str
-
-
-@dataclass(frozen=True)
-class StageRecord:
-    """What the store knows of one stage run: emitted to the tracker as each stage ends."""
-
-    stage: str
-    key: str
-    cached: bool
-    seconds: float
-    output_digest: str
-    path: Path
-    facts: Mapping[str, Any]  # small JSON-able summary: tokens, tokens_per_s, bytes ...
-
-
-@dataclass(frozen=True)
-class RunSummary:
-    """One run as the tracker keeps it; metrics are the last value of each."""
-
-    run_id: str
-    name: str
-    status: str  # RUNNING, FINISHED, FAILED, KILLED
-    active: bool  # not deleted in the tracker
-    started: float  # seconds since 1970
-    ended: float | None
-    params: Mapping[str, str] = field(default_factory=dict)
-    tags: Mapping[str, str] = field(default_factory=dict)
-    metrics: Mapping[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """A base model, its candidates, and what the gate says of each."""
-
-    base: Evaluation
-    candidates: tuple[Evaluation, ...]
-    reports: Reports
-    verdicts: Mapping[str, GateVerdict]  # candidate label -> verdict
-    changes: Mapping[str, Mapping[EvalKey, Changes]] = field(default_factory=dict)  # by candidate
-
-
-@dataclass(frozen=True)
-class Selection:
-    """Why experts went: scores, the plan cut from them, and the settings that made both."""
-
-    criterion: str
-    scores: ExpertScores
-    plan: KeepPlan
-    settings: Mapping[str, Any]  # of pruning; in a search the winner's, not the configured ones
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a task found; the parts it did not make are None."""
-
-    comparison: Comparison | None = None
-    selection: Selection | None = None
-    base: Checkpoint | None = None
-    checkpoint: Checkpoint | None = None
-    evaluations: Mapping[str, Path] = field(default_factory=dict)
-    facts: Mapping[str, Any] = field(default_factory=dict)
-    text: str | None = None  # the facts, for people
-    differs: bool = False  # a replay or verification found a difference

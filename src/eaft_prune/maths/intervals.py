@@ -17,7 +17,8 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from eaft_prune.core.types import Changes, Estimate, TokenScores
+from eaft_prune.core.types import TokenScores
+from eaft_prune.core.verdict import Changes, Estimate
 from eaft_prune.maths.draws import Draws
 from eaft_prune.maths.metrics import METRICS, Metric
 

@@ -13,7 +13,8 @@ from typing import Literal
 
 import numpy as np
 
-from eaft_prune.core.types import PackReport, TokenScores, UserError
+from eaft_prune.core.types import TokenScores, UserError
+from eaft_prune.core.verdict import PackReport
 from eaft_prune.maths.divergence import Corrected, js2d, js2d_corrected
 from eaft_prune.maths.draws import Draws, Values
 from eaft_prune.maths.formulas import (

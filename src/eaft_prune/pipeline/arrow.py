@@ -11,7 +11,8 @@ from typing import Any
 from eaft_prune.checkpoints.model import Model
 from eaft_prune.checkpoints.pad import router_bias
 from eaft_prune.config import resolve_path
-from eaft_prune.core.types import Checkpoint, Evaluation, Outcome, Selection
+from eaft_prune.core.outcome import Outcome, Selection
+from eaft_prune.core.types import Checkpoint, Evaluation
 from eaft_prune.pipeline.compare import compare
 from eaft_prune.pipeline.criterion import select
 from eaft_prune.pipeline.evaluation import Side, masked_model

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from eaft_prune.config import EvalSettings, GateSettings
-from eaft_prune.core.types import Changes, Comparison, EvalKey, Evaluation, PackReport, UserError
+from eaft_prune.core.types import EvalKey, Evaluation, UserError
+from eaft_prune.core.verdict import Changes, Comparison, PackReport
 from eaft_prune.maths.intervals import changes
 from eaft_prune.maths.metrics import Metric, pack_report
 from eaft_prune.stages.gate import gate

@@ -7,10 +7,11 @@ from typing import Any
 from eaft_prune.checkpoints.model import Model
 from eaft_prune.config import PLAN_SETTINGS, PruningSettings, resolve_path
 from eaft_prune.core.digests import file_digest
+from eaft_prune.core.outcome import Selection
 from eaft_prune.core.plugins import source_digest
 from eaft_prune.core.step import Step
 from eaft_prune.core.store import Stored
-from eaft_prune.core.types import ExpertScores, KeepPlan, LayerLosses, Selection
+from eaft_prune.core.types import ExpertScores, KeepPlan, LayerLosses
 from eaft_prune.pipeline.losses import layer_losses, marginal_scores
 from eaft_prune.pipeline.session import Session
 from eaft_prune.pipeline.traces import trace_of

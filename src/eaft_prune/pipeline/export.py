@@ -11,7 +11,8 @@ from eaft_prune.checkpoints.model import Model
 from eaft_prune.checkpoints.read import RECIPE, SCORES
 from eaft_prune.config import PruningSettings, resolve_path
 from eaft_prune.core.digests import digest, file_digest
-from eaft_prune.core.types import ExpertScores, KeepPlan, Selection, StageRecord, UserError
+from eaft_prune.core.outcome import Selection, StageRecord
+from eaft_prune.core.types import ExpertScores, KeepPlan, UserError
 from eaft_prune.pipeline import compensation
 from eaft_prune.pipeline.criterion import scoring_settings
 from eaft_prune.pipeline.requests import scoring

@@ -6,14 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from eaft_prune.core.types import (
-    Checkpoint,
-    EvalKey,
-    GateVerdict,
-    KeepPlan,
-    PackReport,
-    StageRecord,
-)
+from eaft_prune.core.outcome import StageRecord
+from eaft_prune.core.types import Checkpoint, EvalKey, KeepPlan
+from eaft_prune.core.verdict import GateVerdict, PackReport
 
 
 class Silent:

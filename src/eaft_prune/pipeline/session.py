@@ -14,10 +14,11 @@ from eaft_prune.checkpoints.model import Hashes, Model
 from eaft_prune.checkpoints.read import file_hashes, model_digest, open_model
 from eaft_prune.config import Experiment
 from eaft_prune.core.digests import digest, file_digest
+from eaft_prune.core.outcome import StageRecord
 from eaft_prune.core.progress import Bars
 from eaft_prune.core.step import Step
 from eaft_prune.core.store import Store, Stored
-from eaft_prune.core.types import Blocks, StageRecord
+from eaft_prune.core.types import Blocks
 from eaft_prune.engines.base import EngineKind, EngineOptions, Profiler, Scorer
 from eaft_prune.engines.registry import TRANSFORMERS, dtype_of, engine_kind
 from eaft_prune.engines.world import world_size

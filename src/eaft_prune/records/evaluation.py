@@ -8,11 +8,7 @@ from pathlib import Path
 from eaft_prune.checkpoints.read import read_json
 from eaft_prune.core.digests import file_digest
 from eaft_prune.core.store import load, save
-from eaft_prune.core.types import (
-    Evaluation,
-    TokenScores,
-    UserError,
-)
+from eaft_prune.core.types import Evaluation, TokenScores, UserError
 
 _FILE = "evaluation.json"
 

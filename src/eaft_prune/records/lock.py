@@ -18,10 +18,11 @@ from eaft_prune.checkpoints.read import model_digest
 from eaft_prune.config import Experiment, renamed, resolve_path
 from eaft_prune.core.digests import file_digest
 from eaft_prune.core.files import write_atomically
+from eaft_prune.core.outcome import Outcome, StageRecord
 from eaft_prune.core.provenance import flatten, git_state, redact
 from eaft_prune.core.store import load
 from eaft_prune.core.text import id_ranges
-from eaft_prune.core.types import Outcome, StageRecord, UserError
+from eaft_prune.core.types import UserError
 from eaft_prune.records.result import reports_by_name
 
 FILE = "run.lock.yaml"

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from eaft_prune.core.files import write_atomically
-from eaft_prune.core.types import Checkpoint, EvalKey, GateCheck, GateVerdict, Outcome, StageRecord
+from eaft_prune.core.outcome import Outcome, StageRecord
+from eaft_prune.core.types import Checkpoint, EvalKey
+from eaft_prune.core.verdict import GateCheck, GateVerdict
 
 FILE = "result.json"
 

@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from statistics import median
 
-from eaft_prune.core.types import RunSummary
+from eaft_prune.core.outcome import RunSummary
 from eaft_prune.maths.metrics import METRICS
 from eaft_prune.report.text import number
 

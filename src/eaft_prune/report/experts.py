@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from eaft_prune.core.types import Comparison, Selection
+from eaft_prune.core.outcome import Selection
+from eaft_prune.core.verdict import Comparison
 
 TIE_FRACTION = 0.02
 

@@ -6,7 +6,8 @@ import html
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from eaft_prune.core.types import UNION, Estimate, GateCheck, Status
+from eaft_prune.core.types import UNION
+from eaft_prune.core.verdict import Estimate, GateCheck, Status
 from eaft_prune.maths.metrics import JS2D, Metric
 from eaft_prune.report.summary import (
     CORRECTED_MEANING,

@@ -10,7 +10,8 @@ from importlib import resources
 from string import Template
 from typing import Any
 
-from eaft_prune.core.types import Comparison, Selection
+from eaft_prune.core.outcome import Selection
+from eaft_prune.core.verdict import Comparison
 from eaft_prune.maths.metrics import METRICS, Metric
 from eaft_prune.report.experts import selections_of
 from eaft_prune.report.fragments import (

@@ -7,8 +7,10 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from eaft_prune.core.outcome import Selection
 from eaft_prune.core.text import id_ranges
-from eaft_prune.core.types import UNION, Comparison, Selection
+from eaft_prune.core.types import UNION
+from eaft_prune.core.verdict import Comparison
 from eaft_prune.maths.metrics import JS2D, METRICS, Metric
 from eaft_prune.report.experts import expert_map, method, selections_of
 from eaft_prune.report.summary import (

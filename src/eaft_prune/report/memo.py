@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from itertools import groupby
 from typing import Any
 
-from eaft_prune.core.types import RunSummary
+from eaft_prune.core.outcome import RunSummary
 from eaft_prune.report.evidence import Run
 from eaft_prune.report.markdown import code, inline, table
 

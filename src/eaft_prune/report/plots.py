@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eaft_prune.core.types import Comparison, EvalKey, Evaluation, Selection, TokenScores
+from eaft_prune.core.outcome import Selection
+from eaft_prune.core.types import EvalKey, Evaluation, TokenScores
+from eaft_prune.core.verdict import Comparison
 from eaft_prune.maths.divergence import H_BINS, P_BINS, histogram2d
 from eaft_prune.maths.formulas import check_scores, thresholds
 from eaft_prune.report.experts import ExpertMap, expert_map

@@ -6,13 +6,11 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from eaft_prune.core.types import (
-    UNION,
+from eaft_prune.core.types import UNION, EvalKey, Evaluation
+from eaft_prune.core.verdict import (
     Changes,
     Comparison,
     Estimate,
-    EvalKey,
-    Evaluation,
     GateCheck,
     GateVerdict,
     PackReport,

@@ -8,7 +8,8 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from eaft_prune.core.types import UNION, Comparison, Status
+from eaft_prune.core.types import UNION
+from eaft_prune.core.verdict import Comparison, Status
 from eaft_prune.maths.metrics import JS2D, METRICS, Metric
 from eaft_prune.report.summary import (
     CandidateSummary,

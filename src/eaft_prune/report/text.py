@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from eaft_prune.core.types import Estimate, GateCheck, GateVerdict, Status
+from eaft_prune.core.verdict import Estimate, GateCheck, GateVerdict, Status
 from eaft_prune.maths.metrics import JS2D, PPL, Metric
 from eaft_prune.report.summary import CandidateSummary, margin
 

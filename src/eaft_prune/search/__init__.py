@@ -11,7 +11,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from eaft_prune.config import Experiment
-from eaft_prune.core.types import Outcome, UserError
+from eaft_prune.core.outcome import Outcome
+from eaft_prune.core.types import UserError
 from eaft_prune.pipeline.session import Session
 
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from eaft_prune.config import GateSettings
-from eaft_prune.core.types import UNION, KeepPlan, PackReport, TokenScores
+from eaft_prune.core.types import UNION, KeepPlan, TokenScores
+from eaft_prune.core.verdict import PackReport
 from eaft_prune.maths.metrics import pack_report
 from eaft_prune.search.problem import Chunk, Problem, chunk_losses, chunk_scores
 from eaft_prune.stages.gate import gate

@@ -9,7 +9,8 @@ from typing import Any
 
 import optuna
 
-from eaft_prune.core.types import Outcome, Selection, UserError
+from eaft_prune.core.outcome import Outcome, Selection
+from eaft_prune.core.types import UserError
 from eaft_prune.pipeline.arrow import Origin, check_padding, check_target, judge
 from eaft_prune.pipeline.evaluation import Side, measure
 from eaft_prune.pipeline.export import write

@@ -7,16 +7,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from eaft_prune.config import GateSettings
-from eaft_prune.core.types import (
-    Changes,
-    Estimate,
-    EvalKey,
-    GateCheck,
-    GateVerdict,
-    PackReport,
-    Status,
-    UserError,
-)
+from eaft_prune.core.types import EvalKey, UserError
+from eaft_prune.core.verdict import Changes, Estimate, GateCheck, GateVerdict, PackReport, Status
 from eaft_prune.maths.intervals import student
 from eaft_prune.maths.metrics import Metric
 

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eaft_prune.config import AblateSettings, PruningSettings
-from eaft_prune.core.types import Evaluation, Outcome, TokenScores, UserError
+from eaft_prune.core.outcome import Outcome
+from eaft_prune.core.types import Evaluation, TokenScores, UserError
 from eaft_prune.maths.agreement import jaccard
 from eaft_prune.maths.regions import REGIONS
 from eaft_prune.pipeline.arrow import Origin, check_plan_fits, judge, open_base

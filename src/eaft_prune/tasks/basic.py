@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from eaft_prune.config import resolve_path
-from eaft_prune.core.types import Outcome
+from eaft_prune.core.outcome import Outcome
 from eaft_prune.pipeline.arrow import (
     Origin,
     check_plan_fits,

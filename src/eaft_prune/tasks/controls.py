@@ -6,7 +6,8 @@ from pathlib import Path
 
 from eaft_prune.checks.io_probe import io_probe
 from eaft_prune.config import resolve_path
-from eaft_prune.core.types import KeepPlan, Outcome
+from eaft_prune.core.outcome import Outcome
+from eaft_prune.core.types import KeepPlan
 from eaft_prune.pipeline.arrow import Origin, check_plan_fits, judge, open_base
 from eaft_prune.pipeline.evaluation import Side
 from eaft_prune.pipeline.export import write_plan

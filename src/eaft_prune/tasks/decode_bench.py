@@ -15,7 +15,8 @@ from eaft_prune.checkpoints.model import Model
 from eaft_prune.checks.decoding_speed import Point, Row, ladder, max_stable_batch, summary
 from eaft_prune.config import DecodeSettings, resolve_path
 from eaft_prune.core.files import write_atomically
-from eaft_prune.core.types import Outcome, UserError
+from eaft_prune.core.outcome import Outcome
+from eaft_prune.core.types import UserError
 from eaft_prune.engines.decoding import Api, Decoder, HttpDecoder, Prompts
 from eaft_prune.engines.sglang.server import Server, client, connect, launch
 from eaft_prune.pipeline.session import Session

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from eaft_prune.checks.engine_parity import parity
 from eaft_prune.config import EngineSettings
-from eaft_prune.core.types import Outcome
+from eaft_prune.core.outcome import Outcome
 from eaft_prune.pipeline.arrow import open_base
 from eaft_prune.pipeline.evaluation import Side, measure
 from eaft_prune.pipeline.session import Session

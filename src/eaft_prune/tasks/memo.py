@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from eaft_prune.core.files import write_atomically
+from eaft_prune.core.outcome import Outcome
 from eaft_prune.core.provenance import redact
-from eaft_prune.core.types import Outcome
 from eaft_prune.pipeline.session import Session
 from eaft_prune.report.memo import FILE, decision_memo
 from eaft_prune.tasks.task import Task

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from eaft_prune.config import resolve_path
 from eaft_prune.core.files import write_atomically
+from eaft_prune.core.outcome import Outcome, Selection
 from eaft_prune.core.text import id_ranges
-from eaft_prune.core.types import Outcome, Selection
 from eaft_prune.pipeline.session import Session
 from eaft_prune.records.recipe import plan_facts
 from eaft_prune.records.scores import read_scores

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from eaft_prune.config import Experiment, resolve_path
+from eaft_prune.core.outcome import Outcome
 from eaft_prune.core.store import Store
-from eaft_prune.core.types import Outcome, UserError
+from eaft_prune.core.types import UserError
 from eaft_prune.packs import sources
 from eaft_prune.pipeline.session import Session
 from eaft_prune.records.lock import Drift, drift, lock, read_lock, write_lock

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eaft_prune.config import PruningSettings, StabilitySettings
-from eaft_prune.core.types import ExpertScores, KeepPlan, Outcome, Trace
+from eaft_prune.core.outcome import Outcome
+from eaft_prune.core.types import ExpertScores, KeepPlan, Trace
 from eaft_prune.maths.agreement import jaccard, spearman
 from eaft_prune.pipeline.arrow import check_plan_fits
 from eaft_prune.pipeline.criterion import select

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from eaft_prune.config import Experiment
-from eaft_prune.core.types import Outcome
+from eaft_prune.core.outcome import Outcome
 from eaft_prune.pipeline.session import Session
 
 # nothing; one model against nothing; a control of the measurement itself; what eval.candidates

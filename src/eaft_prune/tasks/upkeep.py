@@ -8,8 +8,9 @@ from pathlib import Path
 
 from eaft_prune.checks import doctor, garbage
 from eaft_prune.config import resolve_path
+from eaft_prune.core.outcome import Outcome, RunSummary
 from eaft_prune.core.store import Store
-from eaft_prune.core.types import Outcome, RunSummary, UserError
+from eaft_prune.core.types import UserError
 from eaft_prune.pipeline.session import Session
 from eaft_prune.report.upkeep import diagnoses_table, garbage_table
 from eaft_prune.tracking.health import check_tracking

@@ -12,9 +12,10 @@ from eaft_prune.checkpoints.model import Model
 from eaft_prune.checkpoints.read import SCORES
 from eaft_prune.config import Experiment, PruningSettings
 from eaft_prune.core.files import write_atomically
+from eaft_prune.core.outcome import Outcome
 from eaft_prune.core.step import Step
 from eaft_prune.core.store import Stored
-from eaft_prune.core.types import ExpertScores, Outcome, UserError
+from eaft_prune.core.types import ExpertScores, UserError
 from eaft_prune.pipeline.export import origin
 from eaft_prune.pipeline.requests import scoring
 from eaft_prune.pipeline.session import Session

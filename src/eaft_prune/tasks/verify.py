@@ -17,7 +17,8 @@ from eaft_prune.checks.verify import (
     work,
 )
 from eaft_prune.config import ModelSettings, resolve_path
-from eaft_prune.core.types import Checkpoint, Outcome, UserError
+from eaft_prune.core.outcome import Outcome
+from eaft_prune.core.types import Checkpoint, UserError
 from eaft_prune.packs import sources
 from eaft_prune.pipeline.session import Session
 from eaft_prune.records.manifest import Manifest, read_manifest

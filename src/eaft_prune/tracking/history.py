@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from eaft_prune.core import provenance
-from eaft_prune.core.types import RunSummary, UserError
+from eaft_prune.core.outcome import RunSummary
+from eaft_prune.core.types import UserError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

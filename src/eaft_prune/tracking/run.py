@@ -13,16 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eaft_prune.config import Experiment
+from eaft_prune.core.outcome import StageRecord
 from eaft_prune.core.provenance import as_text, flatten, process_tags, redact
-from eaft_prune.core.types import (
-    Checkpoint,
-    EvalKey,
-    GateCheck,
-    GateVerdict,
-    KeepPlan,
-    PackReport,
-    StageRecord,
-)
+from eaft_prune.core.types import Checkpoint, EvalKey, KeepPlan
+from eaft_prune.core.verdict import GateCheck, GateVerdict, PackReport
 from eaft_prune.maths.metrics import METRICS
 
 if TYPE_CHECKING:

@@ -27,6 +27,8 @@ from eaft_prune.records.evaluation import load_evaluation
 
 pytest_plugins = ("support.worlds",)
 
+pytestmark = pytest.mark.process
+
 BENCHMARKS = REPOSITORY / "benchmarks"
 FILES = sorted([*BENCHMARKS.glob("*.py"), *BENCHMARKS.glob("*.sh")])
 CUDA = [

@@ -83,6 +83,7 @@ def test_every_sweep_composes_and_validates_without_m(sweep: str) -> None:
     assert len(set(invocation.points)) == len(invocation.points)
 
 
+@pytest.mark.slow
 def test_the_sweep_of_criteria_has_each_that_needs_no_measuring_once() -> None:
     """Criteria that differ in their name alone are one point."""
     distinct: dict[str, set[str]] = {}
@@ -131,6 +132,7 @@ def composed(*overrides: str, home: Path) -> dict[str, Any]:
     return values
 
 
+@pytest.mark.slow
 def test_every_setting_can_be_overridden_without_a_plus(tmp_path: Path) -> None:
     """Hydra refuses `key=value` for a key that the composed config does not hold."""
     missing = []

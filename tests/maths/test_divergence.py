@@ -103,6 +103,7 @@ def test_one_block_gives_the_plain_value_and_no_error() -> None:
     assert math.isnan(js2d_corrected(*pair(0, blocks=2)).error)
 
 
+@pytest.mark.slow
 def test_plain_falls_with_the_number_of_tokens_and_corrected_does_not() -> None:
     """10,000 to 1,000,000 tokens of one pair of distributions; the truth is that of 3,000,000."""
     whole = pair(1, blocks=2_000, tokens=1_500, damage=0.3)

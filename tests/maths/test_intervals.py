@@ -91,6 +91,7 @@ def test_students_quantiles_are_those_of_printed_tables() -> None:
     assert student(0.975, 10_000) == pytest.approx(1.9602, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_bounds_hold_the_truth_as_often_as_they_say() -> None:
     """150 samples of 40 blocks; binomial slack of three sigma, and 0.015 for skewed rare events."""
     whole = pair(99, blocks=3_000, tokens=400, damage=0.3)

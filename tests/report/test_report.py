@@ -471,6 +471,7 @@ def test_equal_inputs_give_equal_reports(pair: Comparison, page: str) -> None:
     assert markdown_report(again, selection(), FACTS) == markdown_report(pair, selection(), FACTS)
 
 
+@pytest.mark.slow
 def test_size_and_time_at_full_scale() -> None:
     large = comparison({"keep24": 0.1}, tokens=150_000)
     start = time.process_time()

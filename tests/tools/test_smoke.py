@@ -17,6 +17,8 @@ import torch
 from support.engines import options
 from support.runs import REPOSITORY
 
+pytestmark = pytest.mark.process
+
 TOOLS = REPOSITORY / "tools"
 CONVERSATION = [
     {"role": "user", "content": "How many letters are in {}?"},

@@ -17,7 +17,7 @@ from eaft_prune.checkpoints.formats import FLOATS, MXFP4
 from eaft_prune.checkpoints.formats.base import Storage
 from eaft_prune.checkpoints.read import open_model
 from eaft_prune.config import CompensationSettings
-from eaft_prune.core.types import Blocks, KeepPlan
+from eaft_prune.core.types import Blocks, KeepPlan, UserError
 from eaft_prune.engines.loading import load_files
 from eaft_prune.engines.packed_model import build, reader
 from eaft_prune.engines.transformers import TransformersEngine
@@ -161,3 +161,13 @@ def test_compensation_leaves_the_residuals_it_leaves_on_the_cpu(checkpoint: Path
         assert done.tensors == wanted.tensors
         np.testing.assert_allclose(done.stored, wanted.stored, rtol=0.05)
         np.testing.assert_allclose(done.held_out, wanted.held_out, rtol=0.05)
+
+
+def test_kernels_that_transformers_cannot_use_are_an_error(checkpoint: Path) -> None:
+    """It would only warn, dequantise, and be recorded as what it is not."""
+    from transformers.utils import is_kernels_available
+
+    if is_kernels_available():
+        pytest.skip("the package `kernels` is here")
+    with pytest.raises(UserError, match=r"engine\.experts = 'kernels' needs .*not installed"):
+        load_files(open_model(checkpoint), options(experts="kernels", **RUNTIME))

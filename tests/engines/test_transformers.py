@@ -483,6 +483,13 @@ def test_an_entropy_over_more_than_the_vocabulary_is_refused(checkpoint: Path) -
         load_files(files, options(device="cpu", batch_tokens=1, entropy_top_k=301))
 
 
+def test_transformers_own_kernels_are_refused_on_a_cpu(checkpoint: Path) -> None:
+    from eaft_prune.engines.loading import load_files
+
+    with pytest.raises(UserError, match=r"engine\.experts = 'kernels' needs a CUDA device"):
+        load_files(open_model(checkpoint), options(device="cpu", experts="kernels"))
+
+
 def test_expert_math_finds_no_gap_and_would_find_one(
     engine: TransformersEngine, make_blocks: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:

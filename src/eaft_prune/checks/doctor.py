@@ -7,7 +7,7 @@ import os
 import shlex
 import shutil
 from collections.abc import Callable, Iterable
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -20,6 +20,7 @@ from eaft_prune.checkpoints.read import MANIFEST, ModelFiles, open_model
 from eaft_prune.config import Experiment, resolve_path
 from eaft_prune.core.diagnosis import Diagnosis
 from eaft_prune.core.progress import Bars
+from eaft_prune.core.provenance import installed
 from eaft_prune.core.store import Store, damage, lock_of
 from eaft_prune.core.types import KeepPlan, UserError
 from eaft_prune.packs import sources
@@ -49,10 +50,7 @@ def check_packages() -> Iterable[Diagnosis]:
         return
     plain = [r for r in wanted if r.marker is None or r.marker.evaluate({"extra": ""})]
     for requirement in plain:
-        try:
-            found = version(requirement.name)
-        except PackageNotFoundError:
-            found = "not installed"
+        found = installed(requirement.name)
         if found == "not installed" or not requirement.specifier.contains(found, prereleases=True):
             wrong += 1
             what = f"{requirement.name} is {found}, wanted {requirement.specifier}"

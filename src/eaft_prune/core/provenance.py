@@ -11,6 +11,7 @@ import socket
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -150,3 +151,11 @@ def one_line(error: BaseException) -> str:
     """First line of what an error says, without passwords, never empty."""
     lines = str(error).strip().splitlines()
     return redact(lines[0].strip() if lines else type(error).__name__)
+
+
+def installed(package: str) -> str:
+    """Its version, or "not installed"."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"

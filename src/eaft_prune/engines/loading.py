@@ -12,6 +12,7 @@ from eaft_prune.checkpoints.families.base import Family
 from eaft_prune.checkpoints.read import ModelFiles
 from eaft_prune.config import RuntimeSettings
 from eaft_prune.config.runtime import ExpertsMode
+from eaft_prune.core.provenance import installed
 from eaft_prune.core.quiet import quiet
 from eaft_prune.core.types import UserError
 from eaft_prune.engines import attention, experts, packed_model
@@ -140,6 +141,7 @@ def _load_plain(
     ours = {"attn_implementation": attention.NAME}
     if mode == "kernels":
         model = _from_pretrained(files, dtype, bar, **ours, **_kernels_arguments(device))
+        _refuse_dequantised(model)
     else:
         ours["experts_implementation"] = experts.NAME
         model = load_dense(files, family, dtype, bar, **ours)
@@ -167,18 +169,29 @@ def _from_pretrained(files: ModelFiles, dtype: str, bar: bool, **arguments: Any)
 
 def _kernels_arguments(device: torch.device) -> dict[str, Any]:
     """transformers' own MXFP4 experts, whose kernels come from the hub."""
+    from transformers import Mxfp4Config, __version__
+    from transformers.utils import is_kernels_available
+
     if device.type != "cuda":
         raise UserError("engine.experts = 'kernels' needs a CUDA device: leave it at 'auto'")
-    try:
-        import kernels  # noqa: F401
-    except ImportError:
+    if not is_kernels_available():
         raise UserError(
-            "engine.experts = 'kernels' needs the package `kernels`: pip install "
-            "'eaft_prune[gpu]', or leave it at 'auto'"
-        ) from None
-    from transformers import Mxfp4Config
-
+            "engine.experts = 'kernels' needs the package `kernels` in a version that transformers "
+            f"{__version__} takes (found: {installed('kernels')}): pip install 'eaft_prune[gpu]', "
+            "or leave it at 'auto'"
+        )
     return {"quantization_config": Mxfp4Config(), "device_map": str(device)}
+
+
+def _refuse_dequantised(model: Any) -> None:
+    """transformers only warns where it finds no use for packed experts and unpacks them."""
+    if model.hf_quantizer.quantization_config.dequantize:
+        capability = ".".join(map(str, torch.cuda.get_device_capability()))
+        raise UserError(
+            "engine.experts = 'kernels': transformers dequantised the experts instead; it wants "
+            f"compute capability 7.5 (this device: {capability}) and Triton 3.4 (found: "
+            f"{installed('triton')}): leave it at 'auto'"
+        )
 
 
 def _batch_tokens(device: torch.device, runtime: RuntimeSettings) -> int:

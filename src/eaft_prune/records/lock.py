@@ -6,7 +6,6 @@ import hashlib
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from eaft_prune.config import Experiment, renamed, resolve_path
 from eaft_prune.core.digests import file_digest
 from eaft_prune.core.files import write_atomically
 from eaft_prune.core.outcome import Outcome, StageRecord
-from eaft_prune.core.provenance import flatten, git_state, redact
+from eaft_prune.core.provenance import flatten, git_state, installed, redact
 from eaft_prune.core.store import load
 from eaft_prune.core.text import id_ranges
 from eaft_prune.core.types import UserError
@@ -146,13 +145,7 @@ def code_state() -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Installed versions of the packages results depend on."""
-    found = {}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+    return {package: installed(package) for package in _PACKAGES}
 
 
 def _inputs(

@@ -159,7 +159,7 @@ def some_trace(rates: Rates, model: Any) -> Trace:
 
 def check_equal(a: Trace, b: Trace) -> None:
     """Raise AssertionError unless two traces are equal to the last bit."""
-    for name in ("experts_TLK", "gates_TLK", "norms_TLK"):
+    for name in ("experts_TLK", "weights_TLK", "norms_TLK"):
         assert np.array_equal(getattr(a, name), getattr(b, name)), name
     assert np.array_equal(a.scores.logp_T, b.scores.logp_T)
     assert np.array_equal(a.scores.entropy_T, b.scores.entropy_T)

@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     engine = parallel.load_everywhere(load, options.model, batch * seq_len, options.device)
     few = random_blocks(ranks * batch + 5, seq_len, vocab)
     one, all_ = engine.local.trace(few, untold), engine.trace(few, untold)
-    for name in ("experts_TLK", "gates_TLK", "norms_TLK"):
+    for name in ("experts_TLK", "weights_TLK", "norms_TLK"):
         assert np.array_equal(getattr(one, name), getattr(all_, name)), name
     assert np.array_equal(one.scores.logp_T, all_.scores.logp_T)
     assert np.array_equal(one.scores.block_T, all_.scores.block_T)

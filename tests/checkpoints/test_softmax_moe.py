@@ -215,7 +215,7 @@ def test_scores_and_trace_are_those_of_the_eager_model(
         for layer in range(2):
             module, hidden, ids, gates = calls[2 * b + layer]
             assert trace.experts_TLK[index, layer].tolist() == ids[t - 1].tolist()
-            np.testing.assert_allclose(trace.gates_TLK[index, layer], gates[t - 1], atol=2e-5)
+            np.testing.assert_allclose(trace.weights_TLK[index, layer], gates[t - 1], atol=2e-5)
             for k, expert in enumerate(ids[t - 1].tolist()):
                 gate, up = (module.gate_up_proj[expert].double() @ hidden[t - 1].double()).chunk(2)
                 inner = gate / (1 + torch.exp(-gate)) * up

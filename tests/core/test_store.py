@@ -302,7 +302,7 @@ def stage_values(draw: Callable[[Any], Any]) -> Any:
         ),
         lambda: Trace(
             experts_TLK=rng.integers(0, 9, (t, layers, k)).astype(np.int16),
-            gates_TLK=rng.random((t, layers, k), np.float32),
+            weights_TLK=rng.random((t, layers, k), np.float32),
             norms_TLK=rng.random((t, layers, k), np.float32),
             scores=token_scores(t, draw),
             pack_T=np.zeros(t, np.int32),

@@ -97,7 +97,7 @@ def test_trace_gives_the_scores_of_score(checkpoint: Path) -> None:
     model = engine(checkpoint, "bfloat16")
     trace = model.trace(cut, lambda done: None)
     np.testing.assert_array_equal(trace.scores.logp_T, model.score(cut, lambda done: None).logp_T)
-    assert np.allclose(trace.gates_TLK.sum(-1), 1, atol=2e-2)
+    assert np.allclose(trace.weights_TLK.sum(-1), 1, atol=2e-2)
     assert (trace.norms_TLK > 0).all()
 
 

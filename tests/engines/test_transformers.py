@@ -235,7 +235,7 @@ def test_two_runs_are_equal_bit_by_bit(
     blocks = make_blocks(3, 40)
     first, second, reloaded = (e.trace(blocks, nothing) for e in (engine, engine, load(checkpoint)))
     for other in (second, reloaded):
-        for name in ("experts_TLK", "gates_TLK", "norms_TLK", "pack_T", "row_T"):
+        for name in ("experts_TLK", "weights_TLK", "norms_TLK", "pack_T", "row_T"):
             assert np.array_equal(getattr(first, name), getattr(other, name)), name
         assert np.array_equal(first.scores.logp_T, other.scores.logp_T)
         assert np.array_equal(first.scores.entropy_T, other.scores.entropy_T)
@@ -301,7 +301,7 @@ def test_the_trace_is_the_eager_routing_at_predictor_positions(
             hidden, ids, gates = (x[t - 1] for x in routing[b][layer])
             module = eager.model.layers[layer].mlp.experts
             assert trace.experts_TLK[index, layer].tolist() == ids.tolist()
-            np.testing.assert_allclose(trace.gates_TLK[index, layer], gates.numpy(), atol=2e-5)
+            np.testing.assert_allclose(trace.weights_TLK[index, layer], gates.numpy(), atol=2e-5)
             norms = [naive_norm(module, int(j), hidden) for j in ids]
             np.testing.assert_allclose(trace.norms_TLK[index, layer], norms, rtol=2e-4)
         assert trace.row_T[index] == blocks.row_BS[b, t]
@@ -317,7 +317,7 @@ def test_the_trace_does_not_depend_on_the_batch_size(
         load(checkpoint, batch_tokens=tokens).trace(blocks, nothing) for tokens in (42, 999)
     )
     assert np.array_equal(small.experts_TLK, large.experts_TLK)
-    np.testing.assert_allclose(small.gates_TLK, large.gates_TLK, atol=2e-5)
+    np.testing.assert_allclose(small.weights_TLK, large.weights_TLK, atol=2e-5)
     np.testing.assert_allclose(small.norms_TLK, large.norms_TLK, rtol=2e-4)
 
 
@@ -407,8 +407,8 @@ def test_bfloat16_runs_and_is_close(
     assert 1e-4 < gap.mean() < 0.15  # really narrower, and still the same model
     assert np.abs(scores.entropy_T - wide.entropy_T).mean() < 0.05
     trace = narrow.trace(blocks, nothing)
-    assert trace.gates_TLK.dtype == trace.norms_TLK.dtype == np.float32
-    np.testing.assert_allclose(trace.gates_TLK.sum(axis=2), 1, atol=0.02)
+    assert trace.weights_TLK.dtype == trace.norms_TLK.dtype == np.float32
+    np.testing.assert_allclose(trace.weights_TLK.sum(axis=2), 1, atol=0.02)
 
 
 @pytest.mark.parametrize("memory_gb", [None, 1e-4])

@@ -46,7 +46,7 @@ def test_a_function_of_the_users_scores_the_trace(world: World) -> None:
     for t, p in enumerate(trace.scores.p_T):
         for layer in range(trace.n_layers):
             for expert, gate in zip(
-                trace.experts_TLK[t, layer], trace.gates_TLK[t, layer], strict=True
+                trace.experts_TLK[t, layer], trace.weights_TLK[t, layer], strict=True
             ):
                 naive[layer, expert] += float(gate) if p > 0.5 else 0.0
     np.testing.assert_allclose(scores.score_LE, naive, rtol=1e-6)

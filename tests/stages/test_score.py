@@ -87,7 +87,7 @@ def naive(s: PruningSettings, t: Trace) -> tuple[Any, Any, Any, dict[str, int]]:
                 expert = int(t.experts_TLK[i, layer, k])
                 value = times
                 if "gate" in s.saliency:
-                    value *= float(t.gates_TLK[i, layer, k])
+                    value *= float(t.weights_TLK[i, layer, k])
                 if "norm" in s.saliency:
                     value *= float(t.norms_TLK[i, layer, k])
                 if s.saliency == "norm2":
@@ -198,7 +198,7 @@ def test_permuting_tokens_or_slots_changes_nothing() -> None:
     tokens, slots = rng.permutation(T), rng.permutation(K)
     routed = {
         name: getattr(t, name)[tokens][:, :, slots]
-        for name in ("experts_TLK", "gates_TLK", "norms_TLK")
+        for name in ("experts_TLK", "weights_TLK", "norms_TLK")
     }
     scores = TokenScores(
         t.scores.logp_T[tokens], t.scores.entropy_T[tokens], t.scores.block_T[tokens]
@@ -281,7 +281,7 @@ def test_a_pack_of_weight_zero_is_as_if_its_tokens_were_not_there() -> None:
     there = t.pack_T != 1
     routed = {
         name: getattr(t, name)[there]
-        for name in ("experts_TLK", "gates_TLK", "norms_TLK", "pack_T", "row_T")
+        for name in ("experts_TLK", "weights_TLK", "norms_TLK", "pack_T", "row_T")
     }
     scores = TokenScores(*(getattr(t.scores, n)[there] for n in ("logp_T", "entropy_T", "block_T")))
     without = Trace(**{**vars(t), **routed, "scores": scores})
@@ -297,7 +297,7 @@ def test_per_file_gives_every_pack_the_same_total() -> None:
     index = np.concatenate([np.arange(T), np.flatnonzero(t.pack_T == 2)])
     routed = {
         name: getattr(t, name)[index]
-        for name in ("experts_TLK", "gates_TLK", "norms_TLK", "pack_T", "row_T")
+        for name in ("experts_TLK", "weights_TLK", "norms_TLK", "pack_T", "row_T")
     }
     scores = TokenScores(*(getattr(t.scores, n)[index] for n in ("logp_T", "entropy_T", "block_T")))
     more = Trace(**{**vars(t), **routed, "scores": scores})
@@ -338,7 +338,7 @@ def test_counting_a_row_twice_is_the_trace_with_that_row_twice() -> None:
     )
     routed = {
         name: getattr(t, name)[index]
-        for name in ("experts_TLK", "gates_TLK", "norms_TLK", "pack_T", "row_T")
+        for name in ("experts_TLK", "weights_TLK", "norms_TLK", "pack_T", "row_T")
     }
     scores = TokenScores(*(getattr(t.scores, n)[index] for n in ("logp_T", "entropy_T", "block_T")))
     resampled = Trace(**{**vars(t), **routed, "scores": scores})

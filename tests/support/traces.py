@@ -31,7 +31,7 @@ def trace(
     row_T = np.sort(rng.integers(0, rows, tokens)).astype(np.int32)
     return Trace(
         experts_TLK=ids,
-        gates_TLK=rng.random(ids.shape).astype(np.float32),
+        weights_TLK=rng.random(ids.shape).astype(np.float32),
         norms_TLK=(10 * rng.random(ids.shape)).astype(np.float32),
         scores=TokenScores(
             np.log(p).astype(np.float32), h.astype(np.float32), np.zeros(tokens, np.int32)

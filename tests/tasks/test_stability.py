@@ -140,7 +140,7 @@ def test_traces_of_parts_are_the_trace_of_all(
     for name in ("experts_TLK", "pack_T", "row_T"):
         assert np.array_equal(getattr(again, name), getattr(whole, name)), name
     assert np.array_equal(again.scores.block_T, whole.scores.block_T)
-    np.testing.assert_allclose(again.gates_TLK, whole.gates_TLK, rtol=1e-4)
+    np.testing.assert_allclose(again.weights_TLK, whole.weights_TLK, rtol=1e-4)
     np.testing.assert_allclose(again.norms_TLK, whole.norms_TLK, rtol=1e-4)
     np.testing.assert_allclose(again.scores.logp_T, whole.scores.logp_T, atol=1e-4)
 

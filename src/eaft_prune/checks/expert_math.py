@@ -28,11 +28,11 @@ def expert_math(engine: TransformersEngine, blocks: Blocks) -> dict[str, Any]:
     with _captured(layers, calls):
         engine.score(blocks, lambda done: None)
     facts: dict[str, Any] = {}
-    for layer, (module, hidden, ids, gates) in enumerate(calls[: len(layers)]):
-        ours, norms = _ours(module, hidden, ids, gates)
-        eager = _eager(module, hidden, ids, gates)
+    for layer, (module, hidden, ids, weights) in enumerate(calls[: len(layers)]):
+        ours, norms = _ours(module, hidden, ids, weights)
+        eager = _eager(module, hidden, ids, weights)
         few = slice(0, _FLOAT64_TOKENS)
-        exact, exact_norms = _float64(module, hidden[few], ids[few], gates[few])
+        exact, exact_norms = _float64(module, hidden[few], ids[few], weights[few])
         facts[f"layer{layer}_eager"] = _relative(ours, eager)
         facts[f"layer{layer}_float64"] = _relative(ours[few], exact)
         facts[f"layer{layer}_norm"] = _relative(norms[few], exact_norms)
@@ -40,31 +40,31 @@ def expert_math(engine: TransformersEngine, blocks: Blocks) -> dict[str, Any]:
 
 
 def _ours(
-    module: Any, hidden: torch.Tensor, ids: torch.Tensor, gates: torch.Tensor
+    module: Any, hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     seen: list[torch.Tensor] = []
-    module.eaft_recorder = lambda ids, gates, norms: seen.append(norms)
+    module.eaft_recorder = lambda ids, weights, norms: seen.append(norms)
     try:
-        return experts.experts_forward(module, hidden, ids, gates), seen[0]
+        return experts.experts_forward(module, hidden, ids, weights), seen[0]
     finally:
         del module.eaft_recorder
 
 
 def _eager(
-    module: Any, hidden: torch.Tensor, ids: torch.Tensor, gates: torch.Tensor
+    module: Any, hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor
 ) -> torch.Tensor:
     config = module.config
     chosen = config._experts_implementation
     try:
         config._experts_implementation = "eager"
-        result: torch.Tensor = module(hidden, ids, gates)
+        result: torch.Tensor = module(hidden, ids, weights)
         return result
     finally:
         config._experts_implementation = chosen
 
 
 def _float64(
-    module: Any, hidden: torch.Tensor, ids: torch.Tensor, gates: torch.Tensor
+    module: Any, hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     out = torch.zeros(hidden.shape, dtype=torch.float64, device=hidden.device)
     norms = torch.zeros(ids.shape, dtype=torch.float64, device=hidden.device)
@@ -76,7 +76,7 @@ def _float64(
             )
             value = _linear64(module, "down_proj", expert, inner)
             norms[t, k] = value.norm()
-            out[t] += gates[t, k].double() * value
+            out[t] += weights[t, k].double() * value
     return out, norms
 
 

@@ -23,7 +23,7 @@ from eaft_prune.core.digests import canonical_json, digest, file_digest
 from eaft_prune.core.files import sync
 from eaft_prune.core.outcome import StageRecord
 from eaft_prune.core.step import Step
-from eaft_prune.core.types import UserError
+from eaft_prune.core.types import STORED, UserError
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -215,7 +215,7 @@ def _flatten(
     value: Any, prefix: str, arrays: dict[str, np.ndarray[Any, Any]], values: dict[str, Any]
 ) -> None:
     for field in dataclasses.fields(value):
-        item, name = getattr(value, field.name), prefix + field.name
+        item, name = getattr(value, field.name), prefix + _name(field)
         if isinstance(item, np.ndarray):
             arrays[name] = item
         elif dataclasses.is_dataclass(item):
@@ -228,12 +228,17 @@ def _build(kind: Any, prefix: str, arrays: Mapping[str, Any], values: Mapping[st
     fields = {}
     hints = typing.get_type_hints(kind)
     for field in dataclasses.fields(kind):
-        name = prefix + field.name
+        name = prefix + _name(field)
         if dataclasses.is_dataclass(hints[field.name]):
             fields[field.name] = _build(hints[field.name], name + ".", arrays, values)
         else:
             fields[field.name] = arrays[name] if name in arrays else _tuples(values[name])
     return kind(**fields)
+
+
+def _name(field: dataclasses.Field[Any]) -> str:
+    name: str = field.metadata.get(STORED, field.name)
+    return name
 
 
 def _tuples(value: Any) -> Any:

@@ -6,7 +6,7 @@ Shape legend: L layers, E experts, K experts per token, T scored tokens, B block
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from eaft_prune.core.digests import array_digest, digest
 
 UNION = "UNION"
+
+STORED = "stored"  # in a field's metadata: its name in files, where that is another
 
 EvalKey = tuple[str, int]  # (pack, seq_len)
 
@@ -97,12 +99,12 @@ class TokenScores:
 class Trace:
     """Routing at the predictor position of every scored token, with p_t and H_t.
 
-    gates are the weights multiplied onto expert outputs, norms the l2 norms of the unweighted
+    weights are the router's, multiplied onto expert outputs, norms the l2 norms of the unweighted
     expert outputs (bias included), both as used in the forward pass of the profiled model.
     """
 
     experts_TLK: NDArray[np.int16]
-    gates_TLK: NDArray[np.float32]
+    weights_TLK: NDArray[np.float32] = field(metadata={STORED: "gates_TLK"})
     norms_TLK: NDArray[np.float32]
     scores: TokenScores
     pack_T: NDArray[np.int32]  # index into `packs`
@@ -126,7 +128,7 @@ class Trace:
         return replace(
             self,
             experts_TLK=self.experts_TLK[some_T],
-            gates_TLK=self.gates_TLK[some_T],
+            weights_TLK=self.weights_TLK[some_T],
             norms_TLK=self.norms_TLK[some_T],
             scores=TokenScores(
                 self.scores.logp_T[some_T],

@@ -14,7 +14,7 @@ from eaft_prune.engines.packed import PackedWeight
 NAME = "eaft_experts"
 RECORDER = "eaft_recorder"  # attribute of an experts module
 
-# called with expert ids [N, K], gates [N, K] and norms [N, K] of all N positions of a forward
+# called with ids, router weights and norms, each [N, K], of all N positions of a forward
 Recorder = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None]
 
 TOKENS = 32768  # at a time: K times as many rows of activations are held
@@ -25,7 +25,7 @@ def experts_forward(
 ) -> torch.Tensor:
     """sum over k of g_k f_k(x), the experts' matmuls run on tokens sorted by expert.
 
-    Where the module carries an `eaft_recorder` it is told ids, gates and ||f_k(x)||_2 (float32,
+    Where the module carries an `eaft_recorder` it is told ids, weights and ||f_k(x)||_2 (float32,
     unweighted, bias included).
     """
     inner = _fused if hidden_ND.device.type == "cuda" and _is_gpt_oss(module) else _plain

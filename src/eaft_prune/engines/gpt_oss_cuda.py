@@ -1,7 +1,7 @@
 """gpt-oss's layers on CUDA in bfloat16: its own modules' weights, our kernels around the matmuls.
 
-The arithmetic is that of transformers' model code, with fewer roundings: norms, rotations, gates
-and sums are made in float32 and rounded once.
+The arithmetic is that of transformers' model code, with fewer roundings: norms, rotations, router
+weights and sums are made in float32 and rounded once.
 """
 
 from __future__ import annotations

@@ -99,12 +99,12 @@ class ParallelEngine:
         return TokenScores(logp, entropy, block_T, *top)
 
     def trace(self, blocks: Blocks, on_tokens: OnTokens) -> Trace:
-        logp, entropy, experts, gates, norms = self._all("trace", blocks, on_tokens)
+        logp, entropy, experts, weights, norms = self._all("trace", blocks, on_tokens)
         block_T = np.nonzero(blocks.scored_BS)[0].astype(np.int32)
         row_T = blocks.row_BS[blocks.scored_BS]
         return Trace(
             experts_TLK=experts,
-            gates_TLK=gates,
+            weights_TLK=weights,
             norms_TLK=norms,
             scores=TokenScores(logp, entropy, block_T),
             pack_T=blocks.row_packs[row_T],
@@ -197,7 +197,7 @@ def _check(mine: _Failure | None) -> None:
 def _run(
     engine: TransformersEngine, what: str, blocks: Blocks, plan: KeepPlan | None, on: OnTokens
 ) -> list[Array]:
-    """log p and H, the likeliest tokens if kept, and of a trace ids, gates and norms."""
+    """log p and H, the likeliest tokens if kept, and of a trace ids, router weights and norms."""
     if len(blocks) == 0:
         return []
     with engine.masked(plan) if plan is not None else nullcontext():
@@ -211,7 +211,7 @@ def _run(
         scores.logp_T,
         scores.entropy_T,
         trace.experts_TLK,
-        trace.gates_TLK,
+        trace.weights_TLK,
         trace.norms_TLK,
     ]
 

@@ -23,13 +23,13 @@ class _Routing:
 
     predictors: list[torch.Tensor] = field(default_factory=list)  # of the batch in flight
     layers: list[tuple[torch.Tensor, ...]] = field(default_factory=list)
-    batches: list[tuple[torch.Tensor, ...]] = field(default_factory=list)  # ids, gates, norms
+    batches: list[tuple[torch.Tensor, ...]] = field(default_factory=list)  # ids, weights, norms
 
-    def record(self, ids: torch.Tensor, gates: torch.Tensor, norms: torch.Tensor) -> None:
+    def record(self, ids: torch.Tensor, weights: torch.Tensor, norms: torch.Tensor) -> None:
         """Keep what a layer's experts were asked, at the predictors only; on the device."""
         home = self.predictors[0].device
         rows = self.predictors[0].to(ids.device)  # layers may lie on several GPUs
-        kept = (ids[rows].to(torch.int16), gates[rows].float(), norms[rows].float())
+        kept = (ids[rows].to(torch.int16), weights[rows].float(), norms[rows].float())
         self.layers.append(tuple(part.to(home) for part in kept))
 
     def end_batch(self) -> None:
@@ -90,13 +90,13 @@ class TransformersEngine:
                 scored.append((logp.cpu(), entropy.cpu()))
                 routing.end_batch()
                 on_tokens(ids.numel())
-        experts, gates, norms = (
+        experts, weights, norms = (
             torch.cat(part).numpy() for part in zip(*routing.batches, strict=True)
         )
         row_T = blocks.row_BS[blocks.scored_BS]
         return Trace(
             experts_TLK=experts,
-            gates_TLK=gates,
+            weights_TLK=weights,
             norms_TLK=norms,
             scores=_token_scores(blocks, scored),
             pack_T=blocks.row_packs[row_T],

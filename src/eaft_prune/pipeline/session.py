@@ -185,7 +185,7 @@ class Session:
         return self._opened(self.kind, model)
 
     def profiler(self, model: Model) -> Profiler:
-        """Who tells the model's gates and norms, and masks experts."""
+        """Who tells the model's router weights and norms, and masks experts."""
         return cast(Profiler, self._opened(self.profiling_kind, model))
 
     def local_engine(self, model: Model) -> TransformersEngine:

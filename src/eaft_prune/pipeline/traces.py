@@ -47,7 +47,7 @@ def joined(parts: Sequence[Trace], first_blocks: Sequence[int]) -> Trace:
     return replace(
         parts[0],
         experts_TLK=np.concatenate([part.experts_TLK for part in parts]),
-        gates_TLK=np.concatenate([part.gates_TLK for part in parts]),
+        weights_TLK=np.concatenate([part.weights_TLK for part in parts]),
         norms_TLK=np.concatenate([part.norms_TLK for part in parts]),
         scores=TokenScores.joined(list(numbered)),
         pack_T=np.concatenate([part.pack_T for part in parts]),

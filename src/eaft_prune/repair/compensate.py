@@ -186,7 +186,7 @@ def _roots(target_TH: torch.Tensor, settings: CompensationSettings) -> torch.Ten
     """Roots of the token weights; of robust ones w_t = m / (||D_t||^2 + m), m = mean ||D_t||^2.
 
     Cauchy's weights, at the uncompensated residual. Where a dropped expert would have been chosen
-    with a large gate, the streams lie far apart; such tokens are few, make up most of the squares
+    with a large weight, the streams lie far apart; such tokens are few, make up most of the squares
     and are lost anyway.
     """
     squares_T = target_TH.square().sum(1)

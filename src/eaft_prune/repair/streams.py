@@ -20,14 +20,14 @@ from eaft_prune.repair.least_squares import Features, Groups
 
 @dataclass(frozen=True)
 class _Asked:
-    """What the experts of a layer were asked: hidden states [N, H], ids and gates [N, K]."""
+    """What experts of a layer were asked: hidden states [N, H], ids, router weights [N, K]."""
 
     hidden: torch.Tensor
     ids: torch.Tensor
-    gates: torch.Tensor
+    weights: torch.Tensor
 
     def at(self, rows: torch.Tensor) -> _Asked:
-        return _Asked(self.hidden[rows], self.ids[rows], self.gates[rows])
+        return _Asked(self.hidden[rows], self.ids[rows], self.weights[rows])
 
 
 @dataclass(frozen=True)
@@ -112,15 +112,15 @@ def again(streams: Streams, layer: int, on_tokens: OnTokens = _untold) -> torch.
 def features(streams: Streams, layer: int, inner: bool) -> Features:
     """Per expert j of the layout the rows g_j (h_j, 1) of predictors routed to it; or g_j alone.
 
-    h_j is the expert's activation between its two projections, g_j its gate; the layer is the one
-    of the last `step`. What is added to down_proj and its bias is linear in these.
+    h_j is the expert's activation between its two projections, g_j its router weight; the layer is
+    the one of the last `step`. What is added to down_proj and its bias is linear in these.
     """
     experts = _experts(streams, layer)
     asked = _at_predictors(streams)
     rows_of, values_of = [], []
     for expert in streams.layout.kept[layer]:
-        rows, gates = _routed(asked, expert)
-        values = gates[:, None].float()
+        rows, weights = _routed(asked, expert)
+        values = weights[:, None].float()
         if inner:
             h = _inner(experts, expert, asked.hidden[rows]).float()
             values = torch.cat([h * values, values], dim=1)
@@ -136,9 +136,9 @@ def correct(streams: Streams, layer: int, weight_KIH: torch.Tensor, bias_KH: tor
     for number, asked in enumerate(streams.asked):
         change = torch.zeros_like(asked.hidden, dtype=torch.float32)
         for place, expert in enumerate(streams.layout.kept[layer]):
-            rows, gates = _routed(asked, expert)
+            rows, weights = _routed(asked, expert)
             h = _inner(experts, expert, asked.hidden[rows]).float()
-            change[rows] += gates[:, None].float() * (h @ weight_KIH[place] + bias_KH[place])
+            change[rows] += weights[:, None].float() * (h @ weight_KIH[place] + bias_KH[place])
         stream = streams.pruned[number]
         streams.pruned[number] = (stream.float() + change.view(stream.shape)).to(stream.dtype)
 
@@ -149,10 +149,10 @@ def linearised(streams: Streams, layer: int) -> Linearised:
     experts, asked = _experts(streams, layer), _at_predictors(streams)
     rows_of, slopes_of = [], []
     for expert in streams.layout.kept[layer]:
-        rows, gates = _routed(asked, expert)
+        rows, weights = _routed(asked, expert)
         inner = _gate_up(experts, expert, asked.hidden[rows])
         rows_of.append(rows)
-        slopes_of.append(_slopes(experts, inner).float() * gates[:, None].float())
+        slopes_of.append(_slopes(experts, inner).float() * weights[:, None].float())
     hidden = asked.hidden.float()
     ones = hidden.new_ones(len(hidden), 1)
     down_KIH, _ = projections(streams, layer, "down_proj")
@@ -198,13 +198,13 @@ def _at_predictors(streams: Streams) -> _Asked:
 
 
 def _parts(asked: _Asked) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    return asked.hidden, asked.ids, asked.gates
+    return asked.hidden, asked.ids, asked.weights
 
 
 def _routed(asked: _Asked, expert: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Positions routed to an expert, ascending, and its gates there."""
+    """Positions routed to an expert, ascending, and its router weights there."""
     rows, slots = (asked.ids == expert).nonzero(as_tuple=True)
-    return rows, asked.gates[rows, slots]
+    return rows, asked.weights[rows, slots]
 
 
 def _inner(experts: Any, expert: int, hidden: torch.Tensor) -> torch.Tensor:

@@ -11,5 +11,5 @@ VERSION = 2
 
 
 def profile(engine: Profiler, blocks: Blocks, on_tokens: Callable[[int], None]) -> Trace:
-    """Expert ids, gates and output norms at the predictor of every scored token, with p and H."""
+    """Ids, router weights and output norms at the predictor of every scored token, with p and H."""
     return engine.trace(blocks, on_tokens)

@@ -203,16 +203,16 @@ def _groups(
 
 def _saliency(trace: Trace, layer: int, saliency: str) -> NDArray[np.float64]:
     ones = np.ones((len(trace), trace.top_k))
-    gates, norms = trace.gates_TLK[:, layer], trace.norms_TLK[:, layer]
+    weights, norms = trace.weights_TLK[:, layer], trace.norms_TLK[:, layer]
     match saliency:
         case "gate":
-            return ones * gates
+            return ones * weights
         case "norm":
             return ones * norms
         case "norm2":
             return ones * norms * norms
         case "gate_norm":
-            return ones * gates * norms
+            return ones * weights * norms
     return ones  # one; random looks at no mass
 
 

@@ -1,4 +1,4 @@
-"""mixtral: softmax over all experts, top k, gates of the chosen made to sum to 1."""
+"""mixtral: softmax over all experts, top k, router weights of the chosen made to sum to 1."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""qwen3_moe: norms on queries and keys; gates of the chosen sum to 1 with `norm_topk_prob` only."""
+"""qwen3_moe: norms on queries and keys; router weights sum to 1 with `norm_topk_prob` only."""
 
 from __future__ import annotations
 

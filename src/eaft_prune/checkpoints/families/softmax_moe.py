@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _COUNTS = ("num_experts", "num_local_experts")  # transformers 5 writes the second for both families
 
-Routed = tuple["torch.Tensor", "torch.Tensor", "torch.Tensor"]  # logits [N, E], gates, ids [N, K]
+Routed = tuple["torch.Tensor", "torch.Tensor", "torch.Tensor"]  # logits [N, E], weights, ids [N, K]
 
 
 def family(
@@ -34,7 +34,7 @@ def family(
     tensor_tables: Callable[[Config], list[Table]],
     normalised: Callable[[Any], bool],
 ) -> Family:
-    """A family of this kind; normalised: whether a model makes the gates of the chosen sum to 1."""
+    """A family of this kind; normalised: whether a model makes router weights sum to 1."""
     return Family(
         model_type=model_type,
         n_layers=n_layers,
@@ -148,7 +148,7 @@ def _masked(model: torch.nn.Module, plan: KeepPlan, normalised: bool) -> Iterato
     """Inside, dropped experts' router logits are -inf before the softmax over all experts.
 
     Exact: a probability of 0 is never among the top k, and the softmax over the kept logits is that
-    of a router without the dropped rows. normalised: the gates of the chosen are made to sum to 1.
+    of a router without the dropped rows. normalised: router weights are made to sum to 1.
     """
     routers = [layer.mlp.gate for layer in layers(model)]
     check_plan(plan, len(routers), routers[0].num_experts)
@@ -166,12 +166,12 @@ def _rerouted(kept: Sequence[int], normalised: bool) -> Callable[[Any, Any, Rout
     """A forward hook that routes again, among `kept`."""
 
     def hook(router: Any, args: Any, out: Routed) -> Routed:
-        logits, gates, _ = out
+        logits, weights, _ = out
         left = logits.new_full(logits.shape, float("-inf"))
         left[:, list(kept)] = logits[:, list(kept)]
         top, ids = left.float().softmax(dim=-1).topk(router.top_k, dim=-1)
         if normalised:
             top = top / top.sum(dim=-1, keepdim=True)
-        return left, top.to(gates.dtype), ids
+        return left, top.to(weights.dtype), ids
 
     return hook

@@ -53,7 +53,7 @@ def clamped_swiglu(
 
 @triton.jit
 def _combine_kernel(
-    down, position, expert, gates, bias, out, norms, hidden, K: tl.constexpr, BLOCK: tl.constexpr
+    down, position, expert, weights, bias, out, norms, hidden, K: tl.constexpr, BLOCK: tl.constexpr
 ):
     token = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
@@ -65,7 +65,7 @@ def _combine_kernel(
         y = tl.load(down + row * hidden + columns, mask=inside, other=0.0).to(tl.float32)
         y += tl.load(bias + ident * hidden + columns, mask=inside, other=0.0).to(tl.float32)
         tl.store(norms + token * K + k, tl.sqrt(tl.sum(y * y)))
-        total += tl.load(gates + token * K + k).to(tl.float32) * y
+        total += tl.load(weights + token * K + k).to(tl.float32) * y
     tl.store(out + token * hidden + columns, total.to(out.dtype.element_ty), mask=inside)
 
 

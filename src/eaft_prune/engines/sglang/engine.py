@@ -83,7 +83,7 @@ class SglangEngine:
         )
 
     def trace(self, blocks: Blocks, on_tokens: OnTokens) -> Trace:
-        _refuse("profile: it does not tell gates and norms of experts")
+        _refuse("profile: it does not tell router weights and norms of experts")
 
     def masked(self, plan: KeepPlan) -> AbstractContextManager[None]:
         _refuse("mask experts: use eval.candidates=[pruned], or")

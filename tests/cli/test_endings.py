@@ -37,6 +37,8 @@ def test_an_ended_run_takes_its_workers_along(number: signal.Signals, tmp_path: 
         stdout=subprocess.PIPE,
         text=True,
         env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(REPOSITORY / "tests")},
+        # a shell that runs the tests in its background hands SIGINT down as ignored
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert run.stdout is not None
     ready = next(line for line in run.stdout if "ready" in line)

@@ -45,13 +45,14 @@ class Routed(Tokens):
 
 def load(path: Path) -> Any:
     """The checkpoint as transformers' eager float32 model."""
-    return AutoModelForCausalLM.from_pretrained(
+    model: Any = AutoModelForCausalLM.from_pretrained(
         path,
         dtype=torch.float32,
         attn_implementation="eager",
         experts_implementation="eager",
         quantization_config=Mxfp4Config(dequantize=True),
-    ).eval()
+    )
+    return model.float().eval()
 
 
 def tokenise(path: Path, packs: Mapping[str, Path]) -> dict[str, Blocks]:

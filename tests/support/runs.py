@@ -205,7 +205,7 @@ def fit_head(path: Path, texts: Sequence[str]) -> None:
     tokenizer = AutoTokenizer.from_pretrained(path)
     model = AutoModelForCausalLM.from_pretrained(
         path, dtype=torch.float32, quantization_config=Mxfp4Config(dequantize=True)
-    )
+    ).float()
     ids = [i for text in texts for i in [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]]
     blocks = torch.tensor(ids[: len(ids) // 96 * 96]).view(-1, 96)
     with torch.no_grad():

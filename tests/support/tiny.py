@@ -235,4 +235,4 @@ def eager_model(path: Path) -> Any:
         local_files_only=True,
         **arguments,
     )
-    return model.eval()
+    return model.float().eval()  # transformers 5.17 leaves dequantised experts in bfloat16

@@ -11,7 +11,7 @@ import os
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 from itertools import pairwise
 from typing import Any
@@ -78,7 +78,7 @@ class ParallelEngine:
     """An engine whose blocks are shared out over all processes; rank 0's part is `local`."""
 
     local: TransformersEngine
-    _plan: list[KeepPlan] = field(default_factory=list)  # of the mask that is on
+    _plan: KeepPlan | None = None  # of the mask that is on
 
     @property
     def conditions(self) -> Mapping[str, Any]:
@@ -86,12 +86,13 @@ class ParallelEngine:
 
     @contextmanager
     def masked(self, plan: KeepPlan) -> Iterator[None]:
-        self._plan.append(plan)
+        assert self._plan is None, "a mask is on already: the other processes know of one"
+        self._plan = plan
         try:
             with self.local.masked(plan):
                 yield
         finally:
-            self._plan.pop()
+            self._plan = None
 
     def score(self, blocks: Blocks, on_tokens: OnTokens) -> TokenScores:
         logp, entropy, *top = self._all("score", blocks, on_tokens)
@@ -117,8 +118,7 @@ class ParallelEngine:
         """Every rank's arrays, one after the other: ranks hold consecutive blocks."""
         batch = max(1, self.local.batch_tokens // blocks.seq_len)
         shares = [blocks[part] for part in deal(len(blocks), batch, dist.get_world_size())]
-        plan = self._plan[-1] if self._plan else None
-        dist.broadcast_object_list([(what, shares, plan)], src=0)
+        dist.broadcast_object_list([(what, shares, self._plan)], src=0)
         # rank 0 is masked already
         mine = _tried(_run, self.local, what, shares[0], None, on_tokens)
         _check(mine if isinstance(mine, _Failure) else None)

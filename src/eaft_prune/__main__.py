@@ -8,9 +8,14 @@ def run() -> None:
     """The console entry point."""
     # imports make a million objects and no garbage: collecting meanwhile is a fifth of the start
     gc.set_threshold(50_000, 20, 50)
-    from eaft_prune.cli.main import main
+    try:
+        from eaft_prune.cli.main import main
 
-    sys.exit(main(sys.argv[1:]))
+        code = main(sys.argv[1:])
+    except KeyboardInterrupt:  # before there was anything to record
+        print("interrupted", file=sys.stderr)
+        code = 130
+    sys.exit(code)
 
 
 if __name__ == "__main__":

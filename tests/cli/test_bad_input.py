@@ -282,10 +282,9 @@ def test_too_few_rows_to_evaluate_are_noticed_before_the_model_runs(
         (["pruning.keep_n=12"], ["pruning.keep_n = 12", "2 of 8", "2..8"]),
         (["pruning.core_pos_top_m=5"], ["core", "pruning.keep_n = 4", "pruning.core_pos_top_m"]),
         (["eval.entropy_top_k=301"], ["eval.entropy_top_k = 301", "300"]),
-        (["runtime.device=warp"], ["runtime.device", "warp"]),
         (["export.max_shard_bytes=100"], ["export.max_shard_bytes", "100"]),
     ],
-    ids=["below top_k", "above E", "core above keep_n", "entropy", "device", "shard"],
+    ids=["below top_k", "above E", "core above keep_n", "entropy", "shard"],
 )
 def test_settings_that_do_not_fit_the_checkpoint(
     world: World, tmp_path: Path, overrides: list[str], said: list[str]

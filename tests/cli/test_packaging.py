@@ -129,6 +129,15 @@ def test_the_demo_is_shipped() -> None:
     assert sum(path.stat().st_size for path in (demo / "packs").iterdir()) <= 4e6
 
 
+def test_options_of_ones_own_work_beside_the_wheel(unpacked: Path, tmp_path: Path) -> None:
+    options = REPOSITORY / "docs" / "examples" / "options"
+    flags = ["--config-dir", str(options), "--cfg", "job", "--package", "pruning"]
+    done = runs.process(["experiment=mine", *flags], tmp_path, PYTHONPATH=str(unpacked))
+    assert done.code == 0, done.err
+    assert "keep_n: 24\n" in done.out
+    assert "name: eaft_reap_calm\n" in done.out
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(
     not (PACKAGE / "demo" / "checkpoint").is_dir(), reason="the demo checkpoint is not shipped yet"

@@ -11,7 +11,8 @@ import yaml
 from support import runs
 from support.runs import REPOSITORY
 
-from eaft_prune.cli.main import check, register_defaults
+from eaft_prune.cli.compose import register_defaults
+from eaft_prune.cli.main import check
 from eaft_prune.config import Experiment, Settings, parse_experiment
 from eaft_prune.core.types import UserError
 

@@ -450,8 +450,6 @@ def test_a_device_the_machine_lacks_is_named() -> None:
     from eaft_prune.engines.loading import resolve_device
 
     runtime = {"batch_tokens": 1, "store_dir": "s", "checkpoint_dir": "c"}
-    with pytest.raises(UserError, match="toaster"):
-        resolve_device(RuntimeSettings(device="toaster", **runtime))
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match="cuda"):
             resolve_device(RuntimeSettings(device="cuda", **runtime))

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eaft_prune.cli import job as runner
-from eaft_prune.config import Experiment
+from eaft_prune.cli.compose import Invocation
 from eaft_prune.core.files import write_atomically
 from eaft_prune.core.types import UserError
 from eaft_prune.records.result import FILE
@@ -34,17 +33,6 @@ _COLUMNS = (
 )
 _FIGURES = ("worst dPPL", "evaluations", "exit code")  # also in the CSV
 _COLOURS = {"PASS": "#2a9d4a", "FAIL": "#c8452f", "INCONCLUSIVE": "#d9a514"}
-
-
-@dataclass(frozen=True)
-class Invocation:
-    """A checked command line: every point composes and validates."""
-
-    arguments: tuple[str, ...]  # for Hydra
-    points: tuple[tuple[str, ...], ...]  # overrides of each job
-    multirun: bool
-    out: Path
-    experiments: tuple[Experiment, ...]
 
 
 def run_multirun(invocation: Invocation, launch: Callable[[Sequence[str]], int]) -> int:

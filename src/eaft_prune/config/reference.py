@@ -60,10 +60,10 @@ def settings() -> str:
     for name, field in Experiment.model_fields.items():
         section = section_of(field.annotation)
         if section is None:
-            alone += list(_rows(Experiment, only=name))
+            alone += list(rows(Experiment, only=name))
         elif name != "task":  # the table of options says more
             about = (section.__doc__ or "").strip().splitlines()[0]
-            table = _table(("setting", "type", "default", "meaning"), _rows(section, f"{name}."))
+            table = _table(("setting", "type", "default", "meaning"), rows(section, f"{name}."))
             parts.append(f"### {name}\n{about}\n\n{table}")
     return "\n".join([_table(("setting", "type", "default", "meaning"), alone), *parts])
 
@@ -81,7 +81,10 @@ def meanings(section: type[Settings]) -> dict[str, str]:
     return found
 
 
-def _rows(section: type[Settings], prefix: str = "", only: str | None = None) -> Iterator[Any]:
+def rows(
+    section: type[Settings], prefix: str = "", only: str | None = None
+) -> Iterator[tuple[str, str, str, str]]:
+    """Setting, type, default and meaning of each setting of a section, as Markdown."""
     schema = section.model_json_schema()
     found, meaning = defaults(section), meanings(section)
     for name in section.model_fields:

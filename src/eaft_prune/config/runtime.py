@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from eaft_prune.config.base import NonNegative, Positive, Settings
 
@@ -68,11 +69,17 @@ class TrackingSettings(Settings):
     """of the run, your own"""
 
 
+def _device(name: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
+        raise ValueError("must be auto, cpu, cuda or cuda:N")
+    return name
+
+
 class RuntimeSettings(Settings):
     """Where and how fast, never what: only dtype is part of a stage key."""
 
-    device: str = "auto"
-    """auto: cuda if there is one, else cpu"""
+    device: Annotated[str, AfterValidator(_device)] = "auto"
+    """auto, cpu, cuda or cuda:N; auto: cuda if there is one, else cpu"""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto: bfloat16 on cuda, float32 on cpu"""
     batch_tokens: Positive | None = None

@@ -34,10 +34,7 @@ def resolve_device(runtime: RuntimeSettings) -> torch.device:
     """The device asked for; raises UserError when the machine does not have it."""
     if runtime.device == "auto":
         return _current_cuda() if torch.cuda.is_available() else torch.device("cpu")
-    try:
-        device = torch.device(runtime.device)
-    except RuntimeError as error:
-        raise UserError(f"runtime.device = {runtime.device!r}: {error}") from None
+    device = torch.device(runtime.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"runtime.device = {runtime.device!r}: this machine has no CUDA device")
     return _current_cuda() if device == torch.device("cuda") else device

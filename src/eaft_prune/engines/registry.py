@@ -12,12 +12,15 @@ from eaft_prune.config.base import allowed
 from eaft_prune.core.plugins import load_object
 from eaft_prune.core.types import UserError
 from eaft_prune.engines.base import EngineKind, EngineOptions, Profiler, Scorer
+from eaft_prune.engines.world import is_cpu
 
 
 def dtype_of(runtime: RuntimeSettings) -> str:
     """The precision a model runs in here: part of what is measured, so part of stage keys."""
     if runtime.dtype != "auto":
         return runtime.dtype
+    if is_cpu(runtime):
+        return "float32"
     from eaft_prune.engines.loading import resolve_dtype
 
     return resolve_dtype(runtime)

@@ -104,24 +104,24 @@ def test_mlflow_keeps_what_result_json_says(world: World, pipeline: Done) -> Non
         report = result["reports"]["pruned"]["UNION"][str(check["seq_len"])]
         assert change["blocks"] == report["blocks"]
         for name in ("estimate", "low", "high", "limit"):
-            logged = f"gate/{check['name']}/UNION/{check['seq_len']}/{name}"
+            logged = f"verdict/{check['name']}/UNION/{check['seq_len']}/{name}"
             assert run.data.metrics[logged] == check[name]
         assert check["low"] <= check["high"]
     assert tags["plan.digest"] == result["plan"]["digest"]
     for stage in result["stages"]:
         assert tags[f"stage.{stage['stage']}"] == stage["key"]
     wanted = {
-        f"eval/{model}/{pack}/{seq_len}/{name}": values[name]
-        for model, packs in result["reports"].items()
-        for pack, lengths in packs.items()
+        f"tables/{pack}/{seq_len}/{name}": values[name]
+        for pack, lengths in result["reports"]["pruned"].items()
         for seq_len, values in lengths.items()
         for name in METRICS
     }
-    assert len(wanted) == 2 * 4 * 2 * len(METRICS)
+    assert len(wanted) == 4 * 2 * len(METRICS)
     for name, value in wanted.items():
         assert run.data.metrics[name] == value, name
     ppl = [result["reports"][m]["UNION"]["64"]["ppl"] for m in ("base", "pruned")]
-    assert run.data.metrics["delta/UNION/64/ppl"] == pytest.approx(ppl[1] - ppl[0])
+    growth = 100 * (ppl[1] / ppl[0] - 1)
+    assert run.data.metrics["tables/UNION/64/dppl_percent"] == pytest.approx(growth)
     assert run.data.params["pruning.keep_n"] == "4"
     assert {entry.dataset.name for entry in run.inputs.dataset_inputs} == set(world.packs)
     client = MlflowClient(tracking_uri=world.uri)

@@ -26,11 +26,11 @@ def run(
     """A finished run whose checks use a tenth of their limits, but for `values`."""
     metrics = {}
     for check, limit in LIMITS.items():
-        where = f"gate/{check}/UNION/1024"
+        where = f"verdict/{check}/UNION/1024"
         metrics[f"{where}/limit"] = limit
         metrics[f"{where}/value"] = (values or {}).get(check, limit / 10)
-    metrics |= {"delta/UNION/1024/nll": 0.01, "delta/tools/2048/nll": math.log(1.25)}
-    metrics |= {"profile/tokens_per_s": 1500.0, "memory/peak_rss_bytes": 2e9}
+    metrics |= {"tables/UNION/1024/dppl_percent": 1, "tables/tools/2048/dppl_percent": 25}
+    metrics |= {"telemetry/tokens_per_s/profile": 1500.0, "telemetry/memory/peak_rss_bytes": 2e9}
     metrics |= {f"evaluate/base/UNION/{s}/tokens_per_s": float(s) for s in (1024, 2048, 4096)}
     return RunSummary(
         run_id=f"{keep_n:08d}",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +41,7 @@ class Arguments:
     shown: tuple[str, ...] = ()  # Hydra's flags that print and run nothing
     help: bool = False
     version: bool = False
+    typed: str = ""  # all of it, as a shell takes it
 
 
 def parse(argv: Sequence[str]) -> Arguments:
@@ -69,7 +72,13 @@ def parse(argv: Sequence[str]) -> Arguments:
         tuple(shown),
         not seen.isdisjoint(_HELP),
         not seen.isdisjoint(_VERSION),
+        shlex.join([*_program(), *argv]),
     )
+
+
+def _program() -> list[str]:
+    name = Path(sys.argv[0]).name
+    return [name] if name == "eaft-prune" else ["python", "-m", "eaft_prune"]
 
 
 def _next(flag: str, rest: Iterator[str]) -> str:

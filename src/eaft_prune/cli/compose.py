@@ -21,6 +21,7 @@ from eaft_prune.cli.arguments import Arguments
 from eaft_prune.cli.grammar import as_typed, quoted, written
 from eaft_prune.cli.places import SEARCHPATH, absolute, config_root, folder_of, groups, options_in
 from eaft_prune.config import Experiment, nearest, nodes, setting_names, unknown
+from eaft_prune.core.provenance import COMMAND
 from eaft_prune.core.types import UserError
 from eaft_prune.tasks import validated
 
@@ -48,6 +49,7 @@ class Invocation:
     multirun: bool
     out: Path
     experiments: tuple[Experiment, ...]
+    typed: str  # the whole command line, as a shell takes it
 
 
 @cache
@@ -89,9 +91,18 @@ def check(arguments: Arguments) -> Invocation:
         experiments = [_validate(one) for one in composed]
     section = "sweep" if multirun else "run"
     out = Path(str(whole.hydra[section].dir)).resolve()
-    pinned = [f"hydra.{section}.dir={quoted(str(out))}", *(["-m"] if multirun else [])]
+    pinned = [
+        f"hydra.{section}.dir={quoted(str(out))}",
+        f"+hydra.job.env_set.{COMMAND}={quoted(arguments.typed)}",  # whatever launches the jobs
+        *(["-m"] if multirun else []),
+    ]
     return Invocation(
-        (*overrides, *pinned), tuple(map(tuple, points)), multirun, out, tuple(experiments)
+        (*overrides, *pinned),
+        tuple(map(tuple, points)),
+        multirun,
+        out,
+        tuple(experiments),
+        arguments.typed,
     )
 
 

@@ -67,11 +67,12 @@ def run(values: dict[str, Any], out: Path, overrides: Sequence[str], job: int | 
             print(outcome.text)
             return finish("FINISHED", _code(experiment, outcome), outcome)
         name = run_name(task, experiment)
-        with track(experiment, out, overrides, versions(), name) as tracked:
+        with track(experiment, out, overrides, versions(), name, task.utility) as tracked:
             facts.update(mlflow_run_id=tracked.run_id, tracking_uri=tracked.uri)
             session = _session(experiment, tracked, out)
             outcome = task.run(session, out)
-            tracked.facts({**outcome.facts, "memory": peak_memory()})
+            tracked.facts(outcome.facts)
+            tracked.usage({"memory": peak_memory()})
             if session.records and task.locked:
                 packs = session.pack_digests
                 locked = lock(experiment, session.records, packs, outcome, overrides)
@@ -153,7 +154,9 @@ def _present(session: Session, outcome: Outcome, tracked: MlflowRun, job: int | 
         print(report.facts_text(outcome.facts))
     for name, path in where.items():
         print(f"{name:<11} {path}")
-    print(f"{'MLflow':<11} run {tracked.run_id}; open the UI with: {tracked.ui_hint}")
+    print(f"{'MLflow':<11} {tracked.ui_page}")
+    if tracked.ui_command:
+        print(f"{'':<11} shown by: {tracked.ui_command}")
 
 
 def _write_reports(session: Session, outcome: Outcome, tracked: MlflowRun) -> Path:

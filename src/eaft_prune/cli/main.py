@@ -16,7 +16,7 @@ from eaft_prune.cli import compose
 from eaft_prune.cli import job as runner
 from eaft_prune.cli.arguments import COMPLETION, parse
 from eaft_prune.cli.compose import Invocation, container
-from eaft_prune.cli.multirun import print_plan, run_multirun
+from eaft_prune.cli.multirun import PARENT, print_plan, run_multirun
 from eaft_prune.cli.places import config_root
 from eaft_prune.cli.usage import help_text, version_text
 from eaft_prune.core.types import UserError
@@ -77,7 +77,7 @@ def job(settings: DictConfig) -> int:
     hydra_config = HydraConfig.get()
     values = container(settings)
     out = Path(hydra_config.runtime.output_dir)
-    overrides = [str(o) for o in hydra_config.overrides.task]
+    overrides = [str(o) for o in hydra_config.overrides.task if not str(o).startswith(PARENT)]
     number = None if OmegaConf.is_missing(hydra_config.job, "num") else hydra_config.job.num
     # relative paths are those of where the command was typed, whatever hydra.job.chdir says
     with contextlib.chdir(hydra_config.runtime.cwd):

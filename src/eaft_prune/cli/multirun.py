@@ -31,6 +31,7 @@ _COLUMNS = (
     "plan",
     "error",
 )
+PARENT = "tracking.parent_run_id="  # the override that jobs are given
 _FIGURES = ("worst dPPL", "evaluations", "exit code")  # also in the CSV
 _COLOURS = {"PASS": "#2a9d4a", "FAIL": "#c8452f", "INCONCLUSIVE": "#d9a514"}
 
@@ -40,15 +41,13 @@ def run_multirun(invocation: Invocation, launch: Callable[[Sequence[str]], int])
     tracking = invocation.experiments[0].tracking
     before = _results(invocation.out)  # of an earlier multirun in the same directory
     try:
-        parent = start_parent(
-            tracking, f"multirun {len(invocation.points)} jobs", invocation.arguments
-        )
+        parent = start_parent(tracking, f"multirun {len(invocation.points)} jobs", invocation.typed)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return runner.MISUSED
     code = runner.CRASHED
     try:
-        code = launch((*invocation.arguments, f"tracking.parent_run_id={parent}"))
+        code = launch((*invocation.arguments, f"{PARENT}{parent}"))
     finally:
         stopped = code in (runner.INTERRUPTED, runner.TERMINATED)
         jobs = _jobs(invocation, before, stopped)

@@ -60,13 +60,15 @@ class TrackingSettings(Settings):
     uri: str
     """database, directory or server of MLflow"""
     experiment: str = "eaft_prune"
-    """of MLflow"""
+    """of MLflow; verify, memo, doctor's kin ... are kept in NAME-utilities"""
     run_name: str | None = None
     """null: task, model, criterion, keep_n, seed"""
     parent_run_id: str | None = None
     """run that this one is shown under"""
     tags: dict[str, str] = Field(default_factory=dict)
     """of the run, your own"""
+    system_metrics: bool = True
+    """sample CPU, memory, disk and GPU (with nvidia-ml-py) every ten seconds"""
 
 
 def _device(name: str) -> str:

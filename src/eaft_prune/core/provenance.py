@@ -17,6 +17,8 @@ from typing import Any
 
 import psutil
 
+COMMAND = "EAFT_PRUNE_COMMAND"  # in the environment of jobs: what was typed
+
 HOST = "process.host"
 _PID = "process.pid"
 _STARTED = "process.started"
@@ -114,11 +116,15 @@ def _pid_namespace() -> str:
         return "none"
 
 
-def source_tags(overrides: Sequence[str]) -> dict[str, str]:
-    """MLflow's own tags for user and source: the command that repeats the run, alone."""
-    own = [item for item in overrides if not item.startswith("tracking.parent_run_id=")]
-    command = redact(shlex.join(["python", "-m", "eaft_prune", *own]))
-    tags = {"mlflow.source.type": "LOCAL", "mlflow.source.name": command}
+def command(overrides: Sequence[str]) -> str:
+    """The command line as it was typed, without passwords; else one that does the same."""
+    typed = os.environ.get(COMMAND)
+    return redact(typed or shlex.join(["python", "-m", "eaft_prune", *overrides]))
+
+
+def source_tags(command: str) -> dict[str, str]:
+    """MLflow's own tags for user and source."""
+    tags = {"mlflow.source.type": "LOCAL", "mlflow.source.name": redact(command)}
     try:
         tags["mlflow.user"] = getpass.getuser()
     except (KeyError, OSError, ImportError):  # an id without an account, as in many containers

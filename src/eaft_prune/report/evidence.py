@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
-from statistics import median
 
 from eaft_prune.core.outcome import RunSummary
 from eaft_prune.maths.metrics import METRICS
 from eaft_prune.report.text import number
+
+_TABLES, _GROWTH = "tables/", "/dppl_percent"
 
 
 @dataclass(frozen=True)
@@ -66,29 +67,23 @@ class Run:
         found = []
         for key, value in self.kept.metrics.items():
             parts = key.split("/")
-            if len(parts) == 5 and parts[0] == "gate" and parts[4] == "value":
+            if len(parts) == 5 and parts[0] == "verdict" and parts[4] == "value":
                 limit = self.kept.metrics.get("/".join([*parts[:4], "limit"]), math.nan)
                 found.append(Check(parts[1], parts[2], int(parts[3]), value, limit))
         return sorted(found, key=lambda check: -check.usage)
 
     def worst_pack(self) -> tuple[str, float] | None:
         """The pack and length whose PPL grew most, and by which share."""
-        prefix = "delta/" if self.candidate == "pruned" else f"{self.candidate}/delta/"
         grown = {
-            key.removeprefix(prefix).removesuffix("/nll"): math.expm1(value)
+            key.removeprefix(_TABLES).removesuffix(_GROWTH): value / 100
             for key, value in self.kept.metrics.items()
-            if key.startswith(prefix) and key.endswith("/nll")
+            if key.startswith(_TABLES) and key.endswith(_GROWTH) and key.count("/") == 3
         }
         return max(grown.items(), key=lambda item: item[1], default=None)
 
     def rate(self, stage: str) -> float | None:
         """Median tokens per second over the stages of this name, each as when it was computed."""
-        rates = [
-            value
-            for key, value in self.kept.metrics.items()
-            if key.split("/")[0] == stage and key.endswith("/tokens_per_s")
-        ]
-        return median(rates) if rates else None
+        return self.kept.metrics.get(f"telemetry/tokens_per_s/{stage}")
 
 
 @dataclass(frozen=True)

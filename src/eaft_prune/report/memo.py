@@ -12,6 +12,7 @@ from eaft_prune.report.evidence import Run
 from eaft_prune.report.markdown import code, inline, table
 
 FILE = "memo.md"
+_MEMORY = "telemetry/memory/peak_"
 
 
 def decision_memo(
@@ -144,7 +145,7 @@ def _costs(runs: Sequence[Run]) -> list[str]:
     rows = []
     for run in runs:
         rates = [run.rate(stage) for stage in ("profile", "evaluate")]
-        memory = [run.kept.metrics.get(f"memory/peak_{kind}_bytes") for kind in ("rss", "cuda")]
+        memory = [run.kept.metrics.get(f"{_MEMORY}{kind}_bytes") for kind in ("rss", "cuda")]
         if any(value is not None for value in (*rates, *memory)):
             rows.append(
                 (

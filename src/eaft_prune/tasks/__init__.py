@@ -60,6 +60,7 @@ _ALL = (
         run_plan,
         settings=("scores",),
         needs="scores=FILE, the reap-scores.yaml of a checkpoint",
+        utility=True,
     ),
     Task(
         "search",
@@ -105,6 +106,7 @@ _ALL = (
         run_verify,
         settings=("verify",),
         needs="verify.path=DIR, an exported checkpoint",
+        utility=True,
     ),
     Task(
         "replay",
@@ -118,6 +120,7 @@ _ALL = (
         "expert_math",
         "Our experts against transformers' loop and against float64, layer by layer.",
         controls.run_expert_math,
+        utility=True,
     ),
     Task(
         "engine_parity",
@@ -125,17 +128,20 @@ _ALL = (
         run_engine_parity,
         evaluates="model",
         engine="sglang",
+        utility=True,
     ),
     Task(
         "decode_bench",
         "Decoding speed of base and candidate in turn; no quality is measured.",
         run_decode_bench,
         **_with_section("decode_bench"),
+        utility=True,
     ),
     Task(
         "io_probe",
         "One layer written as an export would: bytes, seconds, memory.",
         controls.run_io_probe,
+        utility=True,
     ),
     Task(
         "usage",
@@ -143,14 +149,18 @@ _ALL = (
         run_usage,
         engine="sglang",
         check=check_usage,
+        utility=True,
     ),
-    Task("predownload", "Fetch, check and hash model and packs.", basic.run_predownload),
+    Task(
+        "predownload", "Fetch, check and hash model and packs.", basic.run_predownload, utility=True
+    ),
     Task(
         "memo",
         "The decision memo, from the runs MLflow keeps.",
         lambda session, out: run_memo(session, out, TASKS),
         **_with_section("memo"),
         locked=False,
+        utility=True,
     ),
     Task(
         "doctor",

@@ -33,6 +33,7 @@ class Task:
     evaluates: Evaluates = "nothing"
     reweighs: bool = False  # cuts many plans from the sums over one trace
     engine: str | None = None  # the only one it works with
+    utility: bool = False  # proves nothing of a pruning: MLflow keeps its runs apart
     tracked: bool = True  # an MLflow run, with its report and its lock
     locked: bool = True  # its lock says how to repeat it
     check: Callable[[Experiment], None] = _no_rule  # raises UserError: what only this task asks

@@ -7,9 +7,10 @@ import os
 import signal
 import socket
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Literal
@@ -20,12 +21,15 @@ import eaft_prune
 from eaft_prune.config import Experiment, TrackingSettings
 from eaft_prune.core import provenance
 from eaft_prune.tracking.errors import TrackingError
+from eaft_prune.tracking.figures import Batch, Figure
 from eaft_prune.tracking.run import MlflowRun
 
 if TYPE_CHECKING:
     from eaft_prune.tracking.server import Server
 
 RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
+
+UTILITIES = "-utilities"  # appended to the experiment's name
 
 _ERROR_LENGTH = 500
 _NOTE_LENGTH = 8000  # of a tag in MLflow
@@ -53,16 +57,17 @@ def set_environment() -> None:
         os.environ.setdefault(name, value)
 
 
-def prepare(settings: TrackingSettings) -> Server:
+def prepare(settings: TrackingSettings, utility: bool = False) -> Server:
     """Create what the tracking URI needs (directory, schema, experiment) and connect.
 
+    utility: whether runs go to the experiment beside, which holds what proves nothing.
     Safe to call from several processes at once. Raises UserError naming `tracking.uri` if the URI
     is malformed or cannot be reached, `tracking.experiment` if the experiment was deleted.
     """
     set_environment()
     from eaft_prune.tracking.server import Server
 
-    return Server(settings.uri, settings.experiment)
+    return Server(settings.uri, settings.experiment + UTILITIES * utility)
 
 
 def close_stale_runs(server: Server) -> list[str]:
@@ -75,7 +80,7 @@ def close_stale_runs(server: Server) -> list[str]:
         # its end may have been recorded since it was listed; now that it is dead, none will be
         if provenance.is_dead(tags) and server.is_running(run_id):
             reason = f"{provenance.describe_process(tags)} is gone; noticed by a later start"
-            server.log(run_id, tags={"killed.reason": reason})
+            server.log(run_id, Batch(tags={"killed.reason": reason}))
             server.terminate(run_id, "KILLED")
             closed.append(run_id)
     return closed
@@ -88,6 +93,7 @@ def track(
     overrides: Sequence[str],
     versions: Mapping[str, str],
     name: str,
+    utility: bool = False,
 ) -> Iterator[MlflowRun]:
     """A run that ends FINISHED, FAILED on an exception, KILLED on Ctrl-C or SIGTERM.
 
@@ -96,13 +102,13 @@ def track(
     failed already, that becomes a note on its exception).
     """
     settings = experiment.tracking
-    server = prepare(settings)
+    server = prepare(settings, utility)
     close_stale_runs(server)
     process = provenance.process_tags()
     git = provenance.git_state(Path(eaft_prune.__file__))
     tags = {
         **settings.tags,
-        **provenance.source_tags(overrides),
+        **provenance.source_tags(provenance.command(overrides)),
         **(git.tags if git else {}),
         **{f"version.{package}": version for package, version in versions.items()},
         "task": experiment.task.name,
@@ -116,8 +122,12 @@ def track(
         try:
             run.tags(tags)
             _log_origin(run, experiment, versions, git)
-            yield run
+            with server.sampling(run_id) if settings.system_metrics else nullcontext():
+                yield run
             run.stages_file()
+            if run.outcome and not settings.run_name:
+                server.rename(run_id, f"{name}: {run.outcome}")
+            run.flush()
         except BaseException as error:
             hold()
             try:
@@ -129,7 +139,7 @@ def track(
         server.terminate(run_id, "FINISHED")
 
 
-def start_parent(settings: TrackingSettings, name: str, overrides: Sequence[str]) -> str:
+def start_parent(settings: TrackingSettings, name: str, command: str) -> str:
     """Id of a RUNNING run for the runs of a multirun to name as tracking.parent_run_id."""
     server = prepare(settings)
     close_stale_runs(server)
@@ -137,7 +147,7 @@ def start_parent(settings: TrackingSettings, name: str, overrides: Sequence[str]
     tags = {
         **settings.tags,
         **provenance.process_tags(),
-        **provenance.source_tags(overrides),
+        **provenance.source_tags(command),
         **(git.tags if git else {}),
         "task": "multirun",
     }
@@ -153,13 +163,14 @@ def finish_parent(
 ) -> None:
     """End a parent run with its summary; the first markdown file becomes its description."""
     server = prepare(settings)
-    server.log(run_id, metrics=metrics)
+    now = int(time.time() * 1000)
+    server.log(run_id, Batch([Figure(k, v, 0, now) for k, v in (metrics or {}).items()]))
     for path in artifacts:
         server.artifact(run_id, path)
     tables = [path for path in artifacts if path.suffix == ".md"]
     if tables:
         note = tables[0].read_text(encoding="utf-8")
-        server.log(run_id, tags={"mlflow.note.content": note[:_NOTE_LENGTH]})
+        server.log(run_id, Batch(tags={"mlflow.note.content": note[:_NOTE_LENGTH]}))
     server.terminate(run_id, status)
 
 
@@ -187,8 +198,9 @@ def _close_broken(server: Server, run: MlflowRun, error: BaseException) -> None:
         status = "KILLED"
         tags = {"killed.reason": "SIGINT" if isinstance(error, KeyboardInterrupt) else "SIGTERM"}
     # the status first: a full disk must not keep it from being true
-    server.log(run.run_id, tags=tags)
+    server.log(run.run_id, Batch(tags=tags))
     server.terminate(run.run_id, status)
+    run.flush()
     run.stages_file()
     run.text(provenance.redact("".join(traceback.format_exception(error))), "traceback.txt")
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import numbers
-from collections import Counter
+import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -17,11 +16,21 @@ from eaft_prune.core.outcome import StageRecord
 from eaft_prune.core.provenance import as_text, flatten, process_tags, redact
 from eaft_prune.core.types import Checkpoint, EvalKey, KeepPlan
 from eaft_prune.core.verdict import GateCheck, GateVerdict, PackReport
-from eaft_prune.maths.metrics import METRICS
+from eaft_prune.tracking.figures import (
+    Batch,
+    Figure,
+    Telemetry,
+    summary,
+    tables,
+    verdict_figures,
+)
 
 if TYPE_CHECKING:
     from eaft_prune.tracking.server import Server
 
+_PATIENCE = 1.0  # seconds that a number may wait for others
+# sections that decide where and how, never what is measured
+_MACHINERY = ("runtime", "tracking", "export", "sweep", "doctor", "gc", "probe")
 _VALUE_LENGTH = 6000  # MLflow's limit for params; tags allow a little more
 _NOTE = "mlflow.note.content"  # what the UI shows, rendered, as the run's description
 _MODEL_FILES = ("manifest.json", "expert_mapping.json")
@@ -38,9 +47,13 @@ class MlflowRun:
         self._server = server
         self._experiment = experiment
         self._models: dict[str, str] = {}  # role -> logged model id
-        self._ended: Counter[str] = Counter()  # stage -> times it ended
+        self._telemetry = Telemetry()
         self._stages: list[dict[str, Any]] = []
+        self._reports: dict[str, Mapping[EvalKey, PackReport]] = {}  # of every model, base first
         self._plan_digest: str | None = None
+        self._outcome = ""
+        self._waiting = Batch()
+        self._written = time.monotonic()
 
     @property
     def uri(self) -> str:
@@ -48,9 +61,9 @@ class MlflowRun:
         return redact(self._server.uri)
 
     @property
-    def ui_hint(self) -> str:
-        """The command that starts the MLflow UI, or the run's address on a server."""
-        return self._server.ui_command or self.ui_page
+    def ui_command(self) -> str | None:
+        """The command that starts the MLflow UI; None where a server shows it."""
+        return self._server.ui_command
 
     @property
     def ui_page(self) -> str:
@@ -58,16 +71,19 @@ class MlflowRun:
         return self._server.ui_page(self.run_id)
 
     def stage(self, record: StageRecord) -> None:
-        name = record.stage
-        figures, _ = _split(flatten(record.facts, "/", f"{name}/"))
-        figures |= {f"seconds/{name}": record.seconds, f"cached/{name}": float(record.cached)}
-        self._log(figures, {f"stage.{name}": record.key}, step=self._ended[name])
-        self._ended[name] += 1
+        figures = self._telemetry.add(record)
+        kind, _, whose = record.stage.partition("/")
+        if kind == "inspect" and "bytes" in record.facts:
+            size = "gb_base" if whose == "base" else "gb"
+            figures[f"summary/{size}"] = record.facts["bytes"] / 1e9
+        self._log(figures, {f"stage.{record.stage}": record.key}, step=self._telemetry.stages)
         self._stages.append({**vars(record), "facts": dict(record.facts)})
+        if not record.cached:
+            self.flush()
 
     def dataset(self, name: str, source: str, digest: str, rows: int) -> None:
         self._server.dataset(self.run_id, name, redact(source), digest, rows)
-        self._log({f"dataset/{name}/rows": rows}, {f"dataset.{name}.digest": digest})
+        self._log({}, {f"dataset.{name}.digest": digest})
 
     def checkpoint(
         self,
@@ -88,7 +104,11 @@ class MlflowRun:
                 params["plan.digest"] = self._plan_digest
         files = [checkpoint.path / name for name in _MODEL_FILES]
         model_id = self._server.model(
-            self.run_id, checkpoint.label, tags, params, [file for file in files if file.is_file()]
+            self.run_id,
+            self._name(role, checkpoint),
+            tags,
+            params,
+            [file for file in files if file.is_file()],
         )
         self._models[role] = model_id
         kept = ("digest", "path", "compensation")
@@ -102,13 +122,7 @@ class MlflowRun:
         counts = [len(ids) for ids in plan.kept]
         self._plan_digest = plan.digest
         self._log(
-            {
-                "plan/layers": len(counts),
-                "plan/n_experts": plan.n_experts,
-                "plan/kept_total": sum(counts),
-                "plan/kept_min": min(counts),
-                "plan/kept_max": max(counts),
-            },
+            {"summary/keep_n": sum(counts) / len(counts), "summary/n_experts": plan.n_experts},
             {"plan.digest": plan.digest},
         )
         text = json.dumps({"digest": plan.digest, **asdict(plan)})
@@ -120,28 +134,15 @@ class MlflowRun:
         reports: Mapping[EvalKey, PackReport],
         base: Mapping[EvalKey, PackReport] | None,
     ) -> None:
-        figures: dict[str, float] = {}
-        delta = "delta" if model == "pruned" else f"{model}/delta"
-        for (pack, seq_len), report in reports.items():
-            where = f"{pack}/{seq_len}"
-            figures |= {
-                f"eval/{model}/{where}/{k}": v for k, v in report.values().items() if v is not None
-            }
-            if base is not None:
-                changes = _changes(report, base[pack, seq_len])
-                figures |= {f"{delta}/{where}/{k}": v for k, v in changes.items()}
-        self._log(figures, {}, model_id=self._models.get(model))
+        label = f"{model}/" if len(self._reports) > 1 else ""
+        figures = tables(reports, base, label)
+        # the base's numbers have the same names: the later step is the one that a list shows
+        self._log(figures, {}, step=len(self._reports), model_id=self._models.get(model))
+        self._reports[model] = reports
 
     def verdict(self, verdict: GateVerdict) -> None:
-        figures: dict[str, float] = {}
-        for check in verdict.checks:
-            where = f"gate/{check.name}/{check.pack}/{check.seq_len}"
-            figures[f"{where}/value"] = check.value
-            figures[f"{where}/limit"] = check.limit
-            figures[f"{where}/margin"] = check.limit - abs(check.value)
-            for name in ("estimate", "low", "high", "settled_at"):
-                if (known := getattr(check, name)) is not None:
-                    figures[f"{where}/{name}"] = float(known)
+        base, model, *_ = self._reports
+        figures = {**summary(verdict, model, self._reports, base), **verdict_figures(verdict)}
         tags = {
             "gate.status": verdict.status,
             "gate.name": verdict.gate,
@@ -152,6 +153,8 @@ class MlflowRun:
             _NOTE: _verdict_table(verdict),
         }
         self._log(figures, tags, model_id=self._models.get("pruned"))
+        change = figures.get("summary/dppl_percent")
+        self._outcome = verdict.status + ("" if change is None else f" {change:+.2f}%")
 
     def point(
         self,
@@ -163,12 +166,19 @@ class MlflowRun:
         own = {**tags, "mlflow.parentRunId": self.run_id, **process_tags()}
         run_id = self._server.create_run(name, own)
         params = {key: as_text(value) for key, value in settings.items()}
-        self._server.log(run_id, metrics=metrics, params=params)
+        now = int(time.time() * 1000)
+        figures = [Figure(key, value, 0, now) for key, value in metrics.items()]
+        self._server.log(run_id, Batch(figures, params))
         self._server.terminate(run_id, "FINISHED")
 
     def facts(self, facts: Mapping[str, Any]) -> None:
-        figures, texts = _split(flatten(facts, "/"))
+        figures, texts = _split(flatten(facts, "/", "task/"))
         self._log(figures, texts)
+
+    def usage(self, facts: Mapping[str, Any]) -> None:
+        """Log what the process used: peaks of memory."""
+        figures, _ = _split(flatten(facts, "/", "telemetry/"))
+        self._log(figures, {})
 
     def artifact(self, path: Path) -> None:
         """Upload a file, or a directory under its own name; raises FileNotFoundError."""
@@ -176,10 +186,19 @@ class MlflowRun:
             raise FileNotFoundError(f"{path}: no such artifact to keep with the run")
         self._server.artifact(self.run_id, path)
 
+    @property
+    def outcome(self) -> str:
+        """The verdict and the PPL's change, for the run's name; empty where nothing was judged."""
+        return self._outcome
+
     def settings(self, values: Mapping[str, Any]) -> None:
-        """Log nested settings as params; what is too long for MLflow becomes an artifact."""
-        params = {key: redact(as_text(value)) for key, value in flatten(values).items()}
-        self._server.log(self.run_id, params=self._shortened(params, "settings"))
+        """Log nested settings as params but for machinery, which config.yaml has.
+
+        What is too long for MLflow becomes an artifact.
+        """
+        told = {name: value for name, value in values.items() if name not in _MACHINERY}
+        params = {key: redact(as_text(value)) for key, value in flatten(told).items()}
+        self._server.log(self.run_id, Batch(params=self._shortened(params, "settings")))
 
     def text(self, text: str, file: str) -> None:
         """Keep a text as an artifact."""
@@ -195,6 +214,10 @@ class MlflowRun:
             text = json.dumps(self._stages, indent=1, default=str)
             self._server.text(self.run_id, redact(text), "stages.json")
 
+    def _name(self, role: str, checkpoint: Checkpoint) -> str:
+        """The base as the settings name it, an export as its directory."""
+        return self._experiment.model.name if role == "base" else checkpoint.path.name
+
     def _log(
         self,
         metrics: Mapping[str, float],
@@ -202,8 +225,19 @@ class MlflowRun:
         step: int = 0,
         model_id: str | None = None,
     ) -> None:
-        short = self._shortened(tags, "tags")
-        self._server.log(self.run_id, metrics=metrics, tags=short, step=step, model_id=model_id)
+        now = int(time.time() * 1000)
+        self._waiting.figures += [
+            Figure(name, value, step, now, model_id) for name, value in metrics.items()
+        ]
+        self._waiting.tags |= self._shortened(tags, "tags")
+        if time.monotonic() - self._written > _PATIENCE:
+            self.flush()
+
+    def flush(self) -> None:
+        """Send what waits: a run that is looked at while it goes lags by a second at most."""
+        self._written = time.monotonic()
+        batch, self._waiting = self._waiting, Batch()
+        self._server.log(self.run_id, batch)
 
     def _shortened(self, values: Mapping[str, str], folder: str) -> dict[str, str]:
         short = dict(values)
@@ -224,18 +258,6 @@ def _split(facts: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, str]]:
         else:
             texts[name] = redact(as_text(value))
     return figures, texts
-
-
-def _changes(report: PackReport, base: PackReport) -> dict[str, float]:
-    """Candidate minus base; nll = ln(ppl / base ppl); js2d is a distance already."""
-    metrics = {metric.name: metric.delta(base, report) for metric in METRICS if metric.label}
-    own = {name: value - base[name] for name, value in report.further.items()}
-    return {
-        **metrics,
-        **own,
-        "cc_rate_base_thr": report.cc_rate_base_thr - base.cc_rate_base_thr,
-        "nll": math.log(report.ppl / base.ppl),
-    }
 
 
 def _verdict_table(verdict: GateVerdict) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import time
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,11 +31,13 @@ from mlflow.entities import (
     RunTag,
 )
 from mlflow.exceptions import MlflowException
+from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
 from eaft_prune.core.provenance import one_line, redact
 from eaft_prune.core.types import UserError
 from eaft_prune.tracking.address import create_sqlite, one_creator, probe, resolve, root, scheme
 from eaft_prune.tracking.errors import TrackingError
+from eaft_prune.tracking.figures import Batch
 
 FAILURES = (
     MlflowException,
@@ -103,7 +105,7 @@ class Server:
         if self._is_remote:
             return None
         allow = "MLFLOW_ALLOW_FILE_STORE=true " if scheme(self.uri) in ("", "file") else ""
-        return f"{allow}mlflow ui --backend-store-uri {redact(self.uri)}"
+        return f"{allow}mlflow ui --backend-store-uri {shlex.quote(redact(self.uri))}"
 
     @property
     def _is_remote(self) -> bool:
@@ -123,24 +125,18 @@ class Server:
         with self._reaching():
             return bool(self._client.get_run(run_id).info.status == "RUNNING")
 
-    def log(
-        self,
-        run_id: str,
-        *,
-        metrics: Mapping[str, float] | None = None,
-        params: Mapping[str, str] | None = None,
-        tags: Mapping[str, str] | None = None,
-        step: int = 0,
-        model_id: str | None = None,
-    ) -> None:
-        """Metrics (also of a logged model, if one is named), params and tags, in few calls."""
-        now = int(time.time() * 1000)
+    def rename(self, run_id: str, name: str) -> None:
+        with self._reaching():
+            self._client.update_run(run_id, name=name)
+
+    def log(self, run_id: str, batch: Batch) -> None:
+        """Metrics, params and tags, in few calls."""
         numbers = [
-            Metric(valid_name(key), float(value), now, step, model_id=model_id)
-            for key, value in (metrics or {}).items()
+            Metric(valid_name(f.name), float(f.value), f.milliseconds, f.step, model_id=f.model_id)
+            for f in batch.figures
         ]
-        texts = [Param(valid_name(key), value) for key, value in (params or {}).items()]
-        labels = [RunTag(valid_name(key), value) for key, value in (tags or {}).items()]
+        texts = [Param(valid_name(key), value) for key, value in batch.params.items()]
+        labels = [RunTag(valid_name(key), value) for key, value in batch.tags.items()]
         with self._reaching():
             while numbers or texts or labels:
                 self._client.log_batch(
@@ -231,6 +227,16 @@ class Server:
                     break
                 token = page.token
         return [(run.info.run_id, dict(run.data.tags)) for run in runs]
+
+    @contextmanager
+    def sampling(self, run_id: str) -> Iterator[None]:
+        """CPU, memory, disk, network and GPU of this machine as metrics `system/...` meanwhile."""
+        monitor = SystemMetricsMonitor(run_id, tracking_uri=self.uri)
+        monitor.start()
+        try:
+            yield
+        finally:
+            monitor.finish()
 
     @contextmanager
     def _reaching(self) -> Iterator[None]:

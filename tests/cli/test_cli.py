@@ -369,7 +369,7 @@ def test_a_multirun_runs_every_point_and_tells_of_the_one_that_failed(
         rows = list(csv.DictReader(file))
     assert [row["status"] for row in rows] == ["FINISHED", "FINISHED", "FAILED", "FAILED"]
     assert [row["exit code"] for row in rows] == ["0", "0", "2", "2"]
-    assert [row["gate"] for row in rows[:2]] == [r["gate"]["status"] for r in good]
+    assert [row["verdict"] for row in rows[:2]] == [r["gate"]["status"] for r in good]
     assert "eval.seed=2" in rows[3]["overrides"]
     assert str(shard) in rows[3]["error"]
     assert str(shard) in done.out  # the final table tells too
@@ -380,8 +380,8 @@ def test_a_multirun_runs_every_point_and_tells_of_the_one_that_failed(
     assert [child.info.status for child in children] == ["FINISHED"] * 2 + ["FAILED"] * 2
     parent = mlflow_run(world, parents.pop())
     assert parent.info.status == "FAILED"
-    assert parent.data.metrics["jobs"] == 4
-    assert parent.data.metrics["jobs/failed"] == 2
+    assert parent.data.metrics["summary/jobs"] == 4
+    assert parent.data.metrics["summary/jobs_failed"] == 2
     artifacts = MlflowClient(tracking_uri=world.uri).list_artifacts(parent.info.run_id)
     assert {item.path for item in artifacts} >= {"summary.csv", "summary.md"}
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import importlib.util
-import json
 import signal
 from pathlib import Path
 from typing import Any
@@ -108,29 +107,46 @@ def test_the_parent_run_has_table_plot_and_counts(own: World, grid: Done) -> Non
     (parent_id,) = {child.data.tags["mlflow.parentRunId"] for child in children}
     parent = client.get_run(parent_id)
     assert parent.info.status == "FINISHED"
-    assert parent.data.metrics["jobs"] == 4
-    assert parent.data.metrics["plans/distinct"] == 2
-    assert parent.data.metrics["jobs/failed"] == 0
-    assert parent.data.metrics["evaluations/run"] == sum(evaluated(r) for r in done.results)
+    assert parent.data.metrics["summary/jobs"] == 4
+    assert parent.data.metrics["summary/plans"] == 2
+    assert parent.data.metrics["summary/jobs_failed"] == 0
+    assert parent.data.metrics["telemetry/evaluations"] == sum(evaluated(r) for r in done.results)
     statuses = [result["gate"]["status"] for result in done.results]
-    assert parent.data.metrics["jobs/gate_pass"] == statuses.count("PASS")
-    assert parent.data.metrics["jobs/gate_inconclusive"] == statuses.count("INCONCLUSIVE")
+    assert parent.data.metrics["summary/jobs_pass"] == statuses.count("PASS")
+    assert parent.data.metrics["summary/jobs_inconclusive"] == statuses.count("INCONCLUSIVE")
     names = {item.path for item in client.list_artifacts(parent_id)}
     assert {"summary.csv", "summary.md", "summary.html"} <= names
     page = Path(client.download_artifacts(parent_id, "summary.html", str(done.cwd))).read_text()
     assert "<script src=" not in page  # one file, nothing fetched
     for result, row in zip(done.results, summary(done), strict=True):
-        worst = max(
-            (check["value"] for check in result["gate"]["checks"] if check["name"] == "dppl"),
-            key=abs,
-        )
-        assert float(row["worst dPPL"]) == worst
-        assert json.dumps(worst) in page
+        growth = max(growths(result), key=abs)
+        assert float(row["ΔPPL %"]) == pytest.approx(growth, rel=1e-9)
+        assert row["ΔPPL %"] in page
+        assert row["overrides"] in page  # the axis says what each point is
         assert row["plan"] in page
-        assert row["gate"] == result["gate"]["status"]
+        assert row["verdict"] == result["gate"]["status"]
         assert row["plain"] == result["gate"]["plain_status"]
         assert row["undecided checks"] == " ".join(result["gate"]["undecided_checks"])
-    assert "4 points, 2 distinct plans" in page
+    assert "4 jobs, 2 distinct plans" in page
+    # the last two of four repeat the first two: what seeds do is told apart from what settings do
+    worst = [max(growths(result), key=abs) for result in done.results]
+    assert parent.data.metrics["summary/dppl_percent_mean"] == pytest.approx(np.mean(worst))
+    assert parent.data.metrics["summary/dppl_percent_sd"] == pytest.approx(np.std(worst, ddof=1))
+    repeats = done.out.partition("repeats over seeds")[2].splitlines()
+    for weight, of in (("1", worst[::2]), ("2", worst[1::2])):
+        (line,) = [text for text in repeats if text.startswith(f"pruning.w_good={weight} ")]
+        passes = statuses[int(weight) - 1 :: 2].count("PASS")
+        assert line.split()[1:3] == ["2", str(passes)]
+        assert float(line.split()[3]) == pytest.approx(np.mean(of), abs=0.006)
+    assert str(done.cwd) in done.out.partition("summary.html")[0]
+    assert f"/runs/{parent_id}" in done.out  # where all of it is shown
+
+
+def growths(result: dict[str, Any]) -> list[float]:
+    """Growth of the PPL in percent, at every length that the gate looks at."""
+    base, pruned = (result["reports"][model]["UNION"] for model in ("base", "masked"))
+    lengths = {str(c["seq_len"]) for c in result["gate"]["checks"] if c["name"] == "dppl"}
+    return [100 * (pruned[s]["ppl"] / base[s]["ppl"] - 1) for s in lengths]
 
 
 @pytest.mark.slow
@@ -154,7 +170,7 @@ def test_joblib_gives_what_the_basic_launcher_gives(own: World, grid: Done, tmp_
     for one, other in zip(grid.results, joblib.results, strict=True):
         for part in ("gate", "plan", "reports", "digests", "base"):
             assert one[part] == other[part], part
-    for name in ("overrides", "status", "gate", "dPPL", "plan", "exit code"):
+    for name in ("overrides", "status", "verdict", "ΔPPL %", "plan", "exit code"):
         assert [r[name] for r in summary(grid)] == [r[name] for r in summary(joblib)]
 
 
@@ -199,8 +215,8 @@ def test_points_without_memory_and_points_that_exit_leave_the_others_alone(
     assert [row["status"] for row in rows] == wanted
     assert [row["exit code"] for row in rows] == ["1" if error else "0" for error in errors]
     for number, error in enumerate(errors):  # the table at the end
-        (line,) = [line for line in done.out.splitlines() if line.startswith(f"{number} ")]
-        assert error in line
+        lines = [line for line in done.out.splitlines() if line.startswith(f"job {number} ")]
+        assert lines == [f"job {number:<7} {error}"] * bool(error)
     assert evaluated(done.results[4]) == 1  # it ran after the failures
     client = MlflowClient(tracking_uri=own.uri)
     runs = [client.get_run(result["mlflow_run_id"]) for result in done.results]
@@ -208,7 +224,7 @@ def test_points_without_memory_and_points_that_exit_leave_the_others_alone(
     assert [run.data.tags.get("error", "") for run in runs][1] == errors[1]
     (parent,) = {run.data.tags["mlflow.parentRunId"] for run in runs}
     assert client.get_run(parent).info.status == "FAILED"
-    assert client.get_run(parent).data.metrics["jobs/failed"] == 3
+    assert client.get_run(parent).data.metrics["summary/jobs_failed"] == 3
 
 
 def test_a_tracking_server_that_does_not_answer_is_one_line(own: World) -> None:

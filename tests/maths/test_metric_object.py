@@ -175,7 +175,6 @@ def test_a_run_judges_and_tracks_it(world: World, pipeline: Done) -> None:
         MlflowClient(tracking_uri=world.uri).get_run(done.result["mlflow_run_id"]).data.metrics
     )
     assert figures[f"verdict/dlow_p/UNION/{where}/value"] == check["value"]
-    assert f"tables/UNION/{where}/low_p" in figures
     report = done.result["reports"]["pruned"]["UNION"][where]
-    assert figures[f"eval/pruned/UNION/{where}/low_p"] == report["low_p"]
+    assert figures[f"tables/UNION/{where}/low_p"] == report["low_p"]
     assert "Δ p < 1%" in done.out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import math
 import re
@@ -17,6 +18,7 @@ import pytest
 from mlflow import MlflowClient
 from optuna.storages.journal import JournalFileBackend
 from scipy import stats
+from support.devtools import CHROMIUM, Page
 from support.runs import Done, World
 
 from eaft_prune.config import SearchSettings
@@ -247,15 +249,29 @@ def test_mlflow_has_a_child_a_trial_and_the_plots(own: World, whole: Done) -> No
     files = {
         Path(f.path).name for f in client.list_artifacts(whole.result["mlflow_run_id"], "search")
     }
-    assert files >= {
-        "trials.csv",
-        "history_dnll.html",
-        "parallel_dnll.html",
-        "importance_dnll.html",
-    }
+    assert files == {"trials.csv", "plots.html"}
     parent = client.get_run(whole.result["mlflow_run_id"])
     assert parent.data.tags["study"] == facts(whole)["study"]
-    assert parent.data.metrics["distinct_plans"] == facts(whole)["distinct_plans"]
+    assert parent.data.metrics["values/distinct_plans"] == facts(whole)["distinct_plans"]
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium on PATH")
+def test_plots_are_drawn_where_nothing_lies_beside_them(whole: Done, tmp_path: Path) -> None:
+    """As MLflow shows an artifact: the file's text in a frame of another page."""
+    (page,) = whole.cwd.rglob("search/plots.html")
+    frame = tmp_path / "frame.html"
+    frame.write_text(f'<iframe srcdoc="{html.escape(page.read_text())}"></iframe>')
+    inside = "document.querySelector('iframe').contentDocument"
+    with Page(tmp_path / "profile") as browser:
+        browser.open(frame, plot=None)
+        browser.wait(f"{inside}.querySelectorAll('.main-svg').length > 0")
+        drawn = browser.js(
+            f"Array.from({inside}.querySelectorAll('section')).filter("
+            "(one) => one.querySelector('.main-svg')).map((one) => one.id).join(' ')"
+        )
+        assert browser.problems == []
+    assert drawn.split() == ["history_dnll", "parallel_dnll", "importance_dnll"]
 
 
 def test_early_stopping_finds_the_same_winner_and_marks_what_it_stopped(
@@ -346,8 +362,9 @@ def test_two_objectives(own: World, tmp_path: Path) -> None:
         t.values[1] for t in found if t.values[0] == fewest
     )
     assert {t.values[0] for t in found} == {t.params["pruning.keep_n"] for t in found}
-    files = {path.name for path in done.cwd.rglob("search/*.html")}
-    assert {"pareto.html", "history_keep_n.html", "parallel_dnll.html"} <= files
+    (page,) = done.cwd.rglob("search/plots.html")
+    named = re.findall('<section id="([a-z_]+)">', page.read_text())
+    assert {"pareto", "history_keep_n", "parallel_dnll"} <= set(named)
     # with limits that nothing holds: the least violation, not the fewest experts
     narrow = search(own, tmp_path / "narrow", *common, "gate.max_dppl=0", "gate.max_js2d=0")
     least = min(

@@ -110,13 +110,13 @@ class Page:
             raise RuntimeError(json.dumps(answer["exceptionDetails"])[:500])
         return answer["result"].get("value")
 
-    def open(self, file: Path, fragment: str = "") -> None:
-        """Load a file and wait until its plots stand."""
+    def open(self, file: Path, fragment: str = "", plot: str | None = "#plot-h") -> None:
+        """Load a file and wait until the last of its plots stands."""
         self.call("Page.navigate", url="about:blank")
         self.call("Page.navigate", url=f"{file.resolve().as_uri()}{fragment}")
-        self.wait(
-            "document.readyState === 'complete' && !!document.querySelector('#plot-h .main-svg')"
-        )
+        self.wait("document.readyState === 'complete'")
+        if plot is not None:
+            self.wait(f"!!document.querySelector('{plot} .main-svg')")
 
     def wait(self, condition: str, seconds: float = 20) -> None:
         end = time.monotonic() + seconds

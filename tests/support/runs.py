@@ -35,6 +35,7 @@ QUICK = (
     "profile.seed=null",
     "pruning.keep_n=4",
     "runtime.progress=false",
+    "tracking.system_metrics=false",
     "runtime.threads=1",  # tiny matrices: more threads only wait for each other
 )
 

@@ -136,7 +136,8 @@ def _present(session: Session, outcome: Outcome, tracked: MlflowRun, job: int | 
     if session.records:
         cached = sum(record.cached for record in session.records)
         log.info("\n%d stages, %d of them from the store", len(session.records), cached)
-    where = {name: out / file for name, file in (("result", RESULT), ("lock", LOCK))}
+    files = (("result", RESULT), ("lock", LOCK)) if job is None else ()
+    where = {name: out / file for name, file in files}
     where = {name: path for name, path in where.items() if name == "result" or path.exists()}
     comparison = outcome.comparison
     if comparison is not None and comparison.candidates:
@@ -155,7 +156,7 @@ def _present(session: Session, outcome: Outcome, tracked: MlflowRun, job: int | 
     for name, path in where.items():
         print(f"{name:<11} {path}")
     print(f"{'MLflow':<11} {tracked.ui_page}")
-    if tracked.ui_command:
+    if tracked.ui_command and job is None:
         print(f"{'':<11} shown by: {tracked.ui_command}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,16 +18,29 @@ from eaft_prune.search.trials import complete
 
 
 def write_trials(session: Session, out: Path, study: optuna.Study) -> None:
-    """trials.csv and the study's plots, as files of the run and artifacts."""
+    """trials.csv and plots.html, as files of the run and artifacts."""
     home = out / "search"
     home.mkdir(exist_ok=True)
     write_atomically(home / "trials.csv", _csv(study))
     with warnings.catch_warnings():
         # few or equal values make an importance plot dull, not wrong
         warnings.simplefilter("ignore", UserWarning)
-        for name, figure in _plots(study):
-            figure.write_html(home / f"{name}.html", include_plotlyjs="directory")
+        write_atomically(home / "plots.html", _page(study))
     session.observer.artifact(home)
+
+
+def _page(study: optuna.Study) -> str:
+    """Every plot in one file that fetches nothing: where artifacts are shown, no other is found."""
+    from plotly.offline import get_plotlyjs
+
+    parts = [
+        f'<section id="{name}">{figure.to_html(full_html=False, include_plotlyjs=False)}</section>'
+        for name, figure in _plots(study)
+    ]
+    script = f"<script>{get_plotlyjs()}</script>"
+    title = f"<title>{html.escape(study.study_name)}</title>"
+    head = f'<head><meta charset="utf-8">{title}{script}</head>'
+    return f"<!doctype html><html>{head}<body>{''.join(parts)}</body></html>"
 
 
 def _csv(study: optuna.Study) -> str:

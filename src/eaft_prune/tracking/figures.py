@@ -1,7 +1,7 @@
 """How numbers are named in MLflow, whose lists are alphabetical: what people compare comes first.
 
-summary/ is a handful a run, tables/ every pack and length, task/ what other tasks found, telemetry/
-machinery, verdict/ every check.
+summary/ is a handful a run, tables/ every pack and length, telemetry/ machinery, values/ what other
+tasks found, verdict/ every check.
 """
 
 from __future__ import annotations

@@ -126,7 +126,7 @@ def track(
                 yield run
             run.stages_file()
             if run.outcome and not settings.run_name:
-                server.rename(run_id, f"{name}: {run.outcome}")
+                server.rename(run_id, f"{run.outcome} {name}")  # lists show some 15 characters
             run.flush()
         except BaseException as error:
             hold()
@@ -160,8 +160,11 @@ def finish_parent(
     status: RunStatus,
     artifacts: Sequence[Path] = (),
     metrics: Mapping[str, float] | None = None,
-) -> None:
-    """End a parent run with its summary; the first markdown file becomes its description."""
+) -> str:
+    """End a parent run with its summary, of which markdown becomes its description.
+
+    Returns the run's address in the UI.
+    """
     server = prepare(settings)
     now = int(time.time() * 1000)
     server.log(run_id, Batch([Figure(k, v, 0, now) for k, v in (metrics or {}).items()]))
@@ -172,6 +175,7 @@ def finish_parent(
         note = tables[0].read_text(encoding="utf-8")
         server.log(run_id, Batch(tags={"mlflow.note.content": note[:_NOTE_LENGTH]}))
     server.terminate(run_id, status)
+    return server.ui_page(run_id)
 
 
 def _log_origin(

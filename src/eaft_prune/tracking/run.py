@@ -154,7 +154,7 @@ class MlflowRun:
         }
         self._log(figures, tags, model_id=self._models.get("pruned"))
         change = figures.get("summary/dppl_percent")
-        self._outcome = verdict.status + ("" if change is None else f" {change:+.2f}%")
+        self._outcome = verdict.status + ("" if change is None else f" {change:+.1f}%")
 
     def point(
         self,
@@ -172,8 +172,8 @@ class MlflowRun:
         self._server.terminate(run_id, "FINISHED")
 
     def facts(self, facts: Mapping[str, Any]) -> None:
-        figures, texts = _split(flatten(facts, "/", "task/"))
-        self._log(figures, texts)
+        figures, texts = _split(flatten(facts, "/"))
+        self._log({f"values/{name}": value for name, value in figures.items()}, texts)
 
     def usage(self, facts: Mapping[str, Any]) -> None:
         """Log what the process used: peaks of memory."""

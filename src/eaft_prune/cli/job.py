@@ -13,7 +13,7 @@ from typing import Any
 
 from eaft_prune import report
 from eaft_prune.config import Experiment, resolve_path
-from eaft_prune.core.files import write_atomically
+from eaft_prune.core.files import DENIED, write_atomically
 from eaft_prune.core.outcome import Outcome
 from eaft_prune.core.progress import Bars
 from eaft_prune.core.store import Store
@@ -59,6 +59,10 @@ def run(values: dict[str, Any], out: Path, overrides: Sequence[str], job: int | 
         write_result(out, result(task, status, outcome, records, facts))
         return code
 
+    def crashed(error: BaseException) -> int:
+        traceback.print_exception(error)
+        return finish("FAILED", CRASHED, Outcome(), f"{type(error).__name__}: {error}")
+
     try:
         experiment = validated(values)
         task = task_of(experiment)
@@ -90,13 +94,18 @@ def run(values: dict[str, Any], out: Path, overrides: Sequence[str], job: int | 
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return finish("FAILED", MISUSED, Outcome(), str(error))
+    except OSError as error:
+        if error.errno not in DENIED:
+            return crashed(error)
+        what = f"{error.filename}: {error.strerror}"
+        print(f"error: {what}", file=sys.stderr)
+        return finish("FAILED", MISUSED, Outcome(), what)
     except TrackingError as error:  # it names the server and what it said
         print(f"error: {error}", file=sys.stderr)
         return finish("FAILED", CRASHED, Outcome(), str(error))
     except (Exception, SystemExit) as error:
         # a library's sys.exit must not end the other jobs of a multirun
-        traceback.print_exception(error)
-        return finish("FAILED", CRASHED, Outcome(), f"{type(error).__name__}: {error}")
+        return crashed(error)
 
 
 def look_ahead(experiment: Experiment) -> tuple[str, dict[str, str]]:

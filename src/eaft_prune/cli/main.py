@@ -63,6 +63,13 @@ def _main(argv: Sequence[str]) -> int:
         return runner.MISUSED
     if invocation.experiments[0].sweep.plan_only:
         return print_plan(invocation)
+    try:
+        invocation.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        section = "sweep" if invocation.multirun else "run"
+        where = f"hydra.{section}.dir = {str(invocation.out)!r}"
+        print(f"error: {where} cannot be written: {error.strerror}", file=sys.stderr)
+        return runner.MISUSED
     if invocation.multirun:
         code = run_multirun(invocation, _hydra)
     else:

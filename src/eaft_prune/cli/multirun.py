@@ -114,7 +114,7 @@ def print_plan(invocation: Invocation) -> int:
 def _changed(invocation: Invocation) -> list[list[str]]:
     """Per point the overrides that not all points share."""
     points = invocation.points
-    shared = set.intersection(*map(set, points)) if len(points) > 1 else set()
+    shared = set.intersection(*map(set, points))
     return [[o for o in point if o not in shared] for point in points]
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from filelock import FileLock
 
 from eaft_prune.core.digests import canonical_json, digest, file_digest
-from eaft_prune.core.files import sync
+from eaft_prune.core.files import DENIED, sync
 from eaft_prune.core.outcome import StageRecord
 from eaft_prune.core.step import Step
 from eaft_prune.core.types import STORED, UserError
@@ -64,11 +64,19 @@ class Store:
 
         The output appears under its key by one rename, so a killed run leaves nothing that reads as
         good; an output whose bytes no longer match its record is removed and made again. Processes
-        that want the same key wait for each other.
+        that want the same key wait for each other. A store that cannot be written is read; raises
+        UserError where it lacks the output.
         """
         home = self.root / step.stage / step.key
-        home.parent.mkdir(parents=True, exist_ok=True)
-        with lock_of(home):
+        lock = lock_of(home)
+        try:
+            home.parent.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except OSError as error:
+            if error.errno not in DENIED:
+                raise
+            return Stored(self._found(step, home, error), step.kind)
+        try:
             record = _read_record(step.name, home)
             if record is None:
                 started = time.perf_counter()
@@ -78,7 +86,18 @@ class Store:
                 record = _read_record(step.name, home)
                 assert record is not None, f"{home} was written and cannot be read"
                 record = dataclasses.replace(record, cached=False)
+        finally:
+            lock.release()
         return Stored(record, step.kind)
+
+    def _found(self, step: Step[Any], home: Path, denied: OSError) -> StageRecord:
+        why = f"runtime.store_dir = {str(self.root)!r} cannot be written ({denied.strerror})"
+        try:
+            return _as_record(step.name, home)
+        except FileNotFoundError:
+            raise UserError(f"{why} and has no {step.name} of these settings") from None
+        except (OSError, ValueError) as error:
+            raise UserError(f"{why}, and its {step.name} is damaged: {error}") from None
 
     def holds(self, step: Step[Any]) -> bool:
         """Whether `run` would find the step's output, and find it whole."""
@@ -141,20 +160,24 @@ def load(directory: Path, kind: type[T]) -> T:
     return typing.cast(T, _build(kind, "", arrays, json.loads((directory / _VALUES).read_text())))
 
 
+def _as_record(stage: str, home: Path) -> StageRecord:
+    record = read_record(home)
+    return StageRecord(
+        stage=stage,
+        key=home.name,
+        cached=True,
+        seconds=record["seconds"],
+        output_digest=digest(record["files"]),
+        path=home,
+        facts=record["facts"],
+    )
+
+
 def _read_record(stage: str, home: Path) -> StageRecord | None:
     if not home.exists():
         return None
     try:
-        record = read_record(home)
-        return StageRecord(
-            stage=stage,
-            key=home.name,
-            cached=True,
-            seconds=record["seconds"],
-            output_digest=digest(record["files"]),
-            path=home,
-            facts=record["facts"],
-        )
+        return _as_record(stage, home)
     except (OSError, ValueError) as error:
         log.warning("%s is damaged (%s): removing it and running %s again", home, error, stage)
         shutil.rmtree(home)

@@ -145,10 +145,12 @@ def save(directory: Path, value: Any) -> None:
     arrays: dict[str, np.ndarray[Any, Any]] = {}
     values: dict[str, Any] = {}
     _flatten(value, "", arrays, values)
+    (directory / _VALUES).write_text(canonical_json(values))
     if arrays:
         contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
         save_file(contiguous, directory / ARRAYS)
-    (directory / _VALUES).write_text(canonical_json(values))
+        # safetensors lets only the owner read, and a store may be shared
+        shutil.copymode(directory / _VALUES, directory / ARRAYS)
 
 
 def load(directory: Path, kind: type[T]) -> T:

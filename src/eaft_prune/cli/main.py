@@ -31,8 +31,9 @@ from eaft_prune.config import (
 )
 from eaft_prune.core.types import UserError
 from eaft_prune.engines.world import is_helper, world_size
+from eaft_prune.packs.sources import check_there
 from eaft_prune.records.recipe import read_recipe
-from eaft_prune.tasks import validated
+from eaft_prune.tasks import task_of, validated
 from eaft_prune.tracking import Terminated
 
 _MULTIRUN = ("-m", "--multirun")
@@ -99,6 +100,8 @@ def _main(argv: Sequence[str]) -> int:
         return _hydra(arguments)
     try:
         invocation = check(arguments)
+        for experiment in invocation.experiments:
+            _check_sources(experiment)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return runner.MISUSED
@@ -154,6 +157,15 @@ def check(arguments: Sequence[str]) -> Invocation:
     pinned = [f"hydra.{section}.dir={_quoted(str(out))}", *(["-m"] if multirun else [])]
     return Invocation(
         (*overrides, *pinned), tuple(map(tuple, points)), multirun, out, tuple(experiments)
+    )
+
+
+def _check_sources(experiment: Experiment) -> None:
+    """Raise UserError where what the task reads is not here, before MLflow and torch are."""
+    reads = task_of(experiment).reads
+    check_there(
+        experiment.model if "model" in reads else None,
+        experiment.packs if "packs" in reads else None,
     )
 
 

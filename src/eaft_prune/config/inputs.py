@@ -32,16 +32,16 @@ class ModelSettings(Settings):
 
 
 class PacksSettings(Settings):
-    """Named parquet files of rows, in UNION order, how rows are read and how they are split."""
+    """Named files of rows, in UNION order, how rows are read and how they are split."""
 
     name: str
     """label in reports"""
     files: dict[str, str]
-    """name -> parquet file: a path, `demo:` or hf://"""
+    """name -> .parquet, .jsonl or .csv file: a path, `demo:` or hf://"""
     revision: str | None = None
     """of hf:// files; null: the head"""
     text_column: str = "text"
-    """column of the rows' text"""
+    """column of the rows: texts, or lists of messages for the chat template"""
     format: Literal["harmony", "plain"] = "harmony"
     """harmony: assistant messages are scored; plain: all tokens of a row, whatever the tokenizer"""
     split: Literal["hash", "none"] = "hash"

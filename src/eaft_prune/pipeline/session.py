@@ -23,6 +23,8 @@ from eaft_prune.engines.base import EngineKind, EngineOptions, Profiler, Scorer
 from eaft_prune.engines.registry import TRANSFORMERS, dtype_of, engine_kind
 from eaft_prune.engines.world import world_size
 from eaft_prune.packs import sources
+from eaft_prune.packs.pack_file import PackFile
+from eaft_prune.packs.rows import count_rows, read_texts
 from eaft_prune.pipeline.observer import Observer
 from eaft_prune.stages import pack as pack_stage
 
@@ -106,7 +108,8 @@ class Session:
             lambda value, seconds: {"bytes": total, "gb_per_s": total / 1e9 / max(seconds, 1e-9)},
         )
         hashes = self.run(step).value.files
-        tokenizer = {name: hashes[name] for name in files.companions if "token" in name}
+        texts = [name for name in files.companions if "token" in name or "chat_template" in name]
+        tokenizer = {name: hashes[name] for name in texts}
         return Model(label, files, family, model_digest(hashes), digest(tokenizer))
 
     def base(self) -> Model:
@@ -135,7 +138,7 @@ class Session:
         }
 
         def compute() -> Blocks:
-            rows = {name: self._rows(name) for name in files}
+            rows = {name: self._rows(base, name) for name in files}
             total = request.num_blocks * request.seq_len
             with self.bars.bar(f"pack {request.pack}", total, "tok") as on_tokens:
                 return pack_stage.pack(packs, request, rows, self._tokens(base), on_tokens)
@@ -210,7 +213,7 @@ class Session:
         if not self.packs:
             for name, path in sources.pack_files(self.experiment.packs).items():
                 self.packs[name] = (path, file_digest(path))
-                rows = sources.count_rows(name, path)
+                rows = count_rows(self._file(name))
                 self.observer.dataset(name, str(path), self.packs[name][1], rows)
         return self.packs
 
@@ -219,15 +222,18 @@ class Session:
         """sha256 of every pack that was read."""
         return {name: sha for name, (_, sha) in self.packs.items()}
 
-    def _rows(self, name: str) -> Sequence[str]:
+    def _file(self, name: str) -> PackFile:
+        return PackFile(name, self.packs[name][0], self.experiment.packs.text_column)
+
+    def _rows(self, base: Model, name: str) -> Sequence[str]:
         if name not in self._texts:
-            path = self.pack_files()[name][0]
-            column = self.experiment.packs.text_column
-            texts = []
-            with self.bars.bar(f"read {name}", sources.count_rows(name, path), "row") as on_rows:
-                for text in sources.read_texts(name, path, column):
+            file, texts = self._file(name), []
+            with self.bars.bar(f"read {name}", count_rows(file), "row") as on_rows:
+                for text in read_texts(file, lambda row: self._tokens(base).render(row)):
                     texts.append(text)
                     on_rows(1)
+            if file_digest(file.path) != self.packs[name][1]:
+                raise file.error("changed while it was read: run again")
             self._texts[name] = texts
         return self._texts[name]
 

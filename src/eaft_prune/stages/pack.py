@@ -15,7 +15,7 @@ from eaft_prune.config import PacksSettings
 from eaft_prune.core.types import UNION, Blocks, UserError
 from eaft_prune.packs.harmony import ASSISTANT_START, HarmonyTokens, assistant_mask
 
-VERSION = 1
+VERSION = 2
 _ROWS_AT_ONCE = 64
 
 Part = Literal["profile", "eval"]

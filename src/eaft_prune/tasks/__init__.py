@@ -53,6 +53,7 @@ _ALL = (
         basic.run_compare,
         settings=("compare",),
         needs="compare.base=DIR and compare.candidate=DIR",
+        reads=(),
     ),
     Task(
         "plan",
@@ -60,6 +61,7 @@ _ALL = (
         run_plan,
         settings=("scores",),
         needs="scores=FILE, the reap-scores.yaml of a checkpoint",
+        reads=(),
     ),
     Task(
         "search",
@@ -105,6 +107,7 @@ _ALL = (
         run_verify,
         settings=("verify",),
         needs="verify.path=DIR, an exported checkpoint",
+        reads=(),
     ),
     Task(
         "replay",
@@ -113,6 +116,7 @@ _ALL = (
         settings=("replay",),
         needs="replay.lock=FILE, the run.lock.yaml of a run",
         locked=False,  # its lock is that of the run it repeats
+        reads=(),
     ),
     Task(
         "expert_math",
@@ -131,11 +135,13 @@ _ALL = (
         "Decoding speed of base and candidate in turn; no quality is measured.",
         run_decode_bench,
         **_with_section("decode_bench"),
+        reads=("model",),
     ),
     Task(
         "io_probe",
         "One layer written as an export would: bytes, seconds, memory.",
         controls.run_io_probe,
+        reads=("model",),
     ),
     Task(
         "usage",
@@ -151,6 +157,7 @@ _ALL = (
         lambda session, out: run_memo(session, out, TASKS),
         **_with_section("memo"),
         locked=False,
+        reads=(),
     ),
     Task(
         "doctor",
@@ -158,6 +165,7 @@ _ALL = (
         run_doctor,
         **_with_section("doctor"),
         tracked=False,
+        reads=(),
     ),
     Task(
         "gc",
@@ -165,6 +173,7 @@ _ALL = (
         run_gc,
         **_with_section("gc"),
         tracked=False,
+        reads=(),
     ),
 )
 TASKS: Mapping[str, Task] = {task.name: task for task in _ALL}

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from eaft_prune.config.base import Fraction, NonNegative, Positive, SeqLen, Settings
+from eaft_prune.config.base import BlockCount, Fraction, NonNegative, Positive, SeqLen, Settings
 from eaft_prune.core.types import UNION
 
 
@@ -44,6 +44,8 @@ class PacksSettings(Settings):
     """column of the rows: texts, or lists of messages for the chat template"""
     format: Literal["harmony", "plain"] = "harmony"
     """harmony: assistant messages are scored; plain: all tokens of a row, whatever the tokenizer"""
+    max_malformed: Annotated[float, Field(ge=0, le=1)] = 0.01
+    """share of rows that may be no well-formed harmony: they are counted, above it refused"""
     split: Literal["hash", "none"] = "hash"
     """rows to profiling or evaluation by the hash of their text; none: all rows to both"""
     profile_fraction: Fraction = 0.5
@@ -61,8 +63,8 @@ class PacksSettings(Settings):
 class ProfileSettings(Settings):
     """Which UNION blocks the base model is profiled on."""
 
-    num_blocks: Positive = 64
-    """UNION blocks"""
+    num_blocks: BlockCount = 64
+    """UNION blocks; all: as many as the rows give"""
     seq_len: SeqLen = 2048
     """tokens a block"""
     seed: NonNegative | None = 0

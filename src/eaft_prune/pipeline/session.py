@@ -25,6 +25,7 @@ from eaft_prune.engines.world import world_size
 from eaft_prune.packs import sources
 from eaft_prune.packs.pack_file import PackFile
 from eaft_prune.packs.rows import count_rows, read_texts
+from eaft_prune.pipeline.fitting import check_ids, check_length, check_rows
 from eaft_prune.pipeline.observer import Observer
 from eaft_prune.stages import pack as pack_stage
 
@@ -119,9 +120,13 @@ class Session:
         return model
 
     def blocks(self, base: Model, request: pack_stage.BlockRequest) -> Stored[Blocks]:
-        """The blocks of one request, cut with the base model's tokenizer."""
+        """The blocks of one request, cut with the base model's tokenizer, and fit for it."""
         if request not in self._blocks:
-            self._blocks[request] = self.run(self._packing(base, request))
+            check_length(base, request)
+            blocks = self.run(self._packing(base, request))
+            check_rows(self.experiment.packs, request, blocks)
+            check_ids(base, request, blocks)
+            self._blocks[request] = blocks
         return self._blocks[request]
 
     def _packing(self, base: Model, request: pack_stage.BlockRequest) -> Step[Blocks]:
@@ -137,11 +142,16 @@ class Session:
             "request": request.identity,
         }
 
+        packed: list[pack_stage.Packed] = []
+
         def compute() -> Blocks:
             rows = {name: self._rows(base, name) for name in files}
-            total = request.num_blocks * request.seq_len
+            count = request.num_blocks
+            total = None if count == "all" else count * request.seq_len
             with self.bars.bar(f"pack {request.pack}", total, "tok") as on_tokens:
-                return pack_stage.pack(packs, request, rows, self._tokens(base), on_tokens)
+                done = pack_stage.pack(packs, request, rows, self._tokens(base), on_tokens)
+            packed.append(done)
+            return done.blocks
 
         return Step(
             f"pack/{request.part}/{request.pack}/{request.seq_len}",
@@ -155,6 +165,8 @@ class Session:
                 "tokens": blocks.ids_BS.size,
                 "scored_tokens": blocks.scored_tokens,
                 "rows": len(blocks.row_packs),
+                "malformed_rows": packed[0].malformed,
+                "first_malformed": packed[0].first_fault,
                 "rows_digest": blocks.rows_digest,
                 "token_digest": blocks.token_digest,
             },

@@ -93,19 +93,15 @@ def losses(
         for record in place.records[first:]:
             unread = record.stage == "profile" and pruning.saliency == "random"
             if not unread and not record.stage.startswith(("pack/", "export", "inspect/")):
-                cost.tokens[record.key] = tokens_of(record, asked)
+                cost.tokens[record.key] = tokens_of(record)
                 cost.seconds[record.key] = record.seconds
         after = mean_nll(asked, base, model, mask, request)
         found.append(100 * math.expm1(after - nll))
     return found, cost
 
 
-def tokens_of(record: StageRecord, place: Session) -> int:
-    """Through the model; both streams of a compensation."""
-    if record.stage == "compensate":
-        experiment = place.experiment
-        tokens: int = 2 * experiment.compensation.num_blocks * experiment.profile.seq_len
-        return tokens
+def tokens_of(record: StageRecord) -> int:
+    """Through the model."""
     return int(record.facts.get("tokens", 0))
 
 

@@ -114,7 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> list[tuple[float, float]]:
                 ours = 100 * math.expm1(loss(plan) - whole)
                 theirs = 100 * math.expm1(later(plan) - unseen)
                 found.append((ours, theirs))
-                tokens = budget * request.num_blocks * request.seq_len
+                tokens = budget * place.blocks(base, request).value.ids_BS.size
                 print(f"| {seed} | {name} | {ours:+.2f} | {theirs:+.2f} | {tokens:,} |", flush=True)
     return found
 

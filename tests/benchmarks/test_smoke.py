@@ -61,7 +61,7 @@ def inputs(world: World) -> list[str]:
 def test_gpu_benchmarks_import_without_what_gpu_machines_lack() -> None:
     """benchmarks/README.md and sglang_gpu.sh run them beside bare torch and transformers."""
     names = "gpu_throughput loading parallel_throughput compensation_gpu sglang_gpu export"
-    lacking = "hydra omegaconf mlflow optuna datasets"
+    lacking = "hydra omegaconf mlflow optuna pyarrow"
     code = f"""
 import importlib, sys
 for name in {lacking.split()}:

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from support import runs, tiny
 from support.runs import Done, World, edit_shard, untouched, write_pack
@@ -189,8 +191,9 @@ def test_checkpoint(world: World, tmp_path: Path, damage: Damage) -> None:
 
 
 def test_a_model_path_that_is_not_there(world: World, tmp_path: Path) -> None:
-    done = world.elsewhere(tmp_path).run(f"model.path={tmp_path / 'nowhere'}")
-    assert str(tmp_path / "nowhere") in done.failed()
+    line = world.elsewhere(tmp_path).run(f"model.path={tmp_path / 'nowhere'}").refused()
+    assert str(tmp_path / "nowhere") in line
+    assert "model.path" in line
 
 
 Spoil = Callable[[Path], tuple[Path, list[str]]]  # makes a bad pack; what the error must name
@@ -207,14 +210,82 @@ def not_parquet(home: Path) -> tuple[Path, list[str]]:
     return path, [str(path), "not a parquet file"]
 
 
+def cut_parquet(home: Path) -> tuple[Path, list[str]]:
+    path = write_pack(home / "bad.parquet", tiny.rows(40))
+    path.write_bytes(path.read_bytes()[:-100])
+    return path, [str(path), "cut short"]
+
+
+def of_no_format(home: Path) -> tuple[Path, list[str]]:
+    path = home / "bad.txt"
+    path.write_text("hello")
+    return path, [str(path), ".txt", ".parquet, .jsonl"]
+
+
+def lfs_pointer(home: Path) -> tuple[Path, list[str]]:
+    path = home / "bad.parquet"
+    path.write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:" + 64 * "a" + "\nsize 123\n"
+    )
+    return path, [str(path), "Git LFS", "git lfs pull"]
+
+
+def pipe(home: Path) -> tuple[Path, list[str]]:
+    os.mkfifo(home / "bad.parquet")
+    return home / "bad.parquet", [str(home / "bad.parquet"), "pipe", "packs.files.beta"]
+
+
+def a_directory(home: Path) -> tuple[Path, list[str]]:
+    (home / "bad.parquet").mkdir()
+    return home / "bad.parquet", [str(home / "bad.parquet"), "not a file", "packs.files.beta"]
+
+
 def absent_file(home: Path) -> tuple[Path, list[str]]:
     return home / "bad.parquet", [str(home / "bad.parquet"), "packs.files.beta"]
+
+
+def numbers(home: Path) -> tuple[Path, list[str]]:
+    path = home / "bad.parquet"
+    pq.write_table(pa.table({"text": [1, 2], "words": ["a", "b"]}), path)
+    return path, [str(path), "int64", "'text'", "words (text)", "packs.text_column"]
+
+
+def two_of_one_name(home: Path) -> tuple[Path, list[str]]:
+    path = home / "bad.parquet"
+    columns = [pa.array(tiny.rows(2)), pa.array(tiny.rows(2, 1))]
+    pq.write_table(pa.Table.from_arrays(columns, names=["text", "text"]), path)
+    return path, [str(path), "2 columns", "'text'"]
 
 
 def null_text(home: Path) -> tuple[Path, list[str]]:
     texts = tiny.rows(40)
     path = write_pack(home / "bad.parquet", [*texts[:7], None, *texts[7:]])
-    return path, [str(path), "row 7", "None"]
+    return path, [str(path), "row 7", "null"]
+
+
+def damaged_page(home: Path) -> tuple[Path, list[str]]:
+    """The footer is whole; what it points at is not."""
+    path = home / "bad.parquet"
+    pq.write_table(pa.table({"text": tiny.rows(400)}), path, compression="zstd")
+    data = bytearray(path.read_bytes())
+    data[2000:-3000] = np.random.default_rng(0).bytes(len(data) - 5000)
+    path.write_bytes(data)
+    return path, [str(path), "damaged"]
+
+
+def not_utf8(home: Path) -> tuple[Path, list[str]]:
+    path = home / "bad.parquet"
+    texts = [text.encode() for text in tiny.rows(9)]
+    texts[3] = b"<|start|>user\xff"
+    pq.write_table(pa.table({"text": pa.array(texts, pa.binary()).view(pa.string())}), path)
+    return path, [str(path), "row 3", "UTF-8"]
+
+
+def messages_without_template(home: Path) -> tuple[Path, list[str]]:
+    """The world's tokenizer has none."""
+    path = home / "bad.parquet"
+    pq.write_table(pa.table({"text": [[{"role": "user", "content": "x" * 40_000}]] * 9}), path)
+    return path, [str(path), "row 0", "chat template"]
 
 
 def no_assistant(home: Path) -> tuple[Path, list[str]]:
@@ -228,17 +299,43 @@ def no_rows(home: Path) -> tuple[Path, list[str]]:
     return path, [str(path), "beta"]
 
 
-PACKS: list[Spoil] = [without_text, not_parquet, absent_file, null_text, no_assistant, no_rows]
+AT_ONCE: list[Spoil] = [
+    without_text, not_parquet, cut_parquet, of_no_format, lfs_pointer, pipe, a_directory,
+    absent_file, numbers, two_of_one_name,
+]  # fmt: skip
+WHEN_READ: list[Spoil] = [
+    null_text, damaged_page, not_utf8, messages_without_template, no_assistant, no_rows,
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("spoil", PACKS, ids=lambda spoil: spoil.__name__)
-def test_pack(world: World, tmp_path: Path, spoil: Spoil) -> None:
+@pytest.mark.parametrize("spoil", AT_ONCE, ids=lambda spoil: spoil.__name__)
+def test_a_pack_that_is_refused_before_mlflow_starts(
+    world: World, tmp_path: Path, spoil: Spoil
+) -> None:
+    path, said = spoil(tmp_path)
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    place = replace(world.elsewhere(tmp_path), packs={**world.packs, "beta": path}, uri=uri)
+    line = place.run().refused()
+    for word in said:
+        assert word in line, (word, line)
+    assert len(line) < 400
+    assert not (tmp_path / "mlflow.db").exists()
+
+
+@pytest.mark.parametrize("spoil", WHEN_READ, ids=lambda spoil: spoil.__name__)
+def test_a_pack_that_is_refused_when_it_is_read(world: World, tmp_path: Path, spoil: Spoil) -> None:
     path, said = spoil(tmp_path)
     place = replace(world.elsewhere(tmp_path), packs={**world.packs, "beta": path})
     done = refused(place)
     for word in said:
         assert word in done.result["error"], (word, done.result["error"])
+    assert len(done.result["error"]) < 600
     assert not [s for s in done.result["stages"] if s["stage"] == "profile"]
+
+
+def test_a_pack_that_is_not_read_may_be_anywhere(world: World, tmp_path: Path) -> None:
+    done = replace(world, packs={"alpha": tmp_path / "nowhere"}).run("task=io_probe")
+    assert done.code == 0, done.err
 
 
 def blocks_there_are(world: World, seq_len: int) -> int:

@@ -15,15 +15,23 @@ from support import tiny
 from tokenizers import Tokenizer
 
 from eaft_prune.core.types import UserError
-from eaft_prune.packs.harmony import REQUIRED, assistant_mask, harmony_tokens
+from eaft_prune.packs.harmony import REQUIRED, Conversation, harmony_tokens, read_conversation
 
 if TYPE_CHECKING:
     from eaft_prune.packs.tokenizer import TransformersTokenizer
 
-# an assistant message from its role to the first closing delimiter or the end of the row
+# a message from its role to the first closing delimiter, the next message or the end of the row
 ASSISTANT = re.compile(
     rb"<\|start\|>([^\s<]+)((?!<\|start\|>|<\|message\|>).)*<\|message\|>"
-    rb"(.*?)(<\|end\|>|<\|call\|>|<\|return\|>|\Z)",
+    rb"(.*?)(<\|end\|>|<\|call\|>|<\|return\|>|(?=<\|start\|>)|\Z)",
+    re.DOTALL,
+)
+# whole messages, then perhaps one that is cut; of delimiters only those that bound messages count
+_INNER = r"(?:(?!<\|(?:start|message|end|call|return)\|>).)*"
+_BETWEEN = r"(?:\s|<\|(?:startoftext|endoftext|constrain|channel)\|>)*"
+WELL_FORMED = re.compile(
+    rf"{_BETWEEN}(?:<\|start\|>{_INNER}<\|message\|>{_INNER}<\|(?:end|call|return)\|>{_BETWEEN})*"
+    rf"(?:<\|start\|>{_INNER}(?:<\|message\|>{_INNER})?)?",
     re.DOTALL,
 )
 
@@ -63,9 +71,13 @@ def expected_mask(text: str, cut: Callable[[str], list[tuple[int, int, int, bool
     ]
 
 
-def mask_of(tokenizer: TransformersTokenizer, text: str) -> list[bool]:
+def read(tokenizer: TransformersTokenizer, text: str) -> Conversation:
     (ids,) = tokenizer.encode([text])
-    mask: list[bool] = assistant_mask(tokenizer.harmony, np.array(ids, np.int32)).tolist()
+    return read_conversation(tokenizer.harmony, np.array(ids, np.int32))
+
+
+def mask_of(tokenizer: TransformersTokenizer, text: str) -> list[bool]:
+    mask: list[bool] = read(tokenizer, text).scored.tolist()
     return mask
 
 
@@ -138,6 +150,7 @@ def test_the_mask_is_the_regular_expressions(
     (ids,) = tokenizer.encode([text])
     assert [piece[0] for piece in pieces(text)] == ids
     assert mask_of(tokenizer, text) == expected_mask(text, pieces)
+    assert (read(tokenizer, text).fault is None) == bool(WELL_FORMED.fullmatch(text))
 
 
 CONVERSATION = (
@@ -164,8 +177,8 @@ def test_a_conversation_is_scored_where_the_assistant_wrote(
     ("text", "scored"),
     [
         ("<|start|>user<|message|>assistant<|end|>", ""),
-        ("<|start|>user<|message|><|start|>assistant<|message|>x<|end|>", ""),
-        ("<|start|>assistant<|message|>a<|start|>user<|message|>b<|end|>", "auserb"),
+        ("<|start|>user<|message|><|start|>assistant<|message|>x<|end|>", "x"),
+        ("<|start|>assistant<|message|>a<|start|>user<|message|>b<|end|>", "a"),
         ("<|start|>assistant<|message|>a", "a"),
         ("<|start|>assistant<|channel|>final", ""),
         ("assistant<|message|>a<|end|>", ""),
@@ -177,6 +190,42 @@ def test_what_only_looks_like_a_message(
     tokenizer: TransformersTokenizer, text: str, scored: str
 ) -> None:
     assert scored_text(tokenizer, text) == scored
+
+
+def test_a_message_that_is_not_closed_scores_what_it_would_closed(
+    tokenizer: TransformersTokenizer,
+) -> None:
+    """Of a conversation that lost every closing delimiter, as of the whole one."""
+    lost = re.sub(r"<\|(end|call|return)\|>", "", CONVERSATION)
+    assert scored_text(tokenizer, lost) == scored_text(tokenizer, CONVERSATION)
+    assert read(tokenizer, CONVERSATION).fault is None
+    assert read(tokenizer, lost).fault == "a message that is not closed before the next <|start|>"
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("", None),
+        ("\n<|startoftext|>" + CONVERSATION + "<|endoftext|>\n", None),
+        (CONVERSATION.removesuffix("done<|return|>"), None),
+        (CONVERSATION + "<|start|>assistant<|chan", None),
+        (CONVERSATION + "<|start|>assistant", None),
+        ("some text", "outside a message"),
+        (CONVERSATION + "more", "outside a message"),
+        (CONVERSATION + "<|return|>", "outside a message"),
+        ("assistant<|message|>x<|end|>", "outside a message"),
+        ("<|start|>assistant<|end|>", "header without"),
+        ("<|start|>assistant<|start|>assistant<|message|>a<|end|>", "header without"),
+        ("<|start|>assistant<|message|>a<|channel|>final<|message|>b<|end|>", "inside a message"),
+        # the delimiter that a message spoke of ended it
+        ("<|start|>assistant<|message|>write <|end|> at the end<|end|>", "outside a message"),
+    ],
+)
+def test_what_is_wrong_with_a_row(
+    tokenizer: TransformersTokenizer, text: str, fault: str | None
+) -> None:
+    found = read(tokenizer, text).fault
+    assert found is None if fault is None else found is not None and fault in found
 
 
 def test_delimiters_are_never_scored(tokenizer: TransformersTokenizer) -> None:

@@ -18,8 +18,9 @@ from support import tiny
 
 from eaft_prune.config import PacksSettings
 from eaft_prune.core.types import UNION, Blocks, UserError
-from eaft_prune.packs.harmony import assistant_mask
-from eaft_prune.stages.pack import BlockRequest, in_profile_part, pack
+from eaft_prune.packs.harmony import read_conversation
+from eaft_prune.stages.pack import BlockRequest, Packed, in_profile_part
+from eaft_prune.stages.pack import pack as packed
 
 if TYPE_CHECKING:
     from eaft_prune.packs.tokenizer import TransformersTokenizer
@@ -33,6 +34,10 @@ def tokenizer(checkpoint: Path) -> TransformersTokenizer:
     from eaft_prune.packs.tokenizer import load_tokenizer
 
     return load_tokenizer(checkpoint)
+
+
+def pack(*arguments: Any) -> Blocks:
+    return packed(*arguments).blocks
 
 
 def settings_of(rows: Rows, **changes: Any) -> PacksSettings:
@@ -83,7 +88,10 @@ def naive(
             break
         tokens = tokenizer.inner.encode(text, add_special_tokens=False)
         ids += [*tokens, EOS]
-        scored += [*assistant_mask(tokenizer.harmony, np.array(tokens, np.int32)).tolist(), False]
+        scored += [
+            *read_conversation(tokenizer.harmony, np.array(tokens, np.int32)).scored.tolist(),
+            False,
+        ]
         row += [index] * len(tokens) + [-1]
         used.append(pack_index)
     cut = [slice(b * asked.seq_len, (b + 1) * asked.seq_len) for b in range(asked.num_blocks)]
@@ -102,16 +110,11 @@ def rows_of(tokenizer: TransformersTokenizer, blocks: Blocks) -> list[str]:
 def all_rows(
     tokenizer: TransformersTokenizer, rows: Rows, asked: BlockRequest, **changes: Any
 ) -> list[str]:
-    """Every row of a part, in its order: as many blocks of two tokens as there are.
+    """Every row of a part, in its order: all blocks of two tokens.
 
     At most one token is left over, and that is the last separator.
     """
-    few = replace(asked, seq_len=2, num_blocks=1_000_000)
-    with pytest.raises(UserError) as caught:
-        pack(settings_of(rows, **changes), few, rows, tokenizer)
-    match = re.search(r"enough for (\d+) blocks", str(caught.value))
-    assert match is not None
-    few = replace(few, num_blocks=int(match[1]))
+    few = replace(asked, seq_len=2, num_blocks="all")
     return rows_of(tokenizer, pack(settings_of(rows, **changes), few, rows, tokenizer))
 
 
@@ -296,16 +299,67 @@ def test_too_few_rows_say_how_many_blocks_there_are(
     have = sum(len(tokenizer.encode([text])[0]) + 1 for text in rows["pack0"])
     seq_len = 20
     asked = request("pack0", part=part, seq_len=seq_len, num_blocks=1000, setting=f"{key}.x")
+    assert have >= seq_len
     with pytest.raises(UserError) as caught:
         pack(settings_of(rows), asked, rows, tokenizer)
     message = str(caught.value)
     assert f"enough for {have // seq_len} blocks" in message
     assert "pack0" in message
-    assert message.endswith(f"lower {key}.x")
+    assert message.endswith(f"give {key}.x=all, or lower {key}.x")
     there = replace(asked, num_blocks=have // seq_len)
     assert len(pack(settings_of(rows), there, rows, tokenizer)) == have // seq_len
     with pytest.raises(UserError):
         pack(settings_of(rows), replace(there, num_blocks=there.num_blocks + 1), rows, tokenizer)
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=3), st.integers(2, 90))
+def test_all_blocks_are_as_many_as_the_rows_give(
+    tokenizer: TransformersTokenizer, counts: list[int], seq_len: int
+) -> None:
+    """Counted by a loop; the same blocks, rows and digests as that number asked for."""
+    rows = packs(*counts)
+    have = sum(len(tokenizer.encode([text])[0]) + 1 for texts in rows.values() for text in texts)
+    asked = request(seq_len=seq_len, num_blocks="all", length="eval.lengths")
+    if have < seq_len:
+        with pytest.raises(UserError, match=r"1 block of .* 0 blocks: lower eval\.lengths$"):
+            pack(settings_of(rows), asked, rows, tokenizer)
+        return
+    numbered = replace(asked, num_blocks=have // seq_len)
+    every, some = (pack(settings_of(rows), one, rows, tokenizer) for one in (asked, numbered))
+    assert len(every) == have // seq_len
+    for name, value in vars(some).items():
+        assert np.array_equal(getattr(every, name), value), name
+    assert asked.identity != numbered.identity
+
+
+def test_a_request_is_what_it_was(tokenizer: TransformersTokenizer) -> None:
+    """What the key of a pack stage is made from; where to complain is no part of it."""
+    values = {"pack": "a", "part": "eval", "seq_len": 64, "num_blocks": 3, "seed": None}
+    assert request("a", setting="x", length="y").identity == values
+    assert request("a", setting="x") == request("a", setting="z", length="y")
+
+
+GOOD = "<|start|>user<|message|>a<|end|><|start|>assistant<|message|>b<|return|>"
+OPEN = "<|start|>user<|message|>a<|start|>assistant<|message|>b<|return|>"
+
+
+@pytest.mark.parametrize("bad", [0, 1, 4])
+def test_malformed_rows_are_counted_among_those_used(
+    tokenizer: TransformersTokenizer, bad: int
+) -> None:
+    rows = {"good": [GOOD] * 10, "bad": [OPEN] * bad + [GOOD] * (10 - bad)}
+    size = len(tokenizer.encode([GOOD])[0]) + 1
+    asked = request(seq_len=size * 12, num_blocks=1)  # 12 rows: the first 6 of each
+    found: Packed = packed(settings_of(rows), asked, rows, tokenizer)
+    assert found.malformed == bad
+    if bad:
+        assert found.first_fault is not None
+        assert found.first_fault.startswith("bad: a message that is not closed")
+        assert "<|start|>user<|message|>a<|start|>" in found.first_fault
+    else:
+        assert found.first_fault is None
+    plain = packed(settings_of(rows, format="plain"), asked, rows, tokenizer)
+    assert (plain.malformed, plain.first_fault) == (0, None)
 
 
 def test_a_pack_without_an_assistant_is_named(tokenizer: TransformersTokenizer) -> None:

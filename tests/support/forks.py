@@ -24,7 +24,6 @@ IMPORTS = (
     "eaft_prune.tracking.server",
     "mlflow.store.tracking.sqlalchemy_store",
     "transformers.models.gpt_oss.modeling_gpt_oss",
-    "datasets",
     "plotly.graph_objects",
 )
 

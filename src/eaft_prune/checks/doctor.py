@@ -24,6 +24,8 @@ from eaft_prune.core.provenance import installed
 from eaft_prune.core.store import Store, damage, lock_of
 from eaft_prune.core.types import KeepPlan, UserError
 from eaft_prune.packs import sources
+from eaft_prune.packs.pack_file import PackFile
+from eaft_prune.packs.rows import check_column, count_rows
 from eaft_prune.records.manifest import misfits
 from eaft_prune.stages.export import bytes_needed
 
@@ -125,12 +127,14 @@ def check_model(experiment: Experiment) -> Iterable[Diagnosis]:
 
 
 def check_packs(experiment: Experiment) -> Iterable[Diagnosis]:
-    """Every pack is here and is a parquet file with rows."""
+    """Every pack is here and has rows of text or messages."""
     for name, source in experiment.packs.files.items():
         command = f"python -m eaft_prune task=predownload packs={experiment.packs.name}"
         try:
             path = sources.pack_file(name, source, experiment.packs.revision, local_only=True)
-            rows = sources.count_rows(name, path)
+            file = PackFile(name, path, experiment.packs.text_column)
+            check_column(file)
+            rows = count_rows(file)
         except UserError as error:
             yield Diagnosis("packs", False, str(error), command if "://" in source else "")
         else:

@@ -18,6 +18,7 @@ from eaft_prune.core.outcome import Outcome
 from eaft_prune.core.progress import Bars
 from eaft_prune.core.store import Store
 from eaft_prune.core.types import UserError
+from eaft_prune.pipeline.fitting import malformed_rows
 from eaft_prune.pipeline.observer import Observer, Silent
 from eaft_prune.pipeline.preview import preview
 from eaft_prune.pipeline.session import Resident, Session
@@ -198,5 +199,12 @@ def _provenance(session: Session, outcome: Outcome, tracked: MlflowRun) -> dict[
     for section in ("profile", "eval", "gate"):
         facts[section] = getattr(experiment, section).model_dump(mode="json")
     facts["versions"] = versions()
+    uneven = {
+        record.stage: said
+        for record in session.records
+        if record.stage.startswith("pack/") and (said := malformed_rows(record.facts))
+    }
+    if uneven:
+        facts["malformed rows"] = uneven
     facts["stage keys"] = {record.stage: record.key for record in session.records}
     return facts

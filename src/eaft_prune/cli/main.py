@@ -21,6 +21,8 @@ from eaft_prune.cli.places import config_root
 from eaft_prune.cli.usage import help_text, version_text
 from eaft_prune.core.types import UserError
 from eaft_prune.engines.world import is_helper, world_size
+from eaft_prune.packs.sources import check_there
+from eaft_prune.tasks import task_of
 from eaft_prune.tracking import Terminated
 
 
@@ -58,6 +60,8 @@ def _main(argv: Sequence[str]) -> int:
             overrides = arguments.overrides if completion else compose.shown(arguments)
             return _hydra([*arguments.shown, *overrides])
         invocation = compose.check(arguments)
+        for experiment in invocation.experiments:
+            _check_sources(experiment)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return runner.MISUSED
@@ -77,6 +81,15 @@ def _main(argv: Sequence[str]) -> int:
     if code == runner.INTERRUPTED:
         print("interrupted; the same command goes on from here", file=sys.stderr)
     return code
+
+
+def _check_sources(experiment: Experiment) -> None:
+    """Raise UserError where what the task reads is not here, before MLflow and torch are."""
+    reads = task_of(experiment).reads
+    check_there(
+        experiment.model if "model" in reads else None,
+        experiment.packs if "packs" in reads else None,
+    )
 
 
 def job(settings: DictConfig) -> int:

@@ -1,6 +1,6 @@
 """The validated settings: one frozen `Experiment`, checked once before anything loads."""
 
-from eaft_prune.config.base import Settings, nearest, resolve_path
+from eaft_prune.config.base import BlockCount, Settings, nearest, resolve_path
 from eaft_prune.config.decoding import DecodeSettings
 from eaft_prune.config.defaults import nodes
 from eaft_prune.config.eval import EvalSettings
@@ -31,6 +31,7 @@ from eaft_prune.config.upkeep import DoctorSettings, GcSettings, MemoSettings
 __all__ = [
     "PLAN_SETTINGS",
     "AblateSettings",
+    "BlockCount",
     "CompareSettings",
     "CompensationSettings",
     "DecodeSettings",

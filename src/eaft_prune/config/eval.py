@@ -6,11 +6,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from eaft_prune.config.base import Fraction, NonNegative, Positive, SeqLen, Settings
+from eaft_prune.config.base import BlockCount, Fraction, NonNegative, Positive, SeqLen, Settings
 from eaft_prune.core.types import UserError
 
 Candidate = Literal["pruned", "masked"]
-BlockCount = Positive | tuple[Positive, ...]
+Counts = BlockCount | tuple[BlockCount, ...]
 
 
 class EvalSettings(Settings):
@@ -20,8 +20,8 @@ class EvalSettings(Settings):
     """label of the regime in reports"""
     seq_lens: Annotated[tuple[SeqLen, ...], Field(min_length=1)]
     """tokens a block, one evaluation each"""
-    num_blocks: BlockCount | dict[str, BlockCount]
-    """blocks a pack: a count, one a length, or a mapping of packs (`default`: the rest) to those"""
+    num_blocks: Counts | dict[str, Counts]
+    """blocks a pack: a count or all, one a length, or packs (`default`: the rest) -> those"""
     packs: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     """null: every pack, then UNION"""
     seed: NonNegative | None = None
@@ -65,11 +65,11 @@ class EvalSettings(Settings):
         """Shares of the blocks at which the gate is asked; all of them without `early_stop`."""
         return (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0) if self.early_stop else (1.0,)
 
-    def blocks_of(self, pack: str, seq_len: int) -> int:
-        """Number of blocks to evaluate of one pack at one sequence length."""
+    def blocks_of(self, pack: str, seq_len: int) -> BlockCount:
+        """Number of blocks to evaluate of one pack at one sequence length, or `all`."""
         counts = self.num_blocks
         if isinstance(counts, dict):
             if pack not in counts and "default" not in counts:
                 raise UserError(f"eval.num_blocks = {counts} names neither {pack!r} nor `default`")
             counts = counts.get(pack, counts.get("default", 0))
-        return counts if isinstance(counts, int) else counts[self.seq_lens.index(seq_len)]
+        return counts[self.seq_lens.index(seq_len)] if isinstance(counts, tuple) else counts

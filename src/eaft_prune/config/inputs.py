@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from eaft_prune.config.base import Fraction, NonNegative, Positive, SeqLen, Settings
+from eaft_prune.config.base import BlockCount, Fraction, NonNegative, Positive, SeqLen, Settings
 from eaft_prune.core.types import UNION
 
 
@@ -32,18 +32,20 @@ class ModelSettings(Settings):
 
 
 class PacksSettings(Settings):
-    """Named parquet files of rows, in UNION order, how rows are read and how they are split."""
+    """Named files of rows, in UNION order, how rows are read and how they are split."""
 
     name: str
     """label in reports"""
     files: dict[str, str]
-    """name -> parquet file: a path, `demo:` or hf://"""
+    """name -> .parquet, .jsonl or .csv file: a path, `demo:` or hf://"""
     revision: str | None = None
     """of hf:// files; null: the head"""
     text_column: str = "text"
-    """column of the rows' text"""
+    """column of the rows: texts, or lists of messages for the chat template"""
     format: Literal["harmony", "plain"] = "harmony"
     """harmony: assistant messages are scored; plain: all tokens of a row, whatever the tokenizer"""
+    max_malformed: Annotated[float, Field(ge=0, le=1)] = 0.01
+    """share of rows that may be no well-formed harmony: they are counted, above it refused"""
     split: Literal["hash", "none"] = "hash"
     """rows to profiling or evaluation by the hash of their text; none: all rows to both"""
     profile_fraction: Fraction = 0.5
@@ -61,8 +63,8 @@ class PacksSettings(Settings):
 class ProfileSettings(Settings):
     """Which UNION blocks the base model is profiled on."""
 
-    num_blocks: Positive = 64
-    """UNION blocks"""
+    num_blocks: BlockCount = 64
+    """UNION blocks; all: as many as the rows give"""
     seq_len: SeqLen = 2048
     """tokens a block"""
     seed: NonNegative | None = 0

@@ -6,14 +6,14 @@ from typing import Annotated
 
 from pydantic import Field
 
-from eaft_prune.config.base import NonNegative, Positive, SeqLen, Settings
+from eaft_prune.config.base import BlockCount, NonNegative, Positive, SeqLen, Settings
 
 
 class MarginalSettings(Settings):
     """Losses measured by masking, for leave_one_out, greedy and selection=marginal_loss."""
 
-    num_blocks: Positive = 16
-    """UNION blocks of the profiling rows"""
+    num_blocks: BlockCount = 16
+    """UNION blocks of the profiling rows; all: as many as those give"""
     seq_len: SeqLen = 1024
     """tokens a block"""
     seed: NonNegative | None = 0

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from eaft_prune.config.base import Fraction, Limit, NonNegative, Positive, Settings
+from eaft_prune.config.base import BlockCount, Fraction, Limit, NonNegative, Positive, Settings
 from eaft_prune.core.types import UNION
 
 Saliency = Literal[
@@ -142,8 +142,8 @@ class CompensationSettings(Settings):
 
     pack: str = UNION
     """whose profiling rows; or one pack"""
-    num_blocks: Positive = 64
-    """of profile.seq_len tokens"""
+    num_blocks: BlockCount = 64
+    """of profile.seq_len tokens; all: as many as the rows give"""
     seed: NonNegative = 0
     """which rows, and which of them are held out"""
     token_weights: Literal["robust", "uniform"] = "robust"

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from eaft_prune.config.base import NonNegative, Positive, SeqLen, Settings, allowed
+from eaft_prune.config.base import BlockCount, NonNegative, Positive, SeqLen, Settings, allowed
 from eaft_prune.config.pruning import PruningSettings
 
 Objective = Literal["dnll", "dppl", "dcc_rate", "dmean_prob", "js2d", "keep_n"]
@@ -61,8 +61,8 @@ class SearchSettings(Settings):
     """all minimised; absolute values but for dnll and keep_n"""
     seq_len: SeqLen = 1024
     """tokens a block"""
-    num_blocks: Positive = 32
-    """UNION blocks of the profiling rows, a replicate"""
+    num_blocks: BlockCount = 32
+    """UNION blocks of the profiling rows, a replicate; all: as many as those give"""
     chunk_blocks: Positive = 8
     """a trial reports, and may be stopped, after each chunk"""
     seeds: Annotated[tuple[NonNegative, ...], Field(min_length=1)] = (1,)

@@ -16,8 +16,11 @@ class Bars:
     enabled: bool = True
 
     @contextmanager
-    def bar(self, label: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
-        """A bar over `total` units; call what it yields with the units done since the last call."""
+    def bar(self, label: str, total: int | None, unit: str) -> Iterator[Callable[[int], None]]:
+        """A bar over `total` units (None: not known).
+
+        Call what it yields with the units done since the last call.
+        """
         from tqdm import tqdm
 
         with tqdm(

@@ -14,3 +14,9 @@ def id_ranges(ids: Iterable[int]) -> str:
         else:
             runs.append([i, i])
     return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+
+
+def shortened(text: str, limit: int = 60) -> str:
+    """Its first line, and of that the first `limit` characters with how many there were."""
+    line = text.strip().partition("\n")[0]
+    return line if len(line) <= limit else f"{line[:limit]}... ({len(text):,} characters)"

@@ -45,33 +45,66 @@ def harmony_tokens(
     )
 
 
-def assistant_mask(tokens: HarmonyTokens, ids: NDArray[np.int32]) -> NDArray[np.bool_]:
-    """True for content tokens of assistant messages in one row; delimiters are never true.
+@dataclass(frozen=True)
+class Conversation:
+    """Which tokens of a row an assistant wrote, and what is wrong with the row, if anything."""
+
+    scored: NDArray[np.bool_]
+    fault: str | None
+
+
+def read_conversation(tokens: HarmonyTokens, ids: NDArray[np.int32]) -> Conversation:
+    """A row as its messages; content of assistant messages is scored, delimiters never.
 
     Content runs from <|message|> of a message whose role is `assistant` (any channel or recipient)
-    to the first of <|end|>, <|call|>, <|return|>, or to the end of the row.
+    to the first of <|end|>, <|call|>, <|return|>, <|start|>, or to the end of the row. A row is
+    well-formed if it is messages, each closed but for the last, which may be cut anywhere, with
+    nothing but white space and other special tokens between them.
     """
     mask = np.zeros(len(ids), bool)
     special = np.isin(ids, tokens.special)
-    role_start = content_start = -1
+    faults: list[str] = []
+    role_start = content_start = -1  # outside a message both are
+    outside = 0
     assistant = False
-    for position in np.flatnonzero(special):
+
+    def stray(end: int) -> None:
+        text = ids[outside:end][~special[outside:end]]
+        if len(text) and tokens.decode(text.tolist()).strip():
+            faults.append("text or a delimiter outside a message")
+
+    for position in map(int, np.flatnonzero(special)):
         token = int(ids[position])
-        if content_start >= 0:
+        if token == tokens.start:
+            if content_start >= 0:
+                mask[content_start:position] = assistant
+                faults.append("a message that is not closed before the next <|start|>")
+            elif role_start >= 0:
+                faults.append("a header without <|message|>")
+            else:
+                stray(position)
+            role_start, content_start, assistant = position + 1, -1, False
+        elif content_start >= 0:
             if token in tokens.closing:
                 mask[content_start:position] = assistant
-                content_start = -1
-        elif token == tokens.start:
-            role_start = int(position) + 1
+                content_start, outside = -1, position + 1
+            elif token == tokens.message:
+                faults.append("<|message|> inside a message")
         elif role_start >= 0:
             if role_start > 0:
                 assistant = _role(tokens, ids[role_start:position]) == "assistant"
                 role_start = 0  # the role is read; what follows it up to <|message|> is header
             if token == tokens.message:
-                content_start, role_start = int(position) + 1, -1
+                content_start, role_start = position + 1, -1
+            elif token in tokens.closing:
+                faults.append("a header without <|message|>")
+        elif token == tokens.message or token in tokens.closing:
+            faults.append("text or a delimiter outside a message")
     if content_start >= 0:
         mask[content_start:] = assistant
-    return mask & ~special
+    elif role_start < 0:
+        stray(len(ids))
+    return Conversation(mask & ~special, faults[0] if faults else None)
 
 
 def _role(tokens: HarmonyTokens, header: NDArray[np.int32]) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
 from importlib.resources import files
 from pathlib import Path
 
 from eaft_prune.config import ModelSettings, PacksSettings, resolve_path
 from eaft_prune.core.types import UserError
+from eaft_prune.packs.pack_file import PackFile
+from eaft_prune.packs.rows import check_column
 
 _DEMO = "demo:"
 _HUB_DATASET = "hf://datasets/"
@@ -41,7 +43,7 @@ def model_path(settings: ModelSettings, local_only: bool = False) -> Path:
 
 
 def pack_files(settings: PacksSettings) -> dict[str, Path]:
-    """Parquet path of every pack, in order; hub files are downloaded at `packs.revision`."""
+    """Path of every pack, in order; hub files are downloaded at `packs.revision`."""
     paths = {}
     for name, source in settings.files.items():
         paths[name] = pack_file(name, source, settings.revision)
@@ -54,44 +56,31 @@ def pack_file(name: str, source: str, revision: str | None, local_only: bool = F
         path = _hub_file(name, source, revision, local_only)
     else:
         path = _local(source)
+    where = f"packs.files.{name} = {source}: {path}"
+    if path.is_fifo():
+        raise UserError(f"{where} is a pipe; packs are read more than once: write it to a file")
     if not path.is_file():
-        raise UserError(f"packs.files.{name} = {source}: {path} is not a file")
+        raise UserError(f"{where} is not a file")
+    if not os.access(path, os.R_OK):
+        raise UserError(f"{where} may not be read by this user")
     return path
 
 
-def count_rows(name: str, path: Path) -> int:
-    """Number of rows, from the file's footer; raises UserError where it is not a parquet file."""
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        rows = int(pyarrow.parquet.read_metadata(path).num_rows)
-    except (pyarrow.ArrowInvalid, OSError) as error:
-        raise UserError(
-            f"pack {name}: {path} is not a parquet file: {_first_line(error)}"
-        ) from None
-    if rows == 0:
-        raise UserError(f"pack {name}: {path} has no rows")
-    return rows
-
-
-def read_texts(name: str, path: Path, column: str) -> Iterator[str]:
-    """The rows' texts in file order, streamed; raises UserError where the column is not text."""
-    import pyarrow.parquet
-    from datasets import load_dataset
-
-    columns = pyarrow.parquet.read_schema(path).names
-    if column not in columns:
-        raise UserError(
-            f"pack {name}: {path} has no column {column!r} (packs.text_column); it has "
-            f"{', '.join(columns)}"
-        )
-    stream = load_dataset("parquet", data_files=[str(path)], split="train", streaming=True)
-    for index, row in enumerate(stream.select_columns([column])):
-        text = row[column]
-        if not isinstance(text, str):
-            raise UserError(f"pack {name}: row {index} of {path} holds {text!r}, not text")
-        yield text
+def check_there(model: ModelSettings | None, packs: PacksSettings | None) -> None:
+    """Raise UserError where a directory or file of this machine cannot be read; asks no hub."""
+    if model is not None and model.path is not None:
+        path = _local(model.path)
+        if not path.is_dir():
+            raise UserError(
+                f"model.path = {model.path}: {path} is not a directory: give a checkpoint directory"
+            )
+        if not os.access(path, os.R_OK | os.X_OK):
+            raise UserError(f"model.path = {model.path}: {path} may not be read by this user")
+    if packs is not None:
+        here = {k: v for k, v in packs.files.items() if not v.startswith(_HUB_DATASET)}
+        for name, source in here.items():
+            path = pack_file(name, source, packs.revision)
+            check_column(PackFile(name, path, packs.text_column))
 
 
 def _local(path: str) -> Path:

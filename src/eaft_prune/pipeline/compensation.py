@@ -61,11 +61,11 @@ def compensated(session: Session, base: Model, plan: KeepPlan) -> Compensated:
     storage = _storage(base, prefix(0))
     blocks = session.blocks(base, compensating(session.experiment))
     settings = session.experiment.compensation
-    tokens = 2 * settings.num_blocks * blocks.value.seq_len * len(plan.kept)
+    tokens = 2 * blocks.value.ids_BS.size  # through both streams
 
     def compute() -> Compensation:
         engine = session.local_engine(base)
-        with session.bars.bar("compensate", tokens, "tok") as on_tokens:
+        with session.bars.bar("compensate", tokens * len(plan.kept), "tok") as on_tokens:
             return compensate.compensate(
                 engine, plan, blocks.value, asked, settings, storage, on_tokens
             )
@@ -78,6 +78,7 @@ def compensated(session: Session, base: Model, plan: KeepPlan) -> Compensated:
             compensate.Compensation,
             compute,
             lambda value, seconds: {
+                "tokens": tokens,
                 "scored_tokens": value.scored_tokens,
                 "residual": _mean(value.stored),
                 "held_out": _mean(value.held_out),

@@ -11,7 +11,13 @@ def profiling(experiment: Experiment, seed: int | None) -> BlockRequest:
     """The blocks whose routing is traced, drawn with this seed."""
     settings = experiment.profile
     return BlockRequest(
-        UNION, "profile", settings.seq_len, settings.num_blocks, seed, "profile.num_blocks"
+        UNION,
+        "profile",
+        settings.seq_len,
+        settings.num_blocks,
+        seed,
+        "profile.num_blocks",
+        "profile.seq_len",
     )
 
 
@@ -20,7 +26,7 @@ def calibration(experiment: Experiment) -> BlockRequest:
     settings = experiment.marginal
     return BlockRequest(
         UNION, "profile", settings.seq_len, settings.num_blocks, settings.seed,
-        "marginal.num_blocks",
+        "marginal.num_blocks", "marginal.seq_len",
     )  # fmt: skip
 
 
@@ -36,7 +42,7 @@ def compensating(experiment: Experiment) -> BlockRequest:
     settings = experiment.compensation
     return BlockRequest(
         settings.pack, "profile", experiment.profile.seq_len, settings.num_blocks, settings.seed,
-        "compensation.num_blocks",
+        "compensation.num_blocks", "profile.seq_len",
     )  # fmt: skip
 
 
@@ -46,7 +52,7 @@ def evaluating(experiment: Experiment) -> list[BlockRequest]:
     return [
         BlockRequest(
             pack, "eval", seq_len, settings.blocks_of(pack, seq_len), settings.seed,
-            "eval.num_blocks",
+            "eval.num_blocks", "eval.seq_lens",
         )
         for seq_len in settings.seq_lens
         for pack in experiment.eval_packs
@@ -59,7 +65,13 @@ def searching(experiment: Experiment) -> list[BlockRequest]:
     assert settings is not None, "config requires search settings for task=search"
     return [
         BlockRequest(
-            UNION, "profile", settings.seq_len, settings.num_blocks, seed, "search.num_blocks"
+            UNION,
+            "profile",
+            settings.seq_len,
+            settings.num_blocks,
+            seed,
+            "search.num_blocks",
+            "search.seq_len",
         )
         for seed in settings.seeds
     ]
@@ -68,4 +80,5 @@ def searching(experiment: Experiment) -> list[BlockRequest]:
 def comparing_experts(experiment: Experiment) -> BlockRequest:
     """The one block that task=expert_math runs."""
     settings = experiment.profile
-    return BlockRequest(UNION, "profile", settings.seq_len, 1, settings.seed, "profile.seq_len")
+    shorter = "profile.seq_len"
+    return BlockRequest(UNION, "profile", settings.seq_len, 1, settings.seed, shorter, shorter)

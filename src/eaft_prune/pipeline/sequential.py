@@ -84,8 +84,8 @@ def _up_to(
     digests: dict[EvalKey, str] = {}
     for request in read:
         blocks = session.blocks(base, request)
-        least = min(_LEAST, request.num_blocks)
-        ends = sorted({max(math.ceil(s * request.num_blocks), least) for s in shares})
+        total = len(blocks.value)
+        ends = sorted({max(math.ceil(s * total), min(_LEAST, total)) for s in shares})
         where = f"{side.label}/{request.pack}/{request.seq_len}"
         parts = []
         for first, end in zip([0, *ends], ends, strict=False):

@@ -23,6 +23,9 @@ from eaft_prune.engines.base import EngineKind, EngineOptions, Profiler, Scorer
 from eaft_prune.engines.registry import TRANSFORMERS, dtype_of, engine_kind
 from eaft_prune.engines.world import world_size
 from eaft_prune.packs import sources
+from eaft_prune.packs.pack_file import PackFile
+from eaft_prune.packs.rows import count_rows, read_texts
+from eaft_prune.pipeline.fitting import check_ids, check_length, check_rows
 from eaft_prune.pipeline.observer import Observer
 from eaft_prune.stages import pack as pack_stage
 
@@ -106,7 +109,8 @@ class Session:
             lambda value, seconds: {"bytes": total, "gb_per_s": total / 1e9 / max(seconds, 1e-9)},
         )
         hashes = self.run(step).value.files
-        tokenizer = {name: hashes[name] for name in files.companions if "token" in name}
+        texts = [name for name in files.companions if "token" in name or "chat_template" in name]
+        tokenizer = {name: hashes[name] for name in texts}
         return Model(label, files, family, model_digest(hashes), digest(tokenizer))
 
     def base(self) -> Model:
@@ -116,9 +120,13 @@ class Session:
         return model
 
     def blocks(self, base: Model, request: pack_stage.BlockRequest) -> Stored[Blocks]:
-        """The blocks of one request, cut with the base model's tokenizer."""
+        """The blocks of one request, cut with the base model's tokenizer, and fit for it."""
         if request not in self._blocks:
-            self._blocks[request] = self.run(self._packing(base, request))
+            check_length(base, request)
+            blocks = self.run(self._packing(base, request))
+            check_rows(self.experiment.packs, request, blocks)
+            check_ids(base, request, blocks)
+            self._blocks[request] = blocks
         return self._blocks[request]
 
     def _packing(self, base: Model, request: pack_stage.BlockRequest) -> Step[Blocks]:
@@ -134,11 +142,16 @@ class Session:
             "request": request.identity,
         }
 
+        packed: list[pack_stage.Packed] = []
+
         def compute() -> Blocks:
-            rows = {name: self._rows(name) for name in files}
-            total = request.num_blocks * request.seq_len
+            rows = {name: self._rows(base, name) for name in files}
+            count = request.num_blocks
+            total = None if count == "all" else count * request.seq_len
             with self.bars.bar(f"pack {request.pack}", total, "tok") as on_tokens:
-                return pack_stage.pack(packs, request, rows, self._tokens(base), on_tokens)
+                done = pack_stage.pack(packs, request, rows, self._tokens(base), on_tokens)
+            packed.append(done)
+            return done.blocks
 
         return Step(
             f"pack/{request.part}/{request.pack}/{request.seq_len}",
@@ -152,6 +165,8 @@ class Session:
                 "tokens": blocks.ids_BS.size,
                 "scored_tokens": blocks.scored_tokens,
                 "rows": len(blocks.row_packs),
+                "malformed_rows": packed[0].malformed,
+                "first_malformed": packed[0].first_fault,
                 "rows_digest": blocks.rows_digest,
                 "token_digest": blocks.token_digest,
             },
@@ -210,7 +225,7 @@ class Session:
         if not self.packs:
             for name, path in sources.pack_files(self.experiment.packs).items():
                 self.packs[name] = (path, file_digest(path))
-                rows = sources.count_rows(name, path)
+                rows = count_rows(self._file(name))
                 self.observer.dataset(name, str(path), self.packs[name][1], rows)
         return self.packs
 
@@ -219,15 +234,18 @@ class Session:
         """sha256 of every pack that was read."""
         return {name: sha for name, (_, sha) in self.packs.items()}
 
-    def _rows(self, name: str) -> Sequence[str]:
+    def _file(self, name: str) -> PackFile:
+        return PackFile(name, self.packs[name][0], self.experiment.packs.text_column)
+
+    def _rows(self, base: Model, name: str) -> Sequence[str]:
         if name not in self._texts:
-            path = self.pack_files()[name][0]
-            column = self.experiment.packs.text_column
-            texts = []
-            with self.bars.bar(f"read {name}", sources.count_rows(name, path), "row") as on_rows:
-                for text in sources.read_texts(name, path, column):
+            file, texts = self._file(name), []
+            with self.bars.bar(f"read {name}", count_rows(file), "row") as on_rows:
+                for text in read_texts(file, lambda row: self._tokens(base).render(row)):
                     texts.append(text)
                     on_rows(1)
+            if file_digest(file.path) != self.packs[name][1]:
+                raise file.error("changed while it was read: run again")
             self._texts[name] = texts
         return self._texts[name]
 

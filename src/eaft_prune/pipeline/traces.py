@@ -63,7 +63,7 @@ def _converged(session: Session, base: Model) -> Stored[Trace]:
     """
     settings, pruning = session.experiment.profile, session.experiment.pruning
     blocks = _blocks(session, base, settings.seed)
-    ends = doubling(settings.early_stop_first_blocks, settings.num_blocks)
+    ends = doubling(settings.early_stop_first_blocks, len(blocks.value))
     parts: list[Stored[Trace]] = []
     plans: list[KeepPlan] = []
     for first, end in pairwise([0, *ends]):
@@ -99,10 +99,10 @@ def _traced(
 ) -> Stored[Trace]:
     """The trace of all blocks, or of those from chunk[0] to before chunk[1]."""
     name, settings = "profile", session.profiling_kind.key(session.options)
-    first, end = chunk or (0, session.experiment.profile.num_blocks)
+    first, end = chunk or (0, len(blocks.value))
     if chunk:
         name, settings = f"profile/{first}-{end}", {**settings, "chunk": [first, end]}
-    tokens = (end - first) * session.experiment.profile.seq_len
+    tokens = (end - first) * blocks.value.seq_len
 
     def compute() -> Trace:
         engine = session.profiler(base)

@@ -27,7 +27,7 @@ from eaft_prune.records.result import reports_by_name
 FILE = "run.lock.yaml"
 _FORMAT = 1
 _SECTIONS = ("config", "inputs", "code", "versions", "device", "keys", "outputs")
-_PACKAGES = ("eaft_prune", "torch", "transformers", "safetensors", "numpy", "datasets", "mlflow")
+_PACKAGES = ("eaft_prune", "torch", "transformers", "safetensors", "numpy", "pyarrow", "mlflow")
 # beginnings of fields: where things lie, how long they took, what a digest stands for
 _NOT_COMPARED = (
     "config.tracking",

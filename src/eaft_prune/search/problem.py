@@ -59,11 +59,11 @@ class Problem:
     @property
     def chunks(self) -> list[Chunk]:
         """All chunks in the order of evaluation."""
-        step, total = self.settings.chunk_blocks, self.settings.num_blocks
+        step = self.settings.chunk_blocks
         return [
-            Chunk(replicate, first, min(first + step, total))
-            for replicate in range(len(self.blocks))
-            for first in range(0, total, step)
+            Chunk(replicate, first, min(first + step, len(blocks.value)))
+            for replicate, blocks in enumerate(self.blocks)
+            for first in range(0, len(blocks.value), step)
         ]
 
 
@@ -74,7 +74,7 @@ def open_problem(session: Session, base: Model) -> Problem:
     trace = trace_of(session, base)
     blocks = tuple(session.blocks(base, request) for request in searching(session.experiment))
     problem = Problem(session, base, trace.value, trace.digest, blocks)
-    total = settings.num_blocks * settings.seq_len * len(blocks)
+    total = sum(replicate.value.ids_BS.size for replicate in blocks)
     with session.bars.bar("search: base", total, "tok") as on_tokens:
         for chunk in problem.chunks:
             chunk_scores(problem, None, chunk)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
@@ -11,11 +12,12 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from eaft_prune.config import PacksSettings
+from eaft_prune.config import BlockCount, PacksSettings
+from eaft_prune.core.text import shortened
 from eaft_prune.core.types import UNION, Blocks, UserError
-from eaft_prune.packs.harmony import ASSISTANT_START, HarmonyTokens, assistant_mask
+from eaft_prune.packs.harmony import ASSISTANT_START, HarmonyTokens, read_conversation
 
-VERSION = 1
+VERSION = 2
 _ROWS_AT_ONCE = 64
 
 Part = Literal["profile", "eval"]
@@ -35,19 +37,41 @@ class Tokenizer(Protocol):
 
 @dataclass(frozen=True)
 class BlockRequest:
-    """Which blocks: `num_blocks` of `seq_len` tokens of one pack (or UNION) and part."""
+    """Which blocks: `num_blocks`, or all, of `seq_len` tokens of one pack (or UNION) and part."""
 
     pack: str
     part: Part
     seq_len: int
-    num_blocks: int
+    num_blocks: BlockCount
     seed: int | None
     setting: str = field(compare=False)  # the one to lower where rows are too few
+    length: str = field(compare=False, default="the sequence length")  # and where a model's are
 
     @property
     def identity(self) -> dict[str, Any]:
         """What the blocks depend on: part of a stage key."""
-        return {name: value for name, value in vars(self).items() if name != "setting"}
+        names = ("pack", "part", "seq_len", "num_blocks", "seed")
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One row with the EOS that follows it."""
+
+    pack: int
+    text: str
+    ids: NDArray[np.int32]
+    scored: NDArray[np.bool_]
+    fault: str | None
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Blocks, and how many of the rows in them are not well-formed harmony."""
+
+    blocks: Blocks
+    malformed: int
+    first_fault: str | None  # of the first such row: its pack, what is wrong, how it begins
 
 
 def pack(
@@ -56,7 +80,7 @@ def pack(
     rows: Mapping[str, Sequence[str]],
     tokenizer: Tokenizer,
     on_tokens: Callable[[int], None] = lambda tokens: None,
-) -> Blocks:
+) -> Packed:
     """Rows tokenised, each followed by EOS, cut into blocks of exactly S tokens.
 
     Rows come in file order, or in an order drawn by `seed`; UNION takes one row of each pack in
@@ -66,60 +90,74 @@ def pack(
     """
     names = list(rows) if request.pack == UNION else [request.pack]
     chosen = {name: _part(settings, request, name, rows[name]) for name in names}
-    need = request.num_blocks * request.seq_len
-    ids: list[NDArray[np.int32]] = []
-    scored: list[NDArray[np.bool_]] = []
-    owner: list[NDArray[np.int32]] = []
-    row_packs: list[int] = []
-    sha = hashlib.sha256()
+    most = math.inf if request.num_blocks == "all" else request.num_blocks * request.seq_len
+    read: list[_Row] = []
     have = 0
-    for batch in _batches(_interleave(chosen)):
-        for (pack_index, text), row_ids in zip(
-            batch, tokenizer.encode([text for _, text in batch]), strict=True
-        ):
-            if have >= need:
-                break
-            row = np.array([*row_ids, tokenizer.eos], np.int32)
-            mask = np.append(_scored(settings, tokenizer, row[:-1]), False)
-            ids.append(row)
-            scored.append(mask)
-            owner.append(np.append(np.full(len(row_ids), len(row_packs), np.int32), -1))
-            row_packs.append(pack_index)
-            sha.update(hashlib.sha256(text.encode()).digest())
-            have += len(row)
-            on_tokens(len(row))
-        if have >= need:
+    for row in _read(settings, chosen, tokenizer):
+        read.append(row)
+        have += len(row.ids)
+        on_tokens(len(row.ids))
+        if have >= most:
             break
-    if have < need:
-        raise UserError(
-            f"pack {request.pack}: {request.num_blocks} blocks of {request.seq_len} tokens need "
-            f"{need} tokens; its {len(row_packs)} {_part_name(settings, request)}rows give {have}, "
-            f"enough for {have // request.seq_len} blocks: lower {request.setting}"
-        )
-    shape = (request.num_blocks, request.seq_len)
-    scored_BS = np.concatenate(scored)[:need].reshape(shape)
+    count = have // request.seq_len if request.num_blocks == "all" else request.num_blocks
+    shape = (count, request.seq_len)
+    need = count * request.seq_len
+    if count == 0 or have < need:
+        raise _too_few(settings, request, len(read), have)
+    # of all blocks, rows behind the last: they are not in the same number of blocks either
+    used = read[: int(np.searchsorted(np.cumsum([len(row.ids) for row in read]), need)) + 1]
+    scored_BS = np.concatenate([row.scored for row in used])[:need].reshape(shape)
     scored_BS[:, 0] = False  # nothing in the block predicts its first token
     if not scored_BS.any():
-        raise UserError(f"pack {request.pack}: no assistant span in {request.num_blocks} blocks")
-    return Blocks(
+        raise UserError(f"pack {request.pack}: no assistant span in {count} blocks")
+    # the -1 makes it int64: the type in every store, and so in the keys of all that reads blocks
+    owner = [
+        np.append(np.full(len(row.ids) - 1, number, np.int32), -1)
+        for number, row in enumerate(used)
+    ]
+    sha = hashlib.sha256(b"".join(hashlib.sha256(row.text.encode()).digest() for row in used))
+    blocks = Blocks(
         pack=request.pack,
         seq_len=request.seq_len,
-        ids_BS=np.concatenate(ids)[:need].reshape(shape),
+        ids_BS=np.concatenate([row.ids for row in used])[:need].reshape(shape),
         scored_BS=scored_BS,
         row_BS=np.concatenate(owner)[:need].reshape(shape),
-        row_packs=np.array(row_packs, np.int32),
+        row_packs=np.array([row.pack for row in used], np.int32),
         packs=tuple(names),
         rows_digest=sha.hexdigest(),
     )
+    faults = [
+        f"{names[row.pack]}: {row.fault}, in {shortened(row.text)!r}" for row in used if row.fault
+    ]
+    return Packed(blocks, len(faults), faults[0] if faults else None)
 
 
-def _scored(
-    settings: PacksSettings, tokenizer: Tokenizer, ids: NDArray[np.int32]
-) -> NDArray[np.bool_]:
-    """Which tokens of a row are scored: those an assistant wrote, or in plain text all."""
-    if settings.format == "plain":
-        return np.ones(len(ids), bool)
-    return assistant_mask(tokenizer.harmony, ids)
+def _read(
+    settings: PacksSettings, chosen: Mapping[str, Sequence[str]], tokenizer: Tokenizer
+) -> Iterator[_Row]:
+    """The rows of UNION in order; those an assistant wrote in are scored there, plain text all."""
+    for batch in _batches(_interleave(chosen)):
+        texts = [text for _, text in batch]
+        for (pack_index, text), ids in zip(batch, tokenizer.encode(texts), strict=True):
+            row = np.array([*ids, tokenizer.eos], np.int32)
+            scored, fault = np.append(np.ones(len(ids), bool), False), None
+            if settings.format == "harmony":
+                found = read_conversation(tokenizer.harmony, row[:-1])
+                scored, fault = np.append(found.scored, False), found.fault
+            yield _Row(pack_index, text, row, scored, fault)
+
+
+def _too_few(settings: PacksSettings, request: BlockRequest, rows: int, have: int) -> UserError:
+    there = have // request.seq_len
+    count = 1 if request.num_blocks == "all" else request.num_blocks
+    remedy = f"lower {request.length if request.num_blocks == 'all' else request.setting}"
+    if there:
+        remedy = f"give {request.setting}=all, or {remedy}"
+    return UserError(
+        f"pack {request.pack}: {count} block{'s' * (count > 1)} of {request.seq_len} tokens need "
+        f"{count * request.seq_len} tokens; its {rows} {_part_name(settings, request)}rows give "
+        f"{have}, enough for {there} blocks: {remedy}"
+    )
 
 
 def in_profile_part(text: str, fraction: float) -> bool:

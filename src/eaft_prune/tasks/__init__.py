@@ -53,6 +53,7 @@ _ALL = (
         basic.run_compare,
         settings=("compare",),
         needs="compare.base=DIR and compare.candidate=DIR",
+        reads=(),
     ),
     Task(
         "plan",
@@ -61,6 +62,7 @@ _ALL = (
         settings=("scores",),
         needs="scores=FILE, the reap-scores.yaml of a checkpoint",
         utility=True,
+        reads=(),
     ),
     Task(
         "search",
@@ -107,6 +109,7 @@ _ALL = (
         settings=("verify",),
         needs="verify.path=DIR, an exported checkpoint",
         utility=True,
+        reads=(),
     ),
     Task(
         "replay",
@@ -115,6 +118,7 @@ _ALL = (
         settings=("replay",),
         needs="replay.lock=FILE, the run.lock.yaml of a run",
         locked=False,  # its lock is that of the run it repeats
+        reads=(),
     ),
     Task(
         "expert_math",
@@ -136,12 +140,14 @@ _ALL = (
         run_decode_bench,
         **_with_section("decode_bench"),
         utility=True,
+        reads=("model",),
     ),
     Task(
         "io_probe",
         "One layer written as an export would: bytes, seconds, memory.",
         controls.run_io_probe,
         utility=True,
+        reads=("model",),
     ),
     Task(
         "usage",
@@ -161,6 +167,7 @@ _ALL = (
         **_with_section("memo"),
         locked=False,
         utility=True,
+        reads=(),
     ),
     Task(
         "doctor",
@@ -168,6 +175,7 @@ _ALL = (
         run_doctor,
         **_with_section("doctor"),
         tracked=False,
+        reads=(),
     ),
     Task(
         "gc",
@@ -175,6 +183,7 @@ _ALL = (
         run_gc,
         **_with_section("gc"),
         tracked=False,
+        reads=(),
     ),
 )
 TASKS: Mapping[str, Task] = {task.name: task for task in _ALL}

@@ -16,6 +16,9 @@ from eaft_prune.pipeline.session import Session
 Evaluates = Literal["nothing", "model", "control", "candidates", "plans"]
 
 
+Source = Literal["model", "packs"]
+
+
 def _no_rule(experiment: Experiment) -> None:
     """Of a task without rules of its own."""
 
@@ -29,6 +32,7 @@ class Task:
     run: Callable[[Session, Path], Outcome]  # session, output directory
     settings: tuple[str, ...] = ()  # sections it cannot do without
     needs: str = ""  # how those are given
+    reads: tuple[Source, ...] = ("model", "packs")
     writes: bool = False  # a checkpoint, whatever eval.candidates says
     evaluates: Evaluates = "nothing"
     reweighs: bool = False  # cuts many plans from the sums over one trace

@@ -62,9 +62,8 @@ def run_usage(session: Session, out: Path) -> Outcome:
 
 
 def _recorded(session: Session, base: Model, folder: Path) -> Stored[ExpertScores]:
-    request = scoring(session.experiment)
-    blocks = session.blocks(base, request)
-    tokens = request.num_blocks * request.seq_len
+    blocks = session.blocks(base, scoring(session.experiment))
+    tokens = blocks.value.ids_BS.size
 
     def compute() -> ExpertScores:
         from eaft_prune.engines.sglang.usage import recording, selections

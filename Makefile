@@ -36,7 +36,7 @@ bench: $(STAMP)
 # offers one (README, "Install"). --no-compile: compiling everything takes a minute; what is imported
 # is compiled here, as a start without compiled files takes 20 seconds.
 IMPORTED := eaft_prune.cli.main, eaft_prune.engines.transformers, mlflow.store.tracking.sqlalchemy_store, \
-	transformers.models.gpt_oss.modeling_gpt_oss, datasets, optuna, plotly.graph_objects
+	transformers.models.gpt_oss.modeling_gpt_oss, optuna, plotly.graph_objects
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt -e ".[dev]"

@@ -122,20 +122,117 @@ def test_a_single_file_without_index_is_a_checkpoint(checkpoint: Path, tmp_path:
 
 
 def test_companions_are_the_small_files_and_no_weights(copy: Path) -> None:
-    for name in (
-        "chat_template.jinja",
-        "pytorch_model.bin",
-        ".hidden",
-        "old.gguf",
-        "manifest.json",
-    ):
+    before = model_digest(file_hashes(open_model(copy), nothing))
+    for name in ("pytorch_model.bin", ".hidden", "old.gguf", "manifest.json", "README.md"):
         (copy / name).write_text("x")
-    (copy / "original").mkdir()
+    for folder in ("original", "metal", "onnx", ".cache", "empty", "checkpoint-500"):
+        (copy / folder).mkdir()
+        if folder != "empty":
+            (copy / folder / "config.json").write_text("{}")
+    (copy / "onnx" / "model.bin").write_text("x")
+    (copy / "checkpoint-500" / "model.safetensors").write_text("x")
+    assert model_digest(file_hashes(open_model(copy), nothing)) == before
+    (copy / "chat_template.jinja").write_text("x")
+    (copy / "additional_chat_templates").mkdir()
+    (copy / "additional_chat_templates" / "rag.jinja").write_text("x")
+    (copy / "additional_chat_templates" / "README.md").write_text("x")
     assert open_model(copy).companions == (
+        "additional_chat_templates/README.md",
+        "additional_chat_templates/rag.jinja",
         "chat_template.jinja",
         "tokenizer.json",
         "tokenizer_config.json",
     )
+    changed = model_digest(file_hashes(open_model(copy), nothing))
+    (copy / "additional_chat_templates" / "rag.jinja").write_text("y")
+    assert len({before, changed, model_digest(file_hashes(open_model(copy), nothing))}) == 3
+
+
+POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 27868174\n"
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "t/a.jinja", INDEX, *SHARDS])
+def test_a_pointer_of_git_lfs_is_called_one(copy: Path, name: str) -> None:
+    (copy / "t").mkdir()
+    (copy / name).write_text(POINTER)
+    refused(copy, str(copy / name), "Git LFS pointer", "git lfs pull")
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json", INDEX])
+def test_json_that_was_cut_is_named(copy: Path, name: str) -> None:
+    (copy / name).write_text((copy / name).read_text()[:-2])
+    refused(copy, str(copy / name), "not JSON")
+
+
+@pytest.mark.parametrize("metadata", [None, "x", []])
+def test_an_index_without_metadata_is_refused_as_transformers_does(
+    copy: Path, metadata: Any
+) -> None:
+    index = json.loads((copy / INDEX).read_text())
+    (copy / INDEX).write_text(json.dumps({**index, "metadata": metadata}))
+    with pytest.raises(TypeError):
+        tiny.eager_model(copy)
+    del index["metadata"]
+    (copy / INDEX).write_text(json.dumps(index))
+    with pytest.raises(KeyError):
+        tiny.eager_model(copy)
+    total = sum(entry.stat().st_size for entry in copy.glob("*.safetensors"))
+    with pytest.raises(UserError, match=r'"metadata": \{"total_size": (\d+)\}') as caught:
+        opened(copy)
+    size = int(str(caught.value).split('"total_size": ')[1].rstrip("}"))
+    assert size == total - sum(
+        8 + struct.unpack("<Q", (copy / s).read_bytes()[:8])[0] for s in SHARDS
+    )
+    (copy / INDEX).write_text(json.dumps({**index, "metadata": {"total_size": size}}))
+    opened(copy)
+    tiny.eager_model(copy)
+
+
+def test_what_loaders_make_themselves_may_be_stored(
+    copy: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = {**tiny.config(), "tie_word_embeddings": True}
+    (copy / "config.json").write_text(json.dumps(config))
+    frequencies = [f"model.layers.{layer}.self_attn.rotary_emb.inv_freq" for layer in range(2)]
+
+    def tie(weights: dict[str, np.ndarray[Any, Any]]) -> None:
+        weights["lm_head.weight"] = weights["model.embed_tokens.weight"].copy()
+        weights |= {name: np.ones(8, np.float32) for name in frequencies}
+
+    rewrite(copy, tie)
+    with caplog.at_level("INFO"):
+        opened(copy)
+    (said,) = caplog.messages
+    assert all(name in said for name in ("lm_head.weight", *frequencies))
+    tiny.eager_model(copy)  # transformers takes it too
+
+    def untie(weights: dict[str, np.ndarray[Any, Any]]) -> None:
+        tie(weights)
+        weights["lm_head.weight"][-1, -1] += 1
+
+    rewrite(copy, untie)
+    refused(copy, "lm_head.weight", "tie_word_embeddings")
+
+
+def test_tied_embeddings_need_no_output_tensor(copy: Path) -> None:
+    (copy / "config.json").write_text(json.dumps({**tiny.config(), "tie_word_embeddings": True}))
+    rewrite(copy, lambda weights: weights.pop("lm_head.weight"))
+    opened(copy)
+    (copy / "config.json").write_text(json.dumps(tiny.config()))
+    refused(copy, "lm_head.weight")
+
+
+def test_plain_weights_under_a_leftover_quantization_config_are_called_so(tmp_path: Path) -> None:
+    path = tiny.write_checkpoint(tmp_path / "plain", dtype="BF16", quantization_config=None)
+    opened(path)
+    (path / "config.json").write_text(json.dumps(tiny.config()))
+    refused(path, "config.json", "quantization_config", "mxfp4", "plain floats")
+
+
+@pytest.mark.parametrize("name", ["hidden_size", "intermediate_size"])
+def test_sizes_that_mxfp4_cannot_hold_are_named(tmp_path: Path, name: str) -> None:
+    refused(tiny.write_checkpoint(tmp_path / "odd", **{name: 48}), name, "48", "32")
+    opened(tiny.write_checkpoint(tmp_path / "plain", quantization_config=None, **{name: 48}))
 
 
 def test_hashes_are_the_files_sha256(checkpoint: Path) -> None:

@@ -113,6 +113,28 @@ def test_a_whole_export_has_no_findings_and_its_card_may_be_edited(
     assert findings(checkpoint, copy) == []
 
 
+def test_files_of_folders_are_checked_too(checkpoint: Path, tmp_path: Path) -> None:
+    base = Path(shutil.copytree(checkpoint, tmp_path / "base"))
+    (base / "additional_chat_templates").mkdir()
+    (base / "additional_chat_templates" / "rag.jinja").write_text("rag")
+    path = exported(base, tmp_path / "pruned")
+    assert findings(base, path) == []
+    (path / "additional_chat_templates" / "rag.jinja").write_text("gar")
+    (path / "additional_chat_templates" / "mine.jinja").write_text("mine")
+    (path / ".notes").write_text("mine")
+    rag, mine = (f"additional_chat_templates/{name}.jinja" for name in ("rag", "mine"))
+    assert [(item.file, item.what[:10]) for item in findings(base, path)] == [
+        (".notes", "is not in "),
+        (mine, "is not in "),
+        (rag, "has sha256"),
+    ]
+    (path / rag).unlink()
+    assert Finding(rag, "is missing") in findings(base, path)
+    shutil.rmtree(path)
+    exported(checkpoint, path)  # as if the folder had been lost, and its base be the other
+    assert findings(base, path) == [Finding(rag, "is not the base's")]
+
+
 @given(position=st.floats(0, 1, exclude_max=True))
 @settings(max_examples=12)
 def test_any_flipped_weight_byte_is_named_by_file_tensor_and_expert(

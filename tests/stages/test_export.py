@@ -22,6 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from support import tiny
+from transformers import AutoTokenizer
 
 from eaft_prune.checkpoints.families import family_of
 from eaft_prune.checkpoints.families.base import check_tensors
@@ -233,6 +234,42 @@ def test_companions_are_copies_not_links(checkpoint: Path, tmp_path: Path) -> No
         assert not ours.is_symlink()
         assert ours.stat().st_ino != theirs.stat().st_ino
         assert ours.stat().st_nlink == 1
+
+
+def test_folders_go_along_and_named_chat_templates_work(checkpoint: Path, tmp_path: Path) -> None:
+    base = Path(shutil.copytree(checkpoint, tmp_path / "base"))
+    (base / "additional_chat_templates").mkdir()
+    (base / "additional_chat_templates" / "rag.jinja").write_text("rag {{ messages }}")
+    (base / "chat_template.jinja").write_text("{{ messages }}")
+    done = run(base, PLAN, tmp_path / "out")
+    tokenizer = AutoTokenizer.from_pretrained(done.path)
+    assert tokenizer.chat_template["rag"] == "rag {{ messages }}"
+    assert model_digest(file_hashes(open_model(done.path), nothing)) == done.digest
+    assert run(base, PLAN, done.path).cached
+    (done.path / "additional_chat_templates" / "rag.jinja").unlink()
+    with pytest.raises(UserError, match=r"rag\.jinja"):
+        run(base, PLAN, done.path)
+
+
+def test_nothing_is_written_into_the_base(checkpoint: Path, tmp_path: Path) -> None:
+    base = Path(shutil.copytree(checkpoint, tmp_path / "base"))
+    before = snapshot(base)
+    with pytest.raises(UserError, match="inside the base"):
+        run(base, PLAN, base / "exports" / "out")
+    assert snapshot(base) == before
+
+
+def test_what_loaders_make_themselves_is_copied(tmp_path: Path) -> None:
+    base = tiny.write_checkpoint(tmp_path / "base", tie_word_embeddings=True)
+    weights = tiny.tensors(tiny.config(), 0)
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"].copy()
+    weights["model.rotary_emb.inv_freq"] = np.arange(8, dtype=np.float32)
+    tiny.write_weights(base, weights, 2)
+    theirs, ours = tensors_of(base), tensors_of(run(base, PLAN, tmp_path / "out").path)
+    assert {"lm_head.weight", "model.rotary_emb.inv_freq"} <= set(ours)
+    for name, tensor in theirs.items():
+        assert raw(ours[name]) == raw(sliced(name, tensor, PLAN)), name
+    tiny.eager_model(tmp_path / "out")
 
 
 def test_mapping_and_manifest_are_true(checkpoint: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from eaft_prune.core.types import UserError
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+INPUT, OUTPUT = "model.embed_tokens.weight", "lm_head.weight"  # embeddings in every family
 _BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "U16": 2, "I16": 2,
     "F16": 2, "BF16": 2, "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8,
@@ -30,7 +31,9 @@ MAPPING = "expert_mapping.json"
 RECIPE = "reap-recipe.yaml"
 SCORES = "reap-scores.yaml"
 _RECORDS = ("README.md", MANIFEST, MAPPING, RECIPE, SCORES)  # of one export: not copied, not hashed
-_NOT_COPIED = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".msgpack", ".h5", ".lock"}
+_WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".msgpack", ".h5"}
+_OTHER_MODELS = ("original", "metal")  # folders of the same weights for other programs
+_LFS = b"version https://git-lfs"  # what Git leaves of a large file that was not fetched
 
 OnBytes = Callable[[int], None]
 
@@ -55,7 +58,7 @@ class ModelFiles:
     config: Mapping[str, Any]
     tensors: Mapping[str, TensorEntry]
     shards: tuple[str, ...]
-    companions: tuple[str, ...]  # tokenizer, templates ...: copied as they are
+    companions: tuple[str, ...]  # tokenizer, templates/x ...: relative names, copied as they are
 
     @property
     def weight_bytes(self) -> int:
@@ -63,13 +66,18 @@ class ModelFiles:
 
 
 def open_model(path: Path) -> ModelFiles:
-    """Read config and every shard's header; raises UserError on whatever does not fit together."""
+    """Read config and every shard's header; raises UserError on whatever does not fit together.
+
+    Companions are all files, those of folders too, but for weights, hidden files, records of an
+    earlier export and folders of other models: `original`, `metal`, any with weights of its own.
+    """
     if not path.is_dir():
         raise UserError(f"{path} is not a directory: give a checkpoint directory as model.path")
     config = read_json(path / "config.json")
     index_path = path / INDEX
     if index_path.exists():
-        weight_map = read_json(index_path).get("weight_map")
+        index = read_json(index_path)
+        weight_map = index.get("weight_map")
         if (
             not isinstance(weight_map, dict)
             or not weight_map
@@ -89,34 +97,52 @@ def open_model(path: Path) -> ModelFiles:
             tensors[entry.name] = entry
     if weight_map is not None:
         _check_index(path, weight_map, tensors)
-    companions = sorted(
-        item.name
-        for item in path.iterdir()
-        if item.is_file()
-        and item.suffix not in _NOT_COPIED
-        and item.name not in ("config.json", INDEX, *_RECORDS)
-        and not item.name.startswith(".")
-    )
+        _check_metadata(index_path, index, sum(entry.nbytes for entry in tensors.values()))
+    own = {"config.json", INDEX, *_RECORDS}
+    companions = sorted(name for name in _companions(path) if name not in own)
+    for name in companions:
+        _check_fetched(path / name)
     return ModelFiles(path, config, tensors, shards, tuple(companions))
+
+
+def _companions(folder: Path, prefix: str = "") -> Iterator[str]:
+    for item in folder.iterdir():
+        if item.name.startswith("."):
+            continue
+        if item.is_dir():
+            if item.name not in _OTHER_MODELS and not _holds_weights(item):
+                yield from _companions(item, f"{prefix}{item.name}/")
+        elif item.suffix not in {*_WEIGHTS, ".lock"}:
+            yield prefix + item.name
+
+
+def _holds_weights(folder: Path) -> bool:
+    return any(item.suffix in _WEIGHTS for item in folder.iterdir())
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file; raises UserError where there is none."""
+    _check_fetched(path)
+    value = _parsed(path)
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds a {type(value).__name__}, not an object")
+    return value
+
+
+def _parsed(path: Path) -> Any:
     try:
-        value = json.loads(path.read_text())
+        return json.loads(path.read_text())
     except FileNotFoundError:
         raise UserError(f"{path} is missing") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path} holds a {type(value).__name__}, not an object")
-    return value
 
 
 def read_header(path: Path) -> list[TensorEntry]:
     """Entries of one safetensors file in file order; raises UserError if it is cut short."""
     if not path.exists():
         raise UserError(f"{path} is missing: the index names a shard that is not there")
+    _check_fetched(path)
     size = path.stat().st_size
     with path.open("rb") as file:
         prefix = file.read(8)
@@ -159,10 +185,14 @@ def _entry(path: Path, name: str, info: Any, origin: int) -> TensorEntry:
 
 
 def file_hashes(model: ModelFiles, on_bytes: OnBytes) -> dict[str, str]:
-    """sha256 of config, shards, index and companions; raises UserError on a NaN weight.
+    """sha256 of config, shards, index and companions; UserError on what no loader would take.
 
-    Float tensors are scanned, and what their format says of others.
+    That is a NaN weight (float tensors are scanned, and what their format says of others), a stored
+    output embedding that is not the input's where config.json ties them, a `.json` that is none.
     """
+    for name in model.companions:
+        if name.endswith(".json"):
+            _parsed(model.path / name)
     names = ["config.json", *model.companions, *model.shards]
     if (model.path / INDEX).exists():
         names.append(INDEX)
@@ -183,6 +213,7 @@ def file_hashes(model: ModelFiles, on_bytes: OnBytes) -> dict[str, str]:
             with (model.path / entry.file).open("rb") as file:
                 if any(has_nan(chunk) for chunk in _read(file, entry.start, entry.nbytes)):
                     raise UserError(f"{model.path / entry.file}: tensor {entry.name} holds NaN")
+    _check_tied(model)
     return hashes
 
 
@@ -211,6 +242,41 @@ def _check_index(
     extra = sorted(set(tensors) - set(weight_map))
     if extra:
         raise UserError(f"{path / INDEX} does not name {extra[:5]}, which its shards hold")
+
+
+def _check_tied(model: ModelFiles) -> None:
+    """A stored output embedding of tied ones is loaded by some programs and ignored by others."""
+    tied = model.config.get("tie_word_embeddings", False)
+    if not tied or not {INPUT, OUTPUT} <= model.tensors.keys():
+        return
+    ours, theirs = model.tensors[OUTPUT], model.tensors[INPUT]
+    same = (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape)
+    pairs = zip(tensor_bytes(model, OUTPUT), tensor_bytes(model, INPUT), strict=True)
+    if not same or any(a != b for a, b in pairs):
+        raise UserError(
+            f"{model.path / ours.file}: {OUTPUT} is not {INPUT}, to which config.json ties it "
+            "(tie_word_embeddings = true): set that to false, or drop the tensor"
+        )
+
+
+def _check_metadata(path: Path, index: Mapping[str, Any], total_size: int) -> None:
+    """transformers takes an index without it for no index at all."""
+    if not isinstance(index.get("metadata"), dict):
+        raise UserError(
+            f"{path} has no metadata, without which transformers does not load it: add "
+            f'"metadata": {{"total_size": {total_size}}}'
+        )
+
+
+def _check_fetched(path: Path) -> None:
+    """Raise UserError for what Git LFS leaves in place of a file."""
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        if file.read(len(_LFS)) == _LFS:
+            raise UserError(
+                f"{path} is a Git LFS pointer, not the file: run `git lfs pull` in its repository"
+            )
 
 
 def _read(file: BinaryIO, start: int, length: int) -> Iterator[bytes]:

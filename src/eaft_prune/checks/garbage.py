@@ -24,6 +24,7 @@ from eaft_prune.checks.doctor import TRASH
 from eaft_prune.core.outcome import RunSummary
 from eaft_prune.core.store import FILES, Store, lock_of
 from eaft_prune.core.types import UserError
+from eaft_prune.records.manifest import strangers
 
 _SHA256 = re.compile(r"\b[0-9a-f]{64}\b")
 _BESIDE = (
@@ -177,9 +178,8 @@ def _irreplaceable(export: Path, has_base: Callable[[str], bool]) -> str | None:
     try:
         manifest = read_json(export / MANIFEST)
         files, base = manifest["files"], manifest["base"]["digest"]
-        for item in sorted(export.iterdir()):
-            if item.name not in files and item.name not in _BESIDE:
-                return f"it holds {item.name}, which no export wrote"
+        if others := strangers(export, {*files, *_BESIDE}):
+            return f"it holds {others[0]}, which no export wrote"
         hashes = file_hashes(open_model(export), lambda done: None)
         if model_digest(hashes) != manifest["digest"]:
             return "its files were changed after the export"

@@ -34,7 +34,7 @@ from eaft_prune.checkpoints.read import (
     tensor_bytes,
 )
 from eaft_prune.core.types import KeepPlan, UserError
-from eaft_prune.records.manifest import Manifest
+from eaft_prune.records.manifest import Manifest, strangers
 
 _CHUNK = 16 << 20
 _THREADS = min(8, os.cpu_count() or 1)
@@ -65,11 +65,11 @@ def work(manifest: Manifest) -> int:
 def check_files(manifest: Manifest, on_bytes: OnBytes) -> list[Finding]:
     """Every file present, whole and expected: sizes and sha256 as the manifest has them."""
     listed = {**manifest.files, **manifest.records}
-    there = {item.name for item in manifest.path.iterdir()}
     present = sorted(name for name in listed if (manifest.path / name).is_file())
     found = [Finding(name, "is missing") for name in sorted(set(listed) - set(present))]
     found += [
-        Finding(name, "is not in the manifest") for name in sorted(there - set(listed) - _FREE)
+        Finding(name, "is not in the manifest")
+        for name in strangers(manifest.path, {*listed, *_FREE})
     ]
     with ThreadPoolExecutor(_THREADS) as pool:
         hashes = pool.map(lambda name: _sha256(manifest.path / name, on_bytes), present)

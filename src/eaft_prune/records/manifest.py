@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,6 +102,13 @@ def misfits(target: Path) -> str | None:
     except (UserError, LookupError, TypeError, AttributeError) as error:
         return f"{target / MANIFEST} is not a manifest: {error}"
     return None
+
+
+def strangers(path: Path, listed: Container[str]) -> list[str]:
+    """Names of what lies in an export and its folders and is not `listed`."""
+    there = (item for item in path.rglob("*") if item.is_symlink() or not item.is_dir())
+    names = (item.relative_to(path).as_posix() for item in there)
+    return sorted(name for name in names if name not in listed)
 
 
 def card(plan: KeepPlan, layout: KeepPlan, provenance: Mapping[str, Any]) -> str:

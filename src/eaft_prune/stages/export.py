@@ -82,8 +82,7 @@ def export(
             "checkpoint holds one number for all layers: evaluate it with eval.candidates=[masked]"
             + (", or fill the layers up with export.pad_ragged=true" if family.router_bias else "")
         )
-    if path.resolve() == source.path.resolve():
-        raise UserError(f"export.path = {path} is the base checkpoint itself")
+    check_outside(path, source.path)
     started = time.perf_counter()
     source = renumbered(family, source, layout)
     slices = {**slices_of(family, source, layout), **dict.fromkeys(changed)}
@@ -125,6 +124,14 @@ def identical_tensors(a: ModelFiles, b: ModelFiles) -> int:
         ):
             raise ValueError(f"tensor {name} of {b.path} is not that of {a.path}")
     return len(a.tensors)
+
+
+def check_outside(target: Path, base: Path) -> None:
+    """Raise UserError where an export would change its base: be it, or become a part of it."""
+    if target.resolve() == base.resolve():
+        raise UserError(f"export.path = {target} is the base checkpoint itself")
+    if base.resolve() in target.resolve().parents:
+        raise UserError(f"{target} is inside the base checkpoint: choose another export.path")
 
 
 def check_target(target: Path) -> None:
@@ -186,6 +193,7 @@ def _write(
     config = family.patch_config(source.config, len(layout.kept[0]))
     hashes["config.json"] = write_text(draft / "config.json", as_json(config))
     for name in source.companions:
+        (draft / name).parent.mkdir(parents=True, exist_ok=True)
         hashes[name] = copy_file(source.path / name, draft / name)
     mapping = {
         str(layer): {str(new): old for new, old in enumerate(ids)}

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from eaft_prune.checkpoints.formats.base import Format
-from eaft_prune.checkpoints.read import ModelFiles
+from eaft_prune.checkpoints.read import INPUT, OUTPUT, ModelFiles
 from eaft_prune.checkpoints.slice import Slices
 from eaft_prune.core.types import KeepPlan, UserError
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     import torch
 
 Config = Mapping[str, Any]
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -58,16 +60,40 @@ COMPENSATED = {
 
 
 def table_of(family: Family, model: ModelFiles) -> Table:
+    """What every tensor of the checkpoint must look like, by name.
+
+    The family's, and what is stored although loaders make it themselves: frequencies of rotary
+    embeddings, and an output embedding that is tied to the input's.
+    """
+    table = _layout(family, model)
+    return {**table, **_made_by_loaders(model, table)}
+
+
+def _layout(family: Family, model: ModelFiles) -> Table:
     """The family's table in the layout that has most names in common with the checkpoint."""
     tables = family.tensor_tables(model.config)
     return max(tables, key=lambda table: len(table.keys() & model.tensors.keys()))
 
 
+def _made_by_loaders(model: ModelFiles, table: Table) -> dict[str, TensorSpec]:
+    made = {
+        name: plain(*entry.shape)
+        for name, entry in model.tensors.items()
+        if name.endswith(".rotary_emb.inv_freq")
+    }
+    if OUTPUT in model.tensors and OUTPUT not in table and INPUT in table:
+        made[OUTPUT] = table[INPUT]
+    return made
+
+
 def check_tensors(family: Family, model: ModelFiles) -> None:
     """Raise UserError unless the checkpoint holds exactly the family's tensors in their shapes."""
-    table = table_of(family, model)
+    layout = _layout(family, model)
+    made = _made_by_loaders(model, layout)
+    table = {**layout, **made}
     missing = sorted(set(table) - set(model.tensors))
     if missing:
+        _check_quantised(family, model)
         raise UserError(f"{model.path}: tensors are missing: {_some(missing)}")
     unknown = sorted(set(model.tensors) - set(table))
     if unknown:
@@ -85,6 +111,23 @@ def check_tensors(family: Family, model: ModelFiles) -> None:
             raise UserError(
                 f"{model.path}: tensor {name} is {entry.dtype}, expected {spec.dtype or 'a float'}"
             )
+    if made:
+        log.info("%s stores what loaders make, copied as it is: %s", model.path, _some([*made]))
+
+
+def _check_quantised(family: Family, model: ModelFiles) -> None:
+    """Raise UserError where config.json says of plain experts that they are quantised."""
+    key = "quantization_config"
+    plain_config = {name: value for name, value in model.config.items() if name != key}
+    if plain_config == model.config:
+        return
+    plain_files = replace(model, config=plain_config)
+    if not set(table_of(family, plain_files)) - set(model.tensors):
+        method = (model.config[key] or {}).get("quant_method")
+        raise UserError(
+            f"{model.path / 'config.json'}: {key} says {method}, but the weights are plain floats: "
+            f"remove {key}"
+        )
 
 
 def check_plan(plan: KeepPlan, n_layers: int, n_experts: int) -> None:

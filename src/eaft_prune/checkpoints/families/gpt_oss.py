@@ -18,7 +18,7 @@ from eaft_prune.checkpoints.families.base import (
     stored,
 )
 from eaft_prune.checkpoints.formats import MXFP4
-from eaft_prune.core.types import KeepPlan
+from eaft_prune.core.types import KeepPlan, UserError
 
 if TYPE_CHECKING:
     import torch
@@ -32,6 +32,8 @@ def _tensor_table(config: Config) -> dict[str, TensorSpec]:
         positive(config, "num_key_value_heads"),
     )
     vocab = positive(config, "vocab_size")
+    if _is_mxfp4(config):
+        _check_groups(hidden_size=hidden, intermediate_size=inner)
 
     table = {"model.embed_tokens.weight": plain(vocab, hidden), "model.norm.weight": plain(hidden)}
     if not config.get("tie_word_embeddings", False):
@@ -80,6 +82,16 @@ def _patch_config(config: Config, keep_n: int) -> dict[str, Any]:
 
 def _is_mxfp4(config: Config) -> bool:
     return (config.get("quantization_config") or {}).get("quant_method") == "mxfp4"
+
+
+def _check_groups(**sizes: int) -> None:
+    assert MXFP4.grid is not None
+    for name, size in sizes.items():
+        if size % MXFP4.grid.group:
+            raise UserError(
+                f"config.json: {name} = {size} is no multiple of {MXFP4.grid.group}, the weights "
+                "that share a scale in MXFP4"
+            )
 
 
 def _load_arguments(config: Config) -> dict[str, Any]:

@@ -183,12 +183,18 @@ def test_gates_that_mean_nothing_are_refused(world: World, override: str, said: 
     assert said in line
 
 
-def test_a_crash_is_failed_code_1_and_said_everywhere(world: World, tmp_path: Path) -> None:
-    """The store's directory is a file: an OSError that nobody expects."""
-    (tmp_path / "file").write_text("")
-    done = world.run(f"runtime.store_dir={tmp_path / 'file'}")
+def test_a_crash_is_failed_code_1_and_said_everywhere(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A metric of the user's divides by zero: an error that nobody expects."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "crashing.py").write_text(
+        "from eaft_prune.maths.metrics import Metric\n"
+        "BAD = Metric('bad', 'bad', 'Nothing.', per_draw=lambda draws: 1 / 0)\n"
+    )
+    done = world.run("gate.metrics={crashing\\:BAD: 1}")
     error = done.failed(code=1)
-    assert "file" in error
+    assert "division by zero" in error
     assert error.splitlines()[0] in done.out + done.err
     run = mlflow_run(world, done.result["mlflow_run_id"])
     assert run.info.status == "FAILED"

@@ -19,6 +19,7 @@ from eaft_prune.cli.compose import Invocation, container
 from eaft_prune.cli.multirun import PARENT, print_plan, run_multirun
 from eaft_prune.cli.places import config_root
 from eaft_prune.cli.usage import help_text, version_text
+from eaft_prune.config import Experiment
 from eaft_prune.core.types import UserError
 from eaft_prune.engines.world import is_helper, world_size
 from eaft_prune.packs.sources import check_there

@@ -8,6 +8,7 @@ from pathlib import Path
 from eaft_prune.core.files import write_atomically
 from eaft_prune.core.outcome import Outcome
 from eaft_prune.core.provenance import redact
+from eaft_prune.core.types import UserError
 from eaft_prune.pipeline.session import Session
 from eaft_prune.report.memo import FILE, decision_memo
 from eaft_prune.tasks.task import Task
@@ -19,7 +20,10 @@ def run_memo(session: Session, out: Path, tasks: Mapping[str, Task]) -> Outcome:
     settings, tracking = session.experiment.memo, session.experiment.tracking
     assert settings is not None, "config requires memo.* for this task"
     name = settings.experiment or tracking.experiment
-    kept = Archive(tracking.uri).runs(name, settings.filter)
+    archive = Archive(tracking.uri)
+    if settings.experiment and not archive.knows(name):
+        raise UserError(f"memo.experiment = {name!r}: MLflow keeps none of this name")
+    kept = archive.runs(name, settings.filter)
     finished = [run for run in kept if run.status == "FINISHED" and "task" in run.tags]
     sources = {"MLflow": redact(tracking.uri), "experiment": name}
     if settings.filter:

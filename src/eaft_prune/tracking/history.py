@@ -31,8 +31,7 @@ class Archive:
     def runs(self, experiment: str | None = None, filter: str = "") -> tuple[RunSummary, ...]:
         """Runs of one experiment (None: of all, deleted ones too), newest first.
 
-        Raises UserError naming `memo.experiment` or `memo.filter` where MLflow knows no such
-        experiment or cannot read the filter.
+        Raises UserError naming `memo.filter` where MLflow cannot read the filter.
         """
         from mlflow.entities import ViewType
         from mlflow.exceptions import MlflowException
@@ -48,7 +47,7 @@ class Archive:
                 return _summaries(client, ids, "", ViewType.ALL)
             named = client.get_experiment_by_name(experiment)
             if named is None:
-                raise UserError(f"memo.experiment = {experiment!r}: MLflow keeps none of this name")
+                return ()
             try:
                 return _summaries(client, [named.experiment_id], filter, ViewType.ACTIVE_ONLY)
             except MlflowException as error:
@@ -56,6 +55,11 @@ class Archive:
                     raise
                 why = provenance.one_line(error)
                 raise UserError(f"memo.filter = {filter!r}: MLflow cannot read it: {why}") from None
+
+    def knows(self, experiment: str) -> bool:
+        """Whether there is an experiment of this name."""
+        with self._reading() as client:
+            return client.get_experiment_by_name(experiment) is not None
 
     def aliased(self) -> frozenset[str]:
         """Runs that a registered model's alias points at, and digests of such checkpoints."""

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from eaft_prune.config.base import Limit, NonNegative, SeqLen, Settings
+from eaft_prune.config.base import Limit, SeqLen, Settings
 from eaft_prune.core.types import UNION, UserError
 from eaft_prune.maths.metrics import Metric, metric_at, with_metrics
 
@@ -65,9 +65,9 @@ class GateSettings(Settings):
     seq_lens: Annotated[tuple[SeqLen, ...], Field(min_length=1)]
     """lengths at which all limits must hold"""
     max_dppl: Limit
-    """|dPPL| <= min(max_dppl, max_dppl_relative x PPL of the base)"""
+    """of |dPPL|"""
     max_dppl_relative: Limit
-    """see max_dppl"""
+    """of |dPPL| / PPL of the base"""
     max_dcc_rate: Limit
     """of |d CC rate|"""
     max_dmean_prob: Limit
@@ -80,10 +80,8 @@ class GateSettings(Settings):
     """further packs, each with the limits it must hold; `default`: all others evaluated"""
     confidence: Annotated[float, Field(ge=0.5, lt=1)] | None = 0.95
     """of PASS, and of FAIL; null: the plain verdict by point estimates alone"""
-    resamples: Annotated[int, Field(ge=100)] = 1000
-    """draws of blocks behind the standard errors"""
-    bootstrap_seed: NonNegative = 0
-    """of those draws"""
+    rarest: Annotated[float, Field(gt=0, lt=1)] = 0.01
+    """share of conversations whose losses must not go unseen: PASS takes 299 at 0.01 and 95%"""
     on_fail: Literal["report", "error"] = "report"
     """error: exit code 3 unless the gate passes"""
 

@@ -46,7 +46,7 @@ class Blocks:
     def __len__(self) -> int:
         return len(self.ids_BS)
 
-    def __getitem__(self, some: slice) -> Blocks:
+    def __getitem__(self, some: slice | NDArray[np.integer]) -> Blocks:
         """Some of the blocks; packs and digest are those of all."""
         return replace(
             self,
@@ -58,6 +58,20 @@ class Blocks:
     @property
     def scored_tokens(self) -> int:
         return int(self.scored_BS.sum())
+
+    @property
+    def scored_row_T(self) -> NDArray[np.int32]:
+        """The row of every scored token, [T]; equal rows, as far as they are here, are one.
+
+        What tokens of one conversation share, and what copies of it do, says nothing twice.
+        """
+        row = self.row_BS.ravel()
+        order = np.argsort(row, kind="stable")
+        ids, starts = np.unique(row[order], return_index=True)
+        tokens = np.split(self.ids_BS.ravel()[order], starts[1:])
+        first: dict[bytes, int] = {}
+        unit = np.array([first.setdefault(some.tobytes(), len(first)) for some in tokens], np.int32)
+        return np.asarray(unit[np.searchsorted(ids, self.row_BS[self.scored_BS])])
 
     @property
     def token_digest(self) -> str:
@@ -209,6 +223,7 @@ class Evaluation:
     checkpoint_digest: str
     plan_digest: str | None  # of the mask, when experts were masked in the base model
     scores: Mapping[EvalKey, TokenScores]
+    rows: Mapping[EvalKey, NDArray[np.int32]]  # the conversation of every token, [T]
     token_digests: Mapping[EvalKey, str]
     conditions: Mapping[str, Any]  # engine, dtype, top_k ...: both sides of a comparison must match
 

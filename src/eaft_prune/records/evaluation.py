@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from eaft_prune.checkpoints.read import read_json
 from eaft_prune.core.digests import file_digest
@@ -13,13 +17,21 @@ from eaft_prune.core.types import Evaluation, TokenScores, UserError
 _FILE = "evaluation.json"
 
 
+@dataclass(frozen=True)
+class _Scored:
+    """What a model said of every token, and the token's conversation."""
+
+    scores: TokenScores
+    row_T: NDArray[np.int32]
+
+
 def save_evaluation(directory: Path, evaluation: Evaluation) -> None:
     """Write every token's log p and H, and what they were measured on, into a new directory."""
     directory.mkdir(parents=True)
     for (pack, seq_len), scores in evaluation.scores.items():
         home = directory / pack / str(seq_len)
         home.mkdir(parents=True)
-        save(home, scores)
+        save(home, _Scored(scores, evaluation.rows[pack, seq_len]))
     facts = {
         "model": evaluation.model,
         "checkpoint_digest": evaluation.checkpoint_digest,
@@ -43,15 +55,16 @@ def load_evaluation(directory: Path) -> Evaluation:
             if file_digest(directory / name) != sha:
                 raise UserError(f"{name} is not what was saved")
         token_digests = {(pack, seq_len): sha for pack, seq_len, sha in facts["token_digests"]}
-        scores = {
-            (pack, seq_len): load(directory / pack / str(seq_len), TokenScores)
+        found = {
+            (pack, seq_len): load(directory / pack / str(seq_len), _Scored)
             for pack, seq_len in token_digests
         }
         return Evaluation(
             facts["model"],
             facts["checkpoint_digest"],
             facts["plan_digest"],
-            scores,
+            {key: scored.scores for key, scored in found.items()},
+            {key: scored.row_T for key, scored in found.items()},
             token_digests,
             facts["conditions"],
         )

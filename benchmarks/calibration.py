@@ -1,6 +1,6 @@
 """How often bounds miss the truth, and how often the gate is wrong, by simulation.
 
-    python benchmarks/calibration.py [--draws 400] [--rows 60 150 300 600 1200]
+    python benchmarks/calibration.py [--draws 400] [--rows 60 150 300 600 1200] [--early-stop]
         [--evaluations BASE CANDIDATE [--pack UNION] [--seq-len 1024]] [--populations NAME ...]
 
 A population gives conversations with the token scores of two models. A draw of n of them asks for
@@ -15,15 +15,15 @@ JS2D, which of finitely many conversations is not smooth: its bins hold one toke
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from populations import POPULATIONS, Draw, Drawn, Ints
 
-from eaft_prune.config import GateSettings
+from eaft_prune.config import EvalSettings, GateSettings
 from eaft_prune.core.types import TokenScores
 from eaft_prune.core.verdict import PackReport
 from eaft_prune.maths.intervals import changes
@@ -42,100 +42,6 @@ QUANTILE = 0.15
 CONFIDENCE = 0.95
 KEY = ("UNION", 1024)
 TRUTH = 50_000  # conversations
-Values = NDArray[np.float64]
-Ints = NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """Conversations one after another, and two models' scores of their tokens."""
-
-    base: TokenScores
-    other: TokenScores
-    row_T: Ints  # ascending
-
-
-Draw = Callable[[int, np.random.Generator], Drawn]  # so many conversations
-
-
-def tokens(loss_n: Values, lengths_n: Ints, rng: np.random.Generator, **how: Any) -> Drawn:
-    """Conversations whose candidate loses loss_n nats a token on average.
-
-    conflicts_n: the share of a conversation's tokens that the candidate is sure and wrong about.
-    copies: how often each is there.
-    """
-    row = np.repeat(np.arange(len(lengths_n)), lengths_n)
-    n = len(row)
-    logit = rng.normal(0.8, 0.5, len(lengths_n))[row] + rng.normal(0, 1.5, n)
-    logp = -np.log1p(np.exp(-logit))
-    entropy = np.clip(0.75 * (1 - np.exp(logp)) + 0.1 * rng.random(n), 0, 1)
-    later = logp - loss_n[row] * rng.gamma(4, 0.25, n)
-    later_entropy = np.clip(0.75 * (1 - np.exp(later)) + 0.1 * rng.random(n), 0, 1)
-    if (conflicts_n := how.get("conflicts_n")) is not None:
-        wrong = rng.random(n) < conflicts_n[row]
-        later = np.where(wrong, -4 - rng.random(n), later)
-        later_entropy = np.where(wrong, 0.01 * rng.random(n), later_entropy)
-    index = np.tile(np.arange(n), how.get("copies", 1))
-    block = np.zeros(len(index), np.int32)
-    base, other = (
-        TokenScores(lp[index].astype(np.float32), h[index].astype(np.float32), block)
-        for lp, h in ((logp, entropy), (later, later_entropy))
-    )
-    return Drawn(base, other, row[index])
-
-
-def lengths(rows: int, rng: np.random.Generator, spread: float = 0.6) -> Ints:
-    """Tokens a conversation, log-normal about 55."""
-    return np.clip(np.exp(rng.normal(4.0, spread, rows)), 4, 4000).astype(np.int64)
-
-
-def lognormal(sigma: float, spread: float = 0.6, copies: int = 1) -> Draw:
-    def draw(rows: int, rng: np.random.Generator) -> Drawn:
-        loss = 0.04 * np.exp(rng.normal(0, sigma, rows) - sigma**2 / 2)
-        return tokens(loss, lengths(rows, rng, spread), rng, copies=copies)
-
-    return draw
-
-
-def rare(share: float, nats: float) -> Draw:
-    def draw(rows: int, rng: np.random.Generator) -> Drawn:
-        loss = np.where(rng.random(rows) < share, nats, 0.005)
-        return tokens(loss, lengths(rows, rng), rng)
-
-    return draw
-
-
-def bursts(share: float, of_row: float) -> Draw:
-    def draw(rows: int, rng: np.random.Generator) -> Drawn:
-        hit = np.where(rng.random(rows) < share, of_row, 0.0)
-        return tokens(np.full(rows, 0.005), lengths(rows, rng), rng, conflicts_n=hit)
-
-    return draw
-
-
-def longer(rows: int, rng: np.random.Generator) -> Drawn:
-    long = lengths(rows, rng)
-    return tokens(0.04 * long / 65 * rng.gamma(1, 1, rows), long, rng)
-
-
-def pareto(rows: int, rng: np.random.Generator) -> Drawn:
-    return tokens(0.06 * rng.pareto(2.5, rows), lengths(rows, rng), rng)
-
-
-POPULATIONS: Mapping[str, Draw] = {
-    "even": lognormal(0.3),
-    "skewed": lognormal(1.0),
-    "heavy": lognormal(1.5),
-    "heavy, so are lengths": lognormal(1.5, 1.0),
-    "pareto": pareto,
-    "grows with length": longer,
-    "six copies of each": lognormal(1.0, copies=6),
-    "1% lose 6 nats": rare(0.01, 6),
-    "2% lose 3 nats": rare(0.02, 3),
-    "3% lose 2 nats": rare(0.03, 2),
-    "conflicts in 1%": bursts(0.01, 0.3),
-    "conflicts in 3%": bursts(0.03, 0.1),
-}
 
 
 def saved(base: Path, candidate: Path, key: tuple[str, int]) -> tuple[Draw, Drawn]:
@@ -236,6 +142,35 @@ def calibrate(
         yield Line(name, rows, check, *(counts[check] / draws).tolist())
 
 
+def stopped_early(draw: Draw, true: Mapping[str, float], rows: int, draws: int) -> dict[str, float]:
+    """Share of draws that pass, at one of five looks, a gate that a check's truth breaks by 2%."""
+    rng = np.random.default_rng(rows)
+    shares = EvalSettings(
+        name="", seq_lens=(2,), num_blocks=1, seed=0, early_stop=True
+    ).interim_shares
+    wrong = dict.fromkeys(true, 0)
+    for _ in range(draws):
+        some = draw(rows, rng)
+        left = set(true)
+        for share in shares:
+            seen = some.row_T < rows * share
+            base, other = (
+                TokenScores(s.logp_T[seen], s.entropy_T[seen], s.block_T[seen])
+                for s in (some.base, some.other)
+            )
+            part = Drawn(base, other, some.row_T[seen])
+            strict = limited("js2d", 1).over(len(shares))
+            found = changes(base, other, part.row_T, QUANTILE, confidence=strict.confidence)
+            mine, theirs = ({KEY: report} for report in reports(part))
+            for check in sorted(left):
+                settings = limited(check, abs(true[check]) * 0.98).over(len(shares))
+                verdict = gate(settings, mine, theirs, {} if found is None else {KEY: found})
+                outcome = _outcome(verdict, check)
+                wrong[check] += outcome == "PASS"
+                left -= {check} if outcome != "INCONCLUSIVE" else set()
+    return {check: count / draws for check, count in wrong.items()}
+
+
 def _outcome(verdict: Any, name: str) -> str:
     (found,) = [check.outcome for check in verdict.checks if check.name == name]
     return str(found)
@@ -247,6 +182,8 @@ def main(arguments: Sequence[str] | None = None) -> list[Line]:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--draws", type=int, default=400)
     parser.add_argument("--rows", type=int, nargs="+", default=(60, 150, 300, 600, 1200))
+    parser.add_argument("--early-stop", action="store_true", help="looks at 1/16 ... 1 of the rows")
+    parser.add_argument("--truth", type=int, default=TRUTH, help="conversations that are the truth")
     parser.add_argument("--populations", nargs="+", default=None)
     parser.add_argument("--evaluations", type=Path, nargs=2, default=None)
     parser.add_argument("--pack", default="UNION")
@@ -254,19 +191,29 @@ def main(arguments: Sequence[str] | None = None) -> list[Line]:
     asked = parser.parse_args(arguments)
     names = asked.populations or ([] if asked.evaluations else list(POPULATIONS))
     drawn: dict[str, tuple[Draw, dict[str, float]]] = {
-        name: (POPULATIONS[name], truth(POPULATIONS[name](TRUTH, np.random.default_rng(1))))
+        name: (POPULATIONS[name], truth(POPULATIONS[name](asked.truth, np.random.default_rng(1))))
         for name in names
     }
     if asked.evaluations:
         draw, whole = saved(asked.evaluations[0], asked.evaluations[1], (asked.pack, asked.seq_len))
         true = {name: value for name, value in truth(whole).items() if name != "js2d"}
         drawn["saved evaluations"] = (draw, true)
-    print("miss above / below, false PASS / false FAIL, undecided at twice the truth, in percent")
+    said = (
+        "false PASS with five looks"
+        if asked.early_stop
+        else "miss above / below, false PASS / false FAIL, undecided at twice the truth"
+    )
+    print(f"{said}, in percent")
     print("| population | rows | " + " | ".join(CHECKS) + " |")
     print("| --- | ---: | " + " | ".join("---" for _ in CHECKS) + " |")
     lines: list[Line] = []
     for name, (draw, true) in drawn.items():
         for rows in asked.rows:
+            if asked.early_stop:
+                shares = stopped_early(draw, true, rows, asked.draws)
+                cells = [f"{100 * shares[check]:.1f}" for check in true]
+                print(f"| {name} | {rows} | " + " | ".join(cells) + " |", flush=True)
+                continue
             found = list(calibrate(name, draw, true, rows, asked.draws))
             lines += found
             cells = [

@@ -165,11 +165,12 @@ def test_objective_and_constraints_equal_a_computation_from_the_saved_scores(
             base[:half].mean() - mine[:half].mean(), abs=1e-12
         )
         ppl = math.exp(-base.mean()), math.exp(-mine.mean())
-        limit = min(0.25, 0.05 * ppl[0])
         dppl, dcc, dp, js = (
             trial.constraints[name] for name in ("dppl", "dcc_rate", "dmean_prob", "js2d")
         )
-        assert dppl == pytest.approx(abs(ppl[1] - ppl[0]) - limit, abs=1e-9)
+        assert dppl == pytest.approx(abs(ppl[1] - ppl[0]) - 0.25, abs=1e-9)
+        relative = trial.constraints["dppl_relative"]
+        assert relative == pytest.approx(abs(ppl[1] / ppl[0] - 1) - 0.05, abs=1e-9)
         assert dp == pytest.approx(
             abs(np.exp(mine).mean() - np.exp(base).mean()) - gate["dmean_prob"], abs=1e-9
         )
@@ -181,7 +182,8 @@ def test_objective_and_constraints_equal_a_computation_from_the_saved_scores(
             )
             for mask in ("", trial.user_attrs["plan"])
         ]
-        assert js == pytest.approx(max(js2d_corrected(*joined).value, 0) - gate["js2d"], abs=1e-12)
+        apart = js2d_corrected(joined[0], joined[1], joined[0].block_T.astype(np.int64))
+        assert js == pytest.approx(max(apart.value, 0) - gate["js2d"], abs=1e-12)
         assert dcc >= -gate["dcc_rate"]
 
 
@@ -296,7 +298,7 @@ def test_early_stopping_finds_the_same_winner_and_marks_what_it_stopped(
             assert quick.value == quick.intermediate_values[done]
             assert slow.value is not None
             assert slow.value > 0
-            assert len(quick.constraints) == 4
+            assert len(quick.constraints) == 5
         else:
             assert quick.values == slow.values
     outcomes = [child.data.tags["trial.outcome"] for child in points(own, stopped)]

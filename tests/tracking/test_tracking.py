@@ -105,6 +105,7 @@ def report(ppl: float) -> PackReport:
         cc_rate_base_thr=0.021,
         js2d=0.01,
         js2d_corrected=0.009,
+        rows=300,
         scored_tokens=1000,
         blocks=4,
     )

@@ -60,18 +60,21 @@ class Blocks:
         return int(self.scored_BS.sum())
 
     @property
-    def scored_row_T(self) -> NDArray[np.int32]:
-        """The row of every scored token, [T]; equal rows, as far as they are here, are one.
+    def conversation_BS(self) -> NDArray[np.int32]:
+        """The conversation of every token: its row, equal rows being one; -1 on separators.
 
-        What tokens of one conversation share, and what copies of it do, says nothing twice.
+        What tokens of one conversation share, and what copies of it do, says nothing twice. A row
+        counts as far as it is in these blocks.
         """
         row = self.row_BS.ravel()
         order = np.argsort(row, kind="stable")
         ids, starts = np.unique(row[order], return_index=True)
-        tokens = np.split(self.ids_BS.ravel()[order], starts[1:])
         first: dict[bytes, int] = {}
-        unit = np.array([first.setdefault(some.tobytes(), len(first)) for some in tokens], np.int32)
-        return np.asarray(unit[np.searchsorted(ids, self.row_BS[self.scored_BS])])
+        same = np.full(len(ids), -1, np.int32)
+        for at, tokens in enumerate(np.split(self.ids_BS.ravel()[order], starts[1:])):
+            if ids[at] >= 0:
+                same[at] = first.setdefault(tokens.tobytes(), len(first))
+        return np.asarray(same[np.searchsorted(ids, self.row_BS)])
 
     @property
     def token_digest(self) -> str:

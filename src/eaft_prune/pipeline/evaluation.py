@@ -104,7 +104,7 @@ def measure(
         name = f"{side.label}/{request.pack}/{request.seq_len}"
         stored = session.run(evaluated(session, side, blocks, name))
         scores[request.pack, request.seq_len] = stored.value
-        rows[request.pack, request.seq_len] = blocks.value.scored_row_T
+        rows[request.pack, request.seq_len] = blocks.value.conversation_BS[blocks.value.scored_BS]
         token_digests[request.pack, request.seq_len] = blocks.digest
     plan_digest = side.mask.digest if side.mask else None
     return Evaluation(

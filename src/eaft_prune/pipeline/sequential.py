@@ -104,7 +104,8 @@ def _up_to(
             parts.append((first, session.run(step).value))
         key = (request.pack, request.seq_len)
         scores[key] = TokenScores.joined(parts)
-        rows[key] = blocks.value[order.order_B][: ends[-1]].scored_row_T
+        seen = order.order_B[: ends[-1]]
+        rows[key] = blocks.value.conversation_BS[seen][blocks.value.scored_BS[seen]]
         digests[key] = digest([blocks.digest, order.name, ends[-1]])
     none = measure(session, base, side, [])
     return replace(none, scores=scores, rows=rows, token_digests=digests)

@@ -42,7 +42,7 @@ class Row:
 
     def estimate(self, name: str) -> Estimate | None:
         """The interval of a change, by the gate's name for it."""
-        return None if self.changes is None else self.changes[name]
+        return None if self.changes is None else self.changes.get(name)
 
 
 @dataclass(frozen=True)

@@ -109,7 +109,7 @@ def _settled_at(estimate: Estimate, rows: int, limit: float, needs: _Needs) -> i
     settled = needs.passes if abs(estimate.value) <= limit else needs.fails
 
     def enough(more: int) -> bool:
-        error = estimate.error * math.sqrt(rows * (rows - 1) / (more * (more - 1)))
+        error = estimate.error * math.sqrt((rows - 1) / (more - 1))
         return settled(replace(estimate, error=error), more, limit)
 
     most = rows

@@ -56,7 +56,7 @@ QUOTAS: dict[str, dict[str, int]] = {
     "calib_prompt": {"rust-std-api": 500, "python3.11-doc": 200, "sqlite3-doc": 200},
 }  # fmt: skip
 HELD_OUT = 12  # every so many-th chapter of the documentation is not trained on
-NOT_NEW = 1  # paragraphs of a row of a pack that training may have seen: licences, headings
+CONTINUE = "Continue this text:\n\n"
 PIECE = (700, 1600)  # characters of documentation that are one conversation
 ROWS = (6000, 4000, 30000)  # own and gym of each kind, agent in all
 SECOND_PROBLEM = 0.4  # part of the own reasoning rows that go on with another problem
@@ -204,15 +204,18 @@ def pieces(text: str) -> list[str]:
 
 
 def paragraphs(row: Row) -> list[str]:
-    """Those of some length."""
-    return [part for part in row.text.split("\n\n") if len(part) > 60]
+    """Those of some length, of the text that was cut in two too."""
+    text = row.text
+    if row.domain == "continued":
+        text = f"{row.prompts[0].removeprefix(CONTINUE)} {row.answers[0]}"
+    return [part for part in text.split("\n\n") if len(part) > 60]
 
 
 def continuation(piece: str, rng: random.Random, source: str, license_name: str) -> Row:
     """A user gives the first words of a text, the assistant the rest."""
     cut = piece.rfind(" ", 0, int(len(piece) * rng.uniform(0.15, 0.35)))
     cut = max(cut, 1)
-    messages = [user(f"Continue this text:\n\n{piece[:cut]}"), final(piece[cut:].lstrip(" "))]
+    messages = [user(CONTINUE + piece[:cut]), final(piece[cut:].lstrip(" "))]
     return make_row(messages, None, "continued", source, license_name)
 
 
@@ -368,7 +371,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     published = published_rows(args.data)
     plain, continued, held = doc_rows(args.data, args.seed)
     known = {part for row in (*plain, *continued) for part in paragraphs(row)}
-    fresh = [row for row in held if sum(part in known for part in paragraphs(row)) <= NOT_NEW]
+    fresh = [row for row in held if paragraphs(row) and known.isdisjoint(paragraphs(row))]
     packs = draw_packs(published + fresh, args.seed)
     print(f"packs after {time.time() - began:.0f} s, {len(fresh)} of {len(held)} new", flush=True)
     generated = generated_rows(args.seed, *args.rows)

@@ -104,7 +104,7 @@ def test_mlflow_keeps_what_result_json_says(world: World, pipeline: Done) -> Non
         report = result["reports"]["pruned"]["UNION"][str(check["seq_len"])]
         assert change["rows"] == report["rows"]
         if check["name"] not in change:  # JS2D of so few tokens
-            assert check["decided"] == "INCONCLUSIVE"
+            assert check["outcome"] == "INCONCLUSIVE"
             continue
         assert check["rows"] == report["rows"]
         for name in ("estimate", "low", "high", "limit"):

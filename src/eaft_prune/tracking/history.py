@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -192,9 +193,19 @@ def _summaries(
             params=dict(run.data.params),
             tags=dict(run.data.tags),
             metrics=dict(run.data.metrics),
+            packs=dict(_packs(run)),
         )
         for run in found
     )
+
+
+def _packs(run: Any) -> Iterator[tuple[str, str]]:
+    """sha256 and path of every pack that a run noted as read from this machine."""
+    for entry in run.inputs.dataset_inputs if run.inputs else ():
+        source = json.loads(entry.dataset.source)
+        digests = [tag.value for tag in entry.tags if tag.key == "digest"]
+        if digests and "uri" in source:
+            yield digests[0], source["uri"]
 
 
 def _pages(page: Callable[[str | None], Any]) -> Iterator[Any]:

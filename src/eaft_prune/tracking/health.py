@@ -32,7 +32,8 @@ def check_tracking(uri: str, mend: bool) -> Iterable[Diagnosis]:
         reason = f"{describe_process(run.tags)} is gone"
         if mend:
             archive.close(run, f"{reason}; noticed by task=doctor")
-        command = f"python -m eaft_prune task=doctor doctor.mend=true tracking.uri={where}"
+        settings = ("task=doctor", "doctor.mend=true", f"tracking.uri={where}")
+        command = shlex.join(["python", "-m", "eaft_prune", *settings])
         what = f"run {run.run_id} ({run.name}) is RUNNING, but {reason}"
         yield Diagnosis("tracking", False, what, command, mended=mend)
     version = f", schema {schema[1]}" if schema else ""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from eaft_prune.core import provenance
 from eaft_prune.core.outcome import RunSummary
@@ -150,9 +151,16 @@ def local_place(uri: str) -> Path | None:
     parts = urlsplit(uri)
     kind = parts.scheme.split("+")[0]
     if kind == "sqlite":
-        return Path(parts.path.removeprefix("/")).expanduser().resolve()
+        import sqlalchemy
+
+        try:
+            database = sqlalchemy.make_url(uri).database
+        except sqlalchemy.exc.ArgumentError:
+            database = None  # whoever opens it says what is wrong
+        return Path(database).expanduser().resolve() if database else None
     if kind in ("", "file") and uri != "databricks":
-        return Path(parts.path).expanduser().resolve()
+        path = url2pathname(parts.path) if kind else uri
+        return Path(path).expanduser().resolve()
     return None
 
 

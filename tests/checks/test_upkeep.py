@@ -198,6 +198,23 @@ def test_a_database_that_cannot_be_used(
     assert finding["mend"].startswith(mend)
 
 
+def test_a_database_with_a_bad_page_that_still_answers(patient: World) -> None:
+    database = patient.home / "mlflow.db"
+    whole = database.read_bytes()
+    with sqlite3.connect(database) as connection:
+        (page,) = connection.execute(
+            "SELECT rootpage FROM sqlite_master WHERE name = 'index_trace_info_experiment_id"
+            "_timestamp_ms'"
+        ).fetchone()
+    database.write_bytes(whole[: (page - 1) * 4096] + bytes(4096) + whole[page * 4096 :])
+    done = patient.run("task=doctor")
+    assert done.code == 3
+    (finding,) = wrongs(done)
+    assert finding["check"] == "tracking"
+    assert "damaged" in finding["what"]
+    assert finding["mend"].startswith("mv ")
+
+
 def test_a_server_that_is_not_there(small: World, tmp_path: Path) -> None:
     done = replace(small, home=tmp_path, uri="http://127.0.0.1:9").run("task=doctor")
     assert done.code == 3

@@ -8,13 +8,13 @@ from collections.abc import Iterable
 from eaft_prune.core.diagnosis import Diagnosis
 from eaft_prune.core.provenance import describe_process, redact
 from eaft_prune.core.types import UserError
-from eaft_prune.tracking.history import Archive, live, local_place, zombies
+from eaft_prune.tracking.history import Archive, is_there, live, local_place, zombies
 
 
 def check_tracking(uri: str, mend: bool) -> Iterable[Diagnosis]:
-    """Reach the server, compare schema versions, find RUNNING runs of dead processes."""
+    """Reach the server, compare schema versions, check the file, find runs of dead processes."""
     where, place, archive = redact(uri), local_place(uri), Archive(uri)
-    if place is not None and not place.exists():
+    if place is not None and not is_there(place):
         yield Diagnosis("tracking", True, f"{place} is not there: the first run makes it")
         return
     try:
@@ -23,6 +23,10 @@ def check_tracking(uri: str, mend: bool) -> Iterable[Diagnosis]:
             what = f"{where} has schema {schema[0]}, this MLflow wants {schema[1]}"
             mending = f"mlflow db upgrade {shlex.quote(where)}  # after a backup"
             yield Diagnosis("tracking", False, what, mending)
+            return
+        if damage := archive.damage():
+            what = f"{place} is damaged: {damage}"
+            yield Diagnosis("tracking", False, what, _aside(str(place)))
             return
         runs = archive.runs()
     except UserError as error:

@@ -109,6 +109,21 @@ class Archive:
             finally:
                 engine.dispose()
 
+    def damage(self) -> str | None:
+        """What SQLite finds wrong with its file, or None; of other databases their servers know."""
+        if not urlsplit(self.uri).scheme.startswith("sqlite"):
+            return None
+        import sqlalchemy
+
+        with self._reading(connect=False):
+            engine = sqlalchemy.create_engine(self._resolved(), poolclass=sqlalchemy.NullPool)
+            try:
+                with engine.connect() as connection:
+                    found = connection.exec_driver_sql("PRAGMA integrity_check(1)").scalar()
+                return None if found == "ok" else " ".join(str(found).split())
+            finally:
+                engine.dispose()
+
     def close(self, run: RunSummary, reason: str) -> None:
         """Set a zombie run to KILLED."""
         with self._reading() as client:
@@ -119,7 +134,7 @@ class Archive:
         from eaft_prune.tracking.address import resolve
 
         place = local_place(self.uri)
-        if place is not None and not place.exists():
+        if place is not None and not is_there(place):
             raise UserError(
                 f"tracking.uri = {self.uri!r}: {place} is not there: no run was tracked"
             )
@@ -162,6 +177,11 @@ def local_place(uri: str) -> Path | None:
         path = url2pathname(parts.path) if kind else uri
         return Path(path).expanduser().resolve()
     return None
+
+
+def is_there(place: Path) -> bool:
+    """Whether there is something to read: an empty file is no database yet."""
+    return place.is_dir() or (place.exists() and place.stat().st_size > 0)
 
 
 def is_database(uri: str) -> bool:

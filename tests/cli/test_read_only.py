@@ -127,7 +127,9 @@ def test_a_checkpoint_directory(world: World, cwd: Path) -> None:
     checkpoints = cwd / "checkpoints"
     checkpoints.mkdir(0o555)
     places = (f"runtime.checkpoint_dir={checkpoints}", f"runtime.store_dir={cwd}/store")
-    assert str(checkpoints) in refused(run(world, cwd, *places))
+    process = run(world, cwd, *places)
+    assert str(checkpoints) in refused(process)
+    assert not any(line.startswith("profile") for _, line in process.lines)  # noticed before it
 
 
 def test_a_working_directory(world: World, cwd: Path) -> None:

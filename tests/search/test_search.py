@@ -428,8 +428,8 @@ def test_a_trial_that_cannot_be_does_not_end_the_search(own: World, tmp_path: Pa
     outcomes = [child.data.tags["trial.outcome"] for child in points(own, done)]
     assert sum("core experts" in outcome for outcome in outcomes) == states.count("FAIL")
     never = search(
-        own, tmp_path / "never", "pruning=random", "pruning.core_pos_top_m=4",
-        "pruning.keep_multiple=1", "pruning.keep_n=2", RANDOM[2],
+        own, tmp_path / "never", "pruning=random", "pruning.core_pos_top_m=2",
+        "pruning.core_count_top_m=2", "pruning.keep_multiple=1", "pruning.keep_n=2", RANDOM[2],
     )  # fmt: skip
     assert "core experts" in never.failed()
     assert [t.state.name for t in trials(tmp_path / "never")] == ["FAIL"] * 5

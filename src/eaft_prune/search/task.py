@@ -45,7 +45,7 @@ def run(session: Session, out: Path) -> Outcome:
         session.experiment
     ):  # what the winner is gated on: rows may be too few
         session.blocks(base, request)
-    check_target(session)
+    check_target(session, base)
     problem = open_problem(session, base)
     study = open_study(problem)
     before = len(finished(study))

@@ -35,7 +35,7 @@ def run_prune(session: Session, out: Path) -> Outcome:
     """From packs to the checkpoint on disk; no evaluation."""
     base = session.base()
     check_plan_fits(session, base)
-    check_target(session)
+    check_target(session, base)
     selection = select(session, base)
     pruned = write(session, base, selection)
     return Outcome(selection=selection, base=base.checkpoint, checkpoint=pruned.checkpoint)

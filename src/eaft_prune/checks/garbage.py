@@ -53,12 +53,11 @@ def survey_store(store: Store, now: float) -> list[Item]:
     """Every stage output."""
     items = []
     for home in store.outputs():
-        name = home.name[:SHORT] if SHA256.fullmatch(home.name) else home.name
         items.append(
             Item(
                 path=home,
                 what="stage output",
-                name=f"{home.parent.name} {name}",
+                name=_shown(home),
                 names=_names_of_output(home),
                 bytes=_size(home),
                 age_days=_age(home, now),
@@ -173,16 +172,24 @@ def _names_of_export(export: Path) -> tuple[str, ...]:
     return tuple(name for name in names if isinstance(name, str))
 
 
+def _shown(path: Path) -> str:
+    """The last two parts of a path, a digest by its first digits."""
+    name = path.name[:SHORT] if SHA256.fullmatch(path.name) else path.name
+    return f"{path.parent.name} {name}"
+
+
 def _linked(*places: Path) -> str | None:
     link = next((place for place in places if place.is_symlink()), None)
-    return None if link is None else f"{link} is a symbolic link: what it points at is not ours"
+    if link is None:
+        return None
+    return f"{_shown(link)} is a symbolic link: what it points at is not ours"
 
 
 def _own_of_output(home: Path) -> str | None:
     if link := _linked(home, home.parent):
         return link
     strange = not SHA256.fullmatch(home.name) or any(f.name not in FILES for f in home.iterdir())
-    return f"{home} is not an output of this store" if strange else None
+    return f"{_shown(home)} is not an output of this store" if strange else None
 
 
 def _irreplaceable(export: Path, where: Whereabouts) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -303,6 +304,28 @@ def test_expert_math_agrees_with_eager_and_float64(world: World) -> None:
     for name, value in facts.items():
         assert 0 <= value <= 1e-5, name
     assert any(value > 0 for value in facts.values())  # float32 against float64 is never exact
+    worst = max(facts, key=lambda name: float(facts[name]))
+    assert f"PASS  the largest relative error is {facts[worst]:.2g} ({worst})" in done.out
+
+
+def test_expert_math_that_is_wrong_fails(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    from eaft_prune.engines import experts
+
+    true = experts.experts_forward
+    monkeypatch.setattr(experts, "experts_forward", lambda *args: 1.01 * true(*args))
+    done = world.run("task=expert_math")
+    assert done.code == 3
+    assert "FAIL  the largest relative error is 0.01 " in done.out
+    assert "1e-05 that float32" in done.out
+
+
+def test_profile_shows_plan_and_scores(world: World) -> None:
+    done = world.run("task=profile")
+    assert done.code == 0
+    plan = done.result["plan"]
+    assert f"plan {plan['digest'][:8]}" in done.out
+    rows = [line.split() for line in done.out.splitlines() if re.match(r"[01] +4 ", line)]
+    assert [len(row) for row in rows] == [6, 6]
 
 
 @pytest.mark.slow

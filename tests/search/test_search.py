@@ -6,6 +6,7 @@ import html
 import json
 import math
 import re
+import shlex
 import signal
 import time
 from collections.abc import Sequence
@@ -125,6 +126,15 @@ def test_the_winner_is_exported_and_gated_on_rows_that_the_search_never_saw(
     assert len(texts["profile"]) == 2  # the trace's and the search's
     assert len(texts["eval"]) == 1
     assert not texts["profile"] & texts["eval"]
+
+
+def test_the_winners_settings_can_be_pasted(own: World, whole: Done) -> None:
+    """They give the winner's plan without a search."""
+    (line,) = [line for line in whole.out.splitlines() if line.startswith("best settings")]
+    overrides = shlex.split(line.removeprefix("best settings"))
+    again = own.run("task=profile", *RANDOM[:2], *overrides)
+    assert again.code == 0, again.err
+    assert again.result["plan"] == whole.result["plan"]
 
 
 def test_mlflow_and_the_report_show_how_the_winner_was_made(own: World, whole: Done) -> None:
@@ -420,8 +430,8 @@ def test_a_trial_that_cannot_be_does_not_end_the_search(own: World, tmp_path: Pa
     outcomes = [child.data.tags["trial.outcome"] for child in points(own, done)]
     assert sum("core experts" in outcome for outcome in outcomes) == states.count("FAIL")
     never = search(
-        own, tmp_path / "never", "pruning=random", "pruning.core_pos_top_m=4",
-        "pruning.keep_multiple=1", "pruning.keep_n=2", RANDOM[2],
+        own, tmp_path / "never", "pruning=random", "pruning.core_pos_top_m=2",
+        "pruning.core_count_top_m=2", "pruning.keep_multiple=1", "pruning.keep_n=2", RANDOM[2],
     )  # fmt: skip
     assert "core experts" in never.failed()
     assert [t.state.name for t in trials(tmp_path / "never")] == ["FAIL"] * 5

@@ -169,7 +169,7 @@ class ExportSettings(Settings):
     """Where the pruned checkpoint is written and how large its shards may be."""
 
     path: str | None = None
-    """null: MODEL-keepN-PLAN in runtime.checkpoint_dir"""
+    """null: MODEL-BASE-keepN-PLAN in runtime.checkpoint_dir"""
     max_shard_bytes: Positive = 5_000_000_000
     """of each safetensors file"""
     pad_ragged: bool = False

@@ -74,7 +74,9 @@ def write_plan(
 def target_of(session: Session, base: Model, plan: KeepPlan) -> tuple[Path, str]:
     """Where a plan's checkpoint is written, and the digest of all that it is made from."""
     settings, runtime = session.experiment.export, session.experiment.runtime
-    name = f"{session.experiment.model.name}-keep{plan.size}-{plan.digest[:12]}"
+    # two bases of one name may come to one plan
+    whose = f"{session.experiment.model.name}-{base.digest[:8]}"
+    name = f"{whose}-keep{plan.size}-{plan.digest[:12]}"
     target = resolve_path(settings.path or str(Path(runtime.checkpoint_dir) / name))
     made: dict[str, Any] = {
         "stage": "export",

@@ -134,11 +134,20 @@ def check_outside(target: Path, base: Path) -> None:
         raise UserError(f"{target} is inside the base checkpoint: choose another export.path")
 
 
-def check_target(target: Path) -> None:
-    """Raise UserError if `target` exists and is no export: before any work is done for it."""
-    if target.exists() and not manifest_values(target):
+def check_target(target: Path, base: str) -> None:
+    """Raise UserError if `target` exists and is no export of the base with this digest."""
+    if not target.exists():
+        return
+    manifest = manifest_values(target)
+    if not manifest:
         raise UserError(
             f"{target} exists and is not an export: choose another export.path or move it away"
+        )
+    made_from = manifest.get("base", {}).get("digest", "?")
+    if made_from != base:
+        raise UserError(
+            f"{target} is an export of another base ({made_from[:8]}, this one is {base[:8]}): "
+            "choose another export.path or move it away"
         )
 
 

@@ -109,7 +109,7 @@ def _fresh(experiment: Experiment, place: Path) -> Experiment:
             "runtime": experiment.runtime.model_copy(update=directories),
             "export": experiment.export.model_copy(update={"path": None}),
             "search": search
-            and search.model_copy(update={"storage": f"sqlite:///{place / 'study.db'}"}),
+            and search.model_copy(update={"storage": f"journal:{place / 'study.log'}"}),
         }
     )
 

@@ -25,6 +25,8 @@ class ReplaySettings(Settings):
     """the run.lock.yaml of a run"""
     fresh: bool = True
     """computed again in an empty store; false: what the store has is read"""
+    trust: bool = False
+    """also a lock that starts programs or imports modules, as its settings say; read it before"""
     set: dict[str, Any] = Field(default_factory=dict)
     """dotted setting -> value, over the locked one: {model.path: DIR, packs.files.NAME: FILE}"""
 

@@ -17,11 +17,9 @@ from eaft_prune.pipeline import compensation
 from eaft_prune.pipeline.criterion import scoring_settings
 from eaft_prune.pipeline.requests import scoring
 from eaft_prune.pipeline.session import Session
-from eaft_prune.records.recipe import RecipeFile, plan_facts, recipe_text
+from eaft_prune.records.recipe import PACK_SETTINGS, RecipeFile, plan_facts, recipe_text
 from eaft_prune.records.scores import scores_file, scores_text
 from eaft_prune.stages import export
-
-_PACK_SETTINGS = {"text_column", "format", "split", "profile_fraction"}
 
 
 def write(session: Session, base: Model, selection: Selection) -> Model:
@@ -129,7 +127,7 @@ def _files_beside(
         gate=experiment.gate.name,
         plan=plan_facts(plan),
         settings={
-            "packs": experiment.packs.model_dump(include=_PACK_SETTINGS),
+            "packs": experiment.packs.model_dump(include=set(PACK_SETTINGS)),
             "profile": experiment.profile.model_dump(),
             "pruning": pruning.model_dump(),
             **({"marginal": experiment.marginal.model_dump()} if measures else {}),

@@ -156,12 +156,18 @@ def smoke_load(family: Family, path: Path) -> list[Finding]:
 
     try:
         with quiet():
-            tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+            tokenizer = AutoTokenizer.from_pretrained(
+                path, local_files_only=True, trust_remote_code=False
+            )
             # bfloat16 is what dequantised experts are stored in: half the memory of float32
             model = AutoModelForCausalLM.from_pretrained(
                 path,
                 dtype=torch.bfloat16,
                 local_files_only=True,
+                trust_remote_code=False,  # left out, transformers asks, and `yes |` answers
+                # config.json may name kernels of the hub for either
+                attn_implementation="eager",
+                experts_implementation="eager",
                 **family.load_arguments(read_json(path / "config.json")),
             )
         ids = torch.tensor([tokenizer(_TEXT, add_special_tokens=False)["input_ids"]])

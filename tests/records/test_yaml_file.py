@@ -44,6 +44,7 @@ def test_a_bomb_is_one_line(bomb: str, read: Callable[[Path], Any], tmp_path: Pa
         read(path)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 700
+    assert ("aliases are not read" in str(caught.value)) == ("*a" in str(text))
 
 
 @pytest.mark.parametrize("read", [read_recipe, read_scores, read_lock], ids=lambda f: f.__name__)

@@ -27,10 +27,18 @@ _BYTES = {
 CHUNK = 16 << 20  # bytes read at a time
 THREADS = min(8, os.cpu_count() or 1)
 MANIFEST = "manifest.json"
+SIGNATURE = "manifest.json.sig"
 MAPPING = "expert_mapping.json"
 RECIPE = "reap-recipe.yaml"
 SCORES = "reap-scores.yaml"
-_RECORDS = ("README.md", MANIFEST, MAPPING, RECIPE, SCORES)  # of one export: not copied, not hashed
+_RECORDS = (
+    "README.md",
+    MANIFEST,
+    SIGNATURE,
+    MAPPING,
+    RECIPE,
+    SCORES,
+)  # of one export: not copied, not hashed
 _WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".msgpack", ".h5"}
 _OTHER_MODELS = ("original", "metal")  # folders of the same weights for other programs
 _DEEPEST = 16  # folders in folders

@@ -10,6 +10,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from eaft_prune.core.types import UserError
+
 Positive = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
@@ -54,4 +56,7 @@ def allowed(name: str, known: Sequence[str]) -> str:
 
 def resolve_path(path: str, base: Path | None = None) -> Path:
     """Absolute path of a user's path, `~` expanded, relative to `base` or the working directory."""
-    return (base or Path.cwd()).joinpath(Path(path).expanduser()).resolve()
+    try:
+        return (base or Path.cwd()).joinpath(Path(path).expanduser()).resolve()
+    except (RuntimeError, ValueError) as error:  # ~nobody, a loop of links, a zero
+        raise UserError(f"{path!r} is no path: {error}") from None

@@ -40,3 +40,5 @@ class VerifySettings(Settings):
     """the checkpoint it was cut from; null: where the manifest says"""
     load: bool = True
     """also load it with transformers on the CPU and run it"""
+    public_key: str | None = None
+    """file of the public Ed25519 key (PEM) that must have signed its manifest"""

@@ -182,3 +182,5 @@ class ExportSettings(Settings):
     """of each safetensors file"""
     pad_ragged: bool = False
     """write layers of unequal size, filled up with experts the router never picks"""
+    sign: str | None = None
+    """file of a private Ed25519 key (PEM): manifest.json.sig is written with it"""

@@ -21,6 +21,7 @@ from eaft_prune.pipeline.requests import evaluating
 from eaft_prune.pipeline.sequential import measure_all
 from eaft_prune.pipeline.session import Session
 from eaft_prune.records.evaluation import save_evaluation
+from eaft_prune.records.signature import private_key
 from eaft_prune.stages import export
 from eaft_prune.stages.plan import check_keep_n
 
@@ -84,9 +85,12 @@ def open_base(session: Session) -> Model:
 
 
 def check_target(session: Session) -> None:
-    """Raise UserError where `export.path` holds something else: before any work is done for it."""
-    if session.experiment.export.path:
-        export.check_target(resolve_path(session.experiment.export.path))
+    """Raise UserError before any work is done for what cannot be written, or not be signed."""
+    settings = session.experiment.export
+    if settings.path:
+        export.check_target(resolve_path(settings.path))
+    if settings.sign:
+        private_key(resolve_path(settings.sign))
 
 
 def check_padding(session: Session, base: Model) -> None:

@@ -35,6 +35,7 @@ _NOT_COMPARED = (
     "config.runtime.store_dir",
     "config.runtime.checkpoint_dir",
     "config.runtime.progress",
+    "config.export.sign",
     "code.status",
     "code.diff",
     "keys.inspect/",

@@ -86,7 +86,13 @@ def _experiment(
     locked = validate(values)
     names = ("store_dir", "checkpoint_dir", "progress")
     own = {name: getattr(here.runtime, name) for name in names}
-    return locked.model_copy(update={"runtime": locked.runtime.model_copy(update=own)})
+    return locked.model_copy(
+        update={
+            "runtime": locked.runtime.model_copy(update=own),
+            # a stranger's lock signs nothing with a key of this machine's
+            "export": locked.export.model_copy(update={"sign": here.export.sign}),
+        }
+    )
 
 
 def _with(values: Mapping[str, Any], path: list[str], value: Any) -> dict[str, Any]:

@@ -77,12 +77,13 @@ def json_in(content: bytes, refused: str) -> Any:
         value = _TOO_DEEP
     except ValueError as error:  # not JSON, not UTF-8, or a number of thousands of digits
         raise UserError(f"{refused}: {error}") from None
-    if value is _TOO_DEEP or _is_deep(value):
+    if value is _TOO_DEEP or is_deep(value):
         raise UserError(f"{refused}: it is nested deeper than {_DEEPEST} levels")
     return value
 
 
-def _is_deep(value: Any) -> bool:
+def is_deep(value: Any) -> bool:
+    """Whether parsed JSON has more levels than whoever walks it can be relied on to bear."""
     level = [value]
     for _ in range(_DEEPEST + 1):
         inner = [

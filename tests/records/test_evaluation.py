@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -228,3 +229,24 @@ def test_an_evaluation_is_not_written_over_another(saved: Path) -> None:
     with pytest.raises((UserError, FileExistsError)):
         save_evaluation(saved, evaluation("other", 3))
     assert load_evaluation(saved).model == "base"
+
+
+@pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "pipe"])
+def test_an_evaluation_names_its_own_files(saved: Path, name: str) -> None:
+    (saved.parent / "secret").write_text("x")
+    os.mkfifo(saved / "pipe")
+    path = saved / "evaluation.json"
+    facts = json.loads(path.read_text())
+    path.write_text(json.dumps({**facts, "files": {**facts["files"], name: "0" * 64}}))
+    with pytest.raises(UserError, match=name) as caught:
+        load_evaluation(saved)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_pack_of_an_evaluation_is_a_name(saved: Path) -> None:
+    path = saved / "evaluation.json"
+    facts = json.loads(path.read_text())
+    tokens = [["../saved/a", *rest] for _, *rest in facts["token_digests"]]
+    path.write_text(json.dumps({**facts, "token_digests": tokens}))
+    with pytest.raises(UserError, match="no name of a pack"):
+        load_evaluation(saved)

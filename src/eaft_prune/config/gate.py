@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from eaft_prune.config.base import Limit, SeqLen, Settings
+from eaft_prune.config.base import Limit, Name, SeqLen, Settings
 from eaft_prune.core.types import UNION, UserError
 from eaft_prune.maths.metrics import Metric, metric_at, with_metrics
 
@@ -58,7 +58,7 @@ class PackLimits(Settings):
 class GateSettings(Settings):
     """The inequalities that decide near-lossless, and how sure of them a verdict must be."""
 
-    name: str
+    name: Name
     """label of the gate in reports"""
     pack: str = UNION
     """what must hold the limits"""

@@ -22,6 +22,7 @@ from eaft_prune.pipeline.requests import evaluating
 from eaft_prune.pipeline.sequential import measure_all
 from eaft_prune.pipeline.session import Session
 from eaft_prune.records.evaluation import save_evaluation
+from eaft_prune.records.signature import private_key
 from eaft_prune.stages import export
 from eaft_prune.stages.plan import check_keep_n
 
@@ -85,14 +86,16 @@ def open_base(session: Session) -> Model:
 
 
 def check_target(session: Session, base: Model) -> None:
-    """Raise UserError where an export could not be written: before any work is done for it.
+    """Raise UserError where an export could not be written or signed: before any work is done.
 
-    That is where `export.path` holds something else or another base's export, or where
-    `runtime.checkpoint_dir` may not be written.
+    That is where `export.path` holds something else or another base's export, where
+    `runtime.checkpoint_dir` may not be written, or `export.sign` is no private key.
     """
-    given = session.experiment.export.path
-    if given:
-        export.check_target(resolve_path(given), base.digest)
+    settings = session.experiment.export
+    if settings.sign:
+        private_key(resolve_path(settings.sign))
+    if settings.path:
+        export.check_target(resolve_path(settings.path), base.digest)
         return
     directory = resolve_path(session.experiment.runtime.checkpoint_dir)
     there = next(place for place in (directory, *directory.parents) if place.exists())

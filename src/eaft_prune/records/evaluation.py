@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from eaft_prune.checkpoints.read import read_json
 from eaft_prune.core.digests import file_digest
+from eaft_prune.core.foreign import check_inside, is_plain_name
 from eaft_prune.core.store import load, save
 from eaft_prune.core.types import Evaluation, TokenScores, UserError
 
@@ -52,8 +53,12 @@ def load_evaluation(directory: Path) -> Evaluation:
     facts = read_json(directory / _FILE)
     try:
         for name, sha in facts["files"].items():
+            check_inside(directory, name)
             if file_digest(directory / name) != sha:
                 raise UserError(f"{name} is not what was saved")
+        for pack, _, _ in facts["token_digests"]:
+            if not is_plain_name(pack):
+                raise UserError(f"{pack!r} is no name of a pack")
         token_digests = {(pack, seq_len): sha for pack, seq_len, sha in facts["token_digests"]}
         found = {
             (pack, seq_len): load(directory / pack / str(seq_len), _Scored)

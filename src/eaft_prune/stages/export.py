@@ -26,7 +26,14 @@ from eaft_prune.checkpoints.read import (
 from eaft_prune.checkpoints.slice import Slices, copy_file, write_sliced, write_text
 from eaft_prune.core.files import sync
 from eaft_prune.core.types import KeepPlan, UserError
-from eaft_prune.records.manifest import as_json, card, manifest_of, manifest_values, misfits
+from eaft_prune.records.manifest import (
+    as_json,
+    card,
+    manifest_of,
+    manifest_values,
+    misfits,
+    read_manifest,
+)
 
 VERSION = 2
 
@@ -153,8 +160,9 @@ def check_target(target: Path, base: str) -> None:
 
 def exported_digest(target: Path, key: str) -> str | None:
     """Digest of the finished export with this key at `target`, or None."""
-    manifest = manifest_values(target)
-    return manifest["digest"] if manifest.get("key") == key else None
+    if manifest_values(target).get("key") != key:
+        return None
+    return read_manifest(target).digest
 
 
 def _existing(target: Path, key: str) -> Exported:

@@ -15,6 +15,7 @@ from eaft_prune.maths.metrics import JS2D, METRICS, Metric
 from eaft_prune.report.experts import expert_map, method, selections_of
 from eaft_prune.report.summary import (
     CORRECTED_MEANING,
+    PLAIN_MEANING,
     CandidateSummary,
     Row,
     leaderboard,
@@ -26,10 +27,11 @@ from eaft_prune.report.text import (
     bounds_label,
     check_numbers,
     fact_groups,
+    interval,
     metric_numbers,
     number,
+    plain_sentences,
     printable,
-    reach,
     verdict_sentence,
     worst_pack_sentence,
 )
@@ -93,17 +95,18 @@ def _candidate(summary: CandidateSummary, base: str) -> list[str]:
         for check in summary.verdict.checks
     ]
     columns = (bounds_label(summary.verdict), "limit", "margin", "result")
-    further = [inline(worst_pack_sentence(summary)), inline(agreement_sentence(summary))]
-    note = "" if summary.verdict.confidence is None else "; ± is to the bounds"
+    further = [worst_pack_sentence(summary), agreement_sentence(summary)]
+    note = "" if summary.verdict.confidence is None else ", changes with their bounds"
     labels = [label for metric in summary.columns for label in (metric.label, "Δ")]
-    header = ("pack", "length", *labels, "JS2D", "corrected", "tokens")
+    header = ("pack", "length", *labels, JS2D.label, summary.js2d_heads[1], "tokens")
     return [
         f"## {summary.verdict.status}: {inline(summary.label)} against {inline(base)}",
         "",
-        f"{inline(verdict_sentence(summary.verdict))}.",
+        f"{inline(verdict_sentence(summary))}.",
         "",
-        *(line for said in further if said for line in (f"{said[0].upper()}{said[1:]}.", "")),
+        *_sentences(further),
         *table(("check", "pack", "length", "value", *columns), checks, left=2),
+        *_sentences(plain_sentences(summary)),
         f"Metrics are written base → candidate{note}.",
         "",
         *table(header, [_metric_cells(summary, row) for row in summary.rows], left=1),
@@ -111,9 +114,16 @@ def _candidate(summary: CandidateSummary, base: str) -> list[str]:
         "",
         *(f"- **{metric.label}**: {metric.sentence}" for metric in (*summary.columns, JS2D)),
         f"- **corrected**: {CORRECTED_MEANING}",
+        f"- **plain**: {PLAIN_MEANING}",
         "",
         "</details>",
         "",
+    ]
+
+
+def _sentences(said: Iterable[str]) -> list[str]:
+    return [
+        line for text in map(inline, said) if text for line in (f"{text[0].upper()}{text[1:]}.", "")
     ]
 
 
@@ -121,12 +131,15 @@ def _metric_cells(summary: CandidateSummary, row: Row) -> list[str]:
     cells = [inline(row.pack), str(row.seq_len)]
     for metric in summary.columns:
         base, candidate, delta = metric_numbers(metric, row.values(metric))
-        error = reach(row.estimate(metric.change), metric.decimals)
-        cells += [f"{base} → {candidate}", f"{delta} {error}".rstrip()]
-    corrected = f"{number(row.candidate.js2d_corrected, 4)} {reach(row.estimate(JS2D.change), 4)}"
-    cells += [number(row.candidate.js2d, 4), corrected.rstrip()]
+        cells += [f"{base} → {candidate}", _with_bounds(delta, interval(summary, metric, row))]
+    decides, other = (number(value, JS2D.decimals) for value in summary.js2d(row))
+    cells += [_with_bounds(decides, interval(summary, JS2D, row)), other]
     cells.append(f"{row.candidate.scored_tokens:,}")
     return [f"**{cell}**" for cell in cells] if row.pack == UNION else cells
+
+
+def _with_bounds(value: str, ends: tuple[str, ...]) -> str:
+    return f"{value} ({' to '.join(ends)})" if ends else value
 
 
 def _experts(title: str, selection: Selection) -> list[str]:

@@ -167,7 +167,7 @@ def test_every_failing_check_is_in_every_verdict(pair: Comparison, page: str) ->
     last = comparison_table(pair, width=100, color=False).strip().splitlines()[-1]
     twin = markdown_report(pair, None, {}).replace("\\", "")
     assert last.startswith("FAIL ")
-    assert twin.startswith("## FAIL: keep24 against base\n")
+    assert twin.startswith("## FAIL on 3,000 tokens: keep24 against base\n")
     for label in verdict.failed_checks:
         assert label in last
         assert label in twin
@@ -186,8 +186,8 @@ def test_an_inconclusive_verdict_says_what_is_open_and_what_would_settle_it() ->
     table = comparison_table(unsure, width=100, color=False)
     twin = markdown_report(unsure, None, {}).replace("\\", "")
     last = table.strip().splitlines()[-1]
-    assert last.startswith("INCONCLUSIVE  ")
-    assert twin.startswith("## INCONCLUSIVE: keep28 against base\n")
+    assert last.startswith("INCONCLUSIVE on 3,000 tokens: ")
+    assert twin.startswith("## INCONCLUSIVE on 3,000 tokens: keep28 against base\n")
     for report in (last, twin):
         for label in (*verdict.undecided_checks, *verdict.plain_failed_checks):
             assert label in report

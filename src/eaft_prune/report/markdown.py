@@ -26,6 +26,7 @@ from eaft_prune.report.text import (
     agreement_sentence,
     bounds_label,
     check_numbers,
+    evidence,
     fact_groups,
     interval,
     metric_numbers,
@@ -64,6 +65,14 @@ def markdown_report(
     return "\n".join(lines).rstrip() + "\n"
 
 
+def verdict_section(comparison: Comparison, label: str, metrics: Sequence[Metric]) -> str:
+    """The verdict on one candidate and its checks, without a heading."""
+    (summary,) = (s for s in summarise(comparison, metrics) if s.label == label)
+    status = f"**{summary.verdict.status}** {evidence(summary)}"
+    said = [f"{status}: {inline(verdict_sentence(summary))}.", ""]
+    return "\n".join([*said, *_sentences([worst_pack_sentence(summary)]), *_checks(summary)])
+
+
 def _leaderboard(summaries: Sequence[CandidateSummary]) -> list[str]:
     passed = sum(summary.passed for summary in summaries)
     rows = [
@@ -83,8 +92,9 @@ def _leaderboard(summaries: Sequence[CandidateSummary]) -> list[str]:
     ]
 
 
-def _candidate(summary: CandidateSummary, base: str) -> list[str]:
-    checks = [
+def _checks(summary: CandidateSummary) -> list[str]:
+    """The gate's table, and what is said of plain numbers."""
+    rows = [
         (
             summary.label_of(check),
             inline(check.pack),
@@ -95,18 +105,23 @@ def _candidate(summary: CandidateSummary, base: str) -> list[str]:
         for check in summary.verdict.checks
     ]
     columns = (bounds_label(summary.verdict), "limit", "margin", "result")
+    checks = table(("check", "pack", "length", "value", *columns), rows, left=2)
+    return [*checks, *_sentences(plain_sentences(summary))]
+
+
+def _candidate(summary: CandidateSummary, base: str) -> list[str]:
     further = [worst_pack_sentence(summary), agreement_sentence(summary)]
     note = "" if summary.verdict.confidence is None else ", changes with their bounds"
     labels = [label for metric in summary.columns for label in (metric.label, "Δ")]
     header = ("pack", "length", *labels, JS2D.label, summary.js2d_heads[1], "tokens")
     return [
-        f"## {summary.verdict.status}: {inline(summary.label)} against {inline(base)}",
+        f"## {summary.verdict.status} {evidence(summary)}: {inline(summary.label)} against "
+        f"{inline(base)}",
         "",
         f"{inline(verdict_sentence(summary))}.",
         "",
         *_sentences(further),
-        *table(("check", "pack", "length", "value", *columns), checks, left=2),
-        *_sentences(plain_sentences(summary)),
+        *_checks(summary),
         f"Metrics are written base → candidate{note}.",
         "",
         *table(header, [_metric_cells(summary, row) for row in summary.rows], left=1),

@@ -104,6 +104,14 @@ class CandidateSummary:
         return row.candidate.scored_tokens
 
     @property
+    def evidence(self) -> tuple[int, int | None]:
+        """Fewest scored tokens that a check rests on, and conversations where they are counted."""
+        judged = {(check.pack, check.seq_len) for check in self.verdict.checks}
+        reports = [r.candidate.values() for r in self.rows if (r.pack, r.seq_len) in judged]
+        least = min(reports, key=lambda values: int(values["scored_tokens"]))
+        return least["scored_tokens"], least.get("rows")
+
+    @property
     def js2d_heads(self) -> tuple[str, str]:
         """What `js2d` gives: first the one that decides."""
         decides, other = "corrected", "plain"

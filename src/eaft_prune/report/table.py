@@ -26,6 +26,7 @@ from eaft_prune.report.text import (
     agreement_sentence,
     bounds_label,
     check_numbers,
+    evidence,
     interval,
     metric_numbers,
     number,
@@ -143,4 +144,5 @@ def _status(summary: CandidateSummary) -> Text:
 
 
 def _verdict(summary: CandidateSummary) -> Text:
-    return _status(summary).append(f"  {printable(verdict_sentence(summary))}", style="none")
+    said = printable(verdict_sentence(summary))
+    return _status(summary).append(f" {evidence(summary)}").append(f": {said}", style="none")

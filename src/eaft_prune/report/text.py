@@ -80,6 +80,12 @@ def interval(summary: CandidateSummary, metric: Metric, row: Row) -> tuple[str, 
     return tuple(number(end, metric.decimals, signed=signed) for end in ends)
 
 
+def evidence(summary: CandidateSummary) -> str:
+    """What the verdict rests on, as it goes on after PASS."""
+    tokens, rows = summary.evidence
+    return f"on {tokens:,} tokens" + ("" if rows is None else f" of {rows:,} conversations")
+
+
 def verdict_sentence(summary: CandidateSummary) -> str:
     """What the gate found, naming every check that failed or is not decided."""
     verdict = summary.verdict

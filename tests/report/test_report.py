@@ -277,6 +277,57 @@ def test_a_change_has_one_interval_on_every_screen(pair: Comparison) -> None:
         assert "±" not in report
 
 
+def test_a_verdict_says_on_how_much_it_rests(pair: Comparison) -> None:
+    """The least of what the gate reads: tokens, and conversations where they are counted."""
+    few, many, unread = ("UNION", 1024), ("UNION", 2048), (PACKS[0], 1024)
+    sizes = {few: (2_594, 12), many: (162_266, 3_000), unread: (7, 1)}
+
+    def sized(counted: bool) -> Comparison:
+        reports = {
+            label: {
+                key: replace(
+                    report,
+                    scored_tokens=sizes.get(key, (9_999, 0))[0],
+                    further={"rows": sizes[key][1]} if counted and key in sizes else {},
+                )
+                for key, report in by_key.items()
+            }
+            for label, by_key in pair.reports.items()
+        }
+        return replace(pair, reports=reports)
+
+    for counted, said in (
+        (False, "on 2,594 tokens"),
+        (True, "on 2,594 tokens of 12 conversations"),
+    ):
+        told = sized(counted)
+        assert f"FAIL {said}: " in comparison_table(told, width=100, color=False)
+        assert markdown_report(told, None, {}).startswith(f"## FAIL {said}: ")
+        assert f'<span class="status fail">FAIL</span> {said}</p>' in html_report(told, None, {})
+
+
+def test_the_change_of_perplexity_is_the_largest_that_the_gate_reads(pair: Comparison) -> None:
+    changes = {
+        key: pair.reports["keep24"][key].ppl / pair.reports["base"][key].ppl - 1
+        for key in pair.base
+        if key[0] == "UNION"
+    }
+    (pack, seq_len), most = max(changes.items(), key=lambda item: abs(item[1]))
+    for report in (html_report(pair, None, {}), markdown_report(pair, None, {})):
+        assert re.search(rf"PPL \+{most:.2%} \(\S+ → \S+\) on {pack} at {seq_len}", report)
+
+
+def test_what_was_run_stands_in_page_and_twin(pair: Comparison) -> None:
+    known = {"command": "python -m eaft_prune <b> | x", "machine": "a|b"}
+    page = html_report(pair, None, {}, about=known)
+    for label, fact in known.items():
+        assert f"<dt>{label}</dt><dd>{html.escape(fact)}</dd>" in page
+    twin = markdown_report(pair, None, {}, about=known)
+    assert "| command | `python -m eaft_prune <b> \\| x` |" in twin
+    assert "What was run" not in markdown_report(pair, None, {})
+    assert 'class="about"' not in html_report(pair, None, {})
+
+
 def test_the_worst_pack_is_the_one_whose_perplexity_grew_most(pair: Comparison) -> None:
     growth = {
         key: pair.reports["keep24"][key].ppl / pair.reports["base"][key].ppl - 1

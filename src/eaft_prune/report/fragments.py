@@ -25,12 +25,14 @@ from eaft_prune.report.text import (
     agreement_sentence,
     bounds_label,
     check_numbers,
+    evidence,
     fact_groups,
     interval,
     metric_numbers,
     number,
     plain_clause,
     plain_note,
+    ppl_sentence,
     printable,
     settling,
     worst_pack_sentence,
@@ -107,12 +109,14 @@ def verdict_block(summary: CandidateSummary, base: str) -> str:
         settled = settling(verdict)
         sentence += f". {text(settled[0].upper() + settled[1:])}"
     sentence += f"{text(_numeral(plain_clause(summary)))}."
-    said = (_numeral(worst_pack_sentence(summary)), _numeral(agreement_sentence(summary)))
+    sentences = (ppl_sentence, worst_pack_sentence, agreement_sentence)
+    said = [_numeral(sentence(summary)) for sentence in sentences]
     further = "".join(f"<p>{text(part[0].upper() + part[1:])}.</p>" for part in said if part)
     return (
-        f'<div class="verdict"><p class="word">{_status(verdict.status)}</p>'
-        f'<div><p class="pair">{text(summary.label)} <span>against</span> {text(base)}</p>'
-        f"<p>{sentence}</p>{further}</div></div>"
+        f'<div class="verdict"><p class="word">{_status(verdict.status)} '
+        f"{text(evidence(summary))}</p>"
+        f'<p class="pair">{text(summary.label)} <span>against</span> {text(base)}</p>'
+        f"<p>{sentence}</p>{further}</div>"
         f"{_checks_table(summary)}"
     )
 
@@ -224,15 +228,19 @@ def glossary(metrics: Sequence[Metric]) -> str:
     return f'<dl class="glossary">{items}</dl>'
 
 
+def fact_list(facts: Mapping[str, str], kind: str) -> str:
+    """Facts by name, as they are looked at with a class of the style sheet."""
+    pairs = "".join(
+        f"<div><dt>{text(name)}</dt><dd>{text(value)}</dd></div>" for name, value in facts.items()
+    )
+    return f'<dl class="{kind}">{pairs}</dl>' if facts else ""
+
+
 def provenance(facts: Mapping[str, Any]) -> str:
     """The facts, nested mappings under their own heading."""
     parts = []
     for group, items in fact_groups(facts).items():
-        pairs = "".join(
-            f"<div><dt>{text(name)}</dt><dd>{text(value)}</dd></div>"
-            for name, value in items.items()
-        )
-        listed = f'<dl class="facts">{pairs}</dl>'
+        listed = fact_list(items, "facts")
         state = " open" if len(items) <= OPEN_FACTS else ""
         summary = f"<summary>{text(printable(group))}</summary>"
         parts.append(f"<details{state}>{summary}{listed}</details>" if group else listed)

@@ -32,6 +32,7 @@ from eaft_prune.report.text import (
     metric_numbers,
     number,
     plain_sentences,
+    ppl_sentence,
     printable,
     verdict_sentence,
     worst_pack_sentence,
@@ -43,19 +44,23 @@ def markdown_report(
     selection: Selection | Mapping[str, Selection] | None,
     facts: Mapping[str, Any],
     *,
+    about: Mapping[str, str] = {},
     metrics: Sequence[Metric] = METRICS,
 ) -> str:
     """Verdict, checks, metrics, experts that went and provenance of every candidate.
 
     selection: of all candidates, or by candidate label. facts: provenance; values of nested
-    mappings are grouped. metrics: those of the gate. Raises ValueError where the inputs are empty
-    or do not fit together.
+    mappings are grouped. about: what was run. metrics: those of the gate. Raises ValueError
+    where the inputs are empty or do not fit together.
     """
     summaries = leaderboard(summarise(comparison, metrics))
     selections = selections_of(comparison, selection)
     lines = _leaderboard(summaries) if len(summaries) > 1 else []
     for summary in summaries:
         lines += _candidate(summary, comparison.base.model)
+    if about:
+        known = [(inline(label), code(fact)) for label, fact in about.items()]
+        lines += ["## What was run", "", *table(("", ""), known, left=2)]
     for label, one in selections.items():
         if isinstance(selection, Selection):
             lines += _experts("Experts", one)
@@ -70,7 +75,8 @@ def verdict_section(comparison: Comparison, label: str, metrics: Sequence[Metric
     (summary,) = (s for s in summarise(comparison, metrics) if s.label == label)
     status = f"**{summary.verdict.status}** {evidence(summary)}"
     said = [f"{status}: {inline(verdict_sentence(summary))}.", ""]
-    return "\n".join([*said, *_sentences([worst_pack_sentence(summary)]), *_checks(summary)])
+    further = _sentences([ppl_sentence(summary), worst_pack_sentence(summary)])
+    return "\n".join([*said, *further, *_checks(summary)])
 
 
 def _leaderboard(summaries: Sequence[CandidateSummary]) -> list[str]:
@@ -110,7 +116,9 @@ def _checks(summary: CandidateSummary) -> list[str]:
 
 
 def _candidate(summary: CandidateSummary, base: str) -> list[str]:
-    further = [worst_pack_sentence(summary), agreement_sentence(summary)]
+    further = [
+        ppl_sentence(summary), worst_pack_sentence(summary), agreement_sentence(summary)
+    ]  # fmt: skip
     note = "" if summary.verdict.confidence is None else ", changes with their bounds"
     labels = [label for metric in summary.columns for label in (metric.label, "Δ")]
     header = ("pack", "length", *labels, JS2D.label, summary.js2d_heads[1], "tokens")

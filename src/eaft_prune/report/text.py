@@ -124,6 +124,16 @@ def worst_pack_sentence(summary: CandidateSummary) -> str:
     return f"worst pack: {row.pack} at {row.seq_len}, PPL {change:+.1%}{within}"
 
 
+def ppl_sentence(summary: CandidateSummary) -> str:
+    """By how much perplexity changed where the gate looks and it changed most."""
+    judged = {(check.pack, check.seq_len) for check in summary.verdict.checks}
+    rows = [row for row in summary.rows if (row.pack, row.seq_len) in judged]
+    row = max(rows, key=lambda row: abs(row.candidate.ppl / row.base.ppl - 1))
+    base, candidate, _ = metric_numbers(PPL, row.values(PPL))
+    change = row.candidate.ppl / row.base.ppl - 1
+    return f"PPL {change:+.2%} ({base} → {candidate}) on {row.pack} at {row.seq_len}"
+
+
 def agreement_sentence(summary: CandidateSummary) -> str:
     """KL to the base and top-1 agreement by row; empty where the likeliest tokens were not kept."""
     said = [

@@ -85,6 +85,27 @@ def test_a_second_identical_run_does_no_stage_work(world: World, tmp_path: Path)
     assert f"{count} stages, {count} of them from the store" in done.out
 
 
+def test_the_card_of_a_checkpoint_tells_its_verdict(world: World, tmp_path: Path) -> None:
+    """Also after another gate; and nothing that somebody wrote is lost."""
+    place = world.elsewhere(tmp_path)
+    first = place.run().result
+    path = Path(first["checkpoint"]["path"])
+    (report,) = first["reports"]["pruned"]["UNION"].values()
+    told = (path / "README.md").read_text()
+    assert f"**{first['gate']['status']}** on {report['scored_tokens']:,} tokens" in told
+    assert [line.split()[1:3] for line in told.splitlines() if "| UNION | 64 |" in line] == [
+        name.split()
+        for name in ("Δ PPL", "Δ CC", "Δ mean", "JS2D |")[: len(first["gate"]["checks"])]
+    ]
+    (path / "README.md").write_text(f"{told}\nmine\n")
+    second = place.run("gate.max_js2d=1e-9", "gate.max_dmean_prob=1e-9").result
+    assert second["gate"]["status"] != "PASS"
+    again = (path / "README.md").read_text()
+    assert f"**{second['gate']['status']}** on" in again
+    assert again.endswith("\nmine\n")
+    assert place.run("task=verify", f"verify.path={path}", "verify.load=false").code == 0
+
+
 def test_an_empty_store_elsewhere_gives_the_same_bytes(
     world: World, undisturbed: dict[str, Any], tmp_path: Path
 ) -> None:

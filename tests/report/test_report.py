@@ -108,14 +108,16 @@ def expected_metrics(pair: Comparison, pack: str, seq_len: int) -> list[tuple[st
     return found
 
 
-def expected_reaches(pair: Comparison, pack: str, seq_len: int) -> list[str]:
-    """From a change to its upper bound, as text."""
-    change = pair.changes["keep24"][pack, seq_len]
-    estimates = [change[f"d{field}"] for field in FIELDS]
-    return [
-        f"±{oracle_number(estimate.high - estimate.value, decimals)}"
-        for estimate, decimals in zip(estimates, FIELDS.values(), strict=True)
-    ]
+def expected_bounds(pair: Comparison, pack: str, seq_len: int) -> list[tuple[str, str]]:
+    """Lower and upper bound of every change as text: the gate's where it read the change."""
+    where = (pack, seq_len)
+    judged = {c.name: c for c in pair.verdicts["keep24"].checks if (c.pack, c.seq_len) == where}
+    found = []
+    for field, decimals in FIELDS.items():
+        known = judged.get(f"d{field}") or pair.changes["keep24"][where][f"d{field}"]
+        low, high = (oracle_number(end, decimals, signed=True) for end in (known.low, known.high))
+        found.append((low, high))
+    return found
 
 
 def test_terminal_table_holds_the_numbers_of_the_comparison(pair: Comparison) -> None:
@@ -123,14 +125,16 @@ def test_terminal_table_holds_the_numbers_of_the_comparison(pair: Comparison) ->
     for pack in PACKS:
         for seq_len in SEQ_LENS:
             at = next(i for i, line in enumerate(lines) if line[:2] == [pack, str(seq_len)])
-            base, candidate, delta, reaches = lines[at : at + 4]
-            assert reaches[:4] == expected_reaches(pair, pack, seq_len)
+            base, candidate, delta, least, most = lines[at : at + 5]
+            assert least[:2] + most[:2] == ["at", "least", "at", "most"]
+            ends = list(zip(least[2:6], most[2:6], strict=True))
+            assert ends == expected_bounds(pair, pack, seq_len)
             metrics = expected_metrics(pair, pack, seq_len)
             assert base[3:7] == [m[0] for m in metrics]
             assert candidate[1:5] == [m[1] for m in metrics]
             assert delta[1:5] == [m[2] for m in metrics]
             report = pair.reports["keep24"][pack, seq_len]
-            assert candidate[5:] == [f"{report.js2d:.4f}", oracle_number(report.js2d_corrected, 4)]
+            assert candidate[5:] == [oracle_number(report.js2d_corrected, 4), f"{report.js2d:.4f}"]
             assert base[7] == f"{report.scored_tokens:,}"
 
 
@@ -141,11 +145,10 @@ def test_html_and_markdown_hold_the_numbers_of_the_comparison(pair: Comparison, 
         for seq_len in SEQ_LENS:
             metrics = expected_metrics(pair, pack, seq_len)
             row = next(row for row in rows if row[:2] == [pack, str(seq_len)])
-            reaches = expected_reaches(pair, pack, seq_len)
-            changes = [f"{d} {reach}" for (*_, d), reach in zip(metrics, reaches, strict=True)]
-            both = list(zip(metrics, changes, strict=True))
-            assert row[2:14] == [n for (b, c, _), d in both for n in (b, c, d)]
-            cells = [cell for (b, c, _), d in both for cell in (f"{b} → {c}", d)]
+            ends = [" to ".join(pair) for pair in expected_bounds(pair, pack, seq_len)]
+            both = list(zip(metrics, ends, strict=True))
+            assert row[2:14] == [n for (b, c, d), e in both for n in (b, c, f"{d} {e}")]
+            cells = [cell for (b, c, d), e in both for cell in (f"{b} → {c}", f"{d} ({e})")]
             assert any(
                 line.startswith(f"| {pack} | {seq_len} | {' | '.join(cells)} |") for line in lines
             )
@@ -164,7 +167,7 @@ def test_every_failing_check_is_in_every_verdict(pair: Comparison, page: str) ->
     last = comparison_table(pair, width=100, color=False).strip().splitlines()[-1]
     twin = markdown_report(pair, None, {}).replace("\\", "")
     assert last.startswith("FAIL ")
-    assert twin.startswith("## FAIL: keep24 against base\n")
+    assert twin.startswith("## FAIL on 3,000 tokens: keep24 against base\n")
     for label in verdict.failed_checks:
         assert label in last
         assert label in twin
@@ -183,8 +186,8 @@ def test_an_inconclusive_verdict_says_what_is_open_and_what_would_settle_it() ->
     table = comparison_table(unsure, width=100, color=False)
     twin = markdown_report(unsure, None, {}).replace("\\", "")
     last = table.strip().splitlines()[-1]
-    assert last.startswith("INCONCLUSIVE  ")
-    assert twin.startswith("## INCONCLUSIVE: keep28 against base\n")
+    assert last.startswith("INCONCLUSIVE on 3,000 tokens: ")
+    assert twin.startswith("## INCONCLUSIVE on 3,000 tokens: keep28 against base\n")
     for report in (last, twin):
         for label in (*verdict.undecided_checks, *verdict.plain_failed_checks):
             assert label in report
@@ -202,6 +205,127 @@ def test_an_inconclusive_verdict_says_what_is_open_and_what_would_settle_it() ->
         assert bounds in table
         assert f"| {bounds} |" in twin
         assert bounds.replace("-", "\u2212") in page
+
+
+def few_tokens() -> Comparison:
+    """A PASS on few tokens: the plain JS2D is five times its limit, and mostly bias."""
+    pair = comparison({"keep24": 0.05}, packs=("UNION",), seq_lens=(64,), tokens=2_594)
+    checks = tuple(
+        replace(
+            check, value=0.1003, passed=False, estimate=0.0017, low=0.0, high=0.0123,
+            limit=0.02, decided="PASS",
+        )
+        if check.name == "js2d"
+        else replace(check, limit=1.0, passed=True, decided="PASS")
+        for check in pair.verdicts["keep24"].checks
+    )  # fmt: skip
+    return replace(pair, verdicts={"keep24": GateVerdict("g", "PASS", checks, 0.95)})
+
+
+def test_a_check_shows_the_number_that_decides_it_and_the_plain_one_beside_it() -> None:
+    pair = few_tokens()
+    note = "plain 0.1003, biased upward with 2,594 tokens"
+    numbers = ["0.0017", "0.0000", "to", "0.0123", "0.0200", "+0.0183", "pass"]
+    table = comparison_table(pair, width=100, color=False).splitlines()
+    (row,) = [line.split() for line in table if line.split()[:2] == ["JS2D", "UNION"]]
+    assert row[-7:] == numbers
+    assert f"JS2D on UNION at 64: {note}" in table
+    twin = markdown_report(pair, None, {}).replace("\\", "")
+    assert "| 0.0017 | 0.0000 to 0.0123 | 0.0200 | +0.0183 | pass |" in twin
+    assert note in twin
+    page = html_report(pair, None, {})
+    (row,) = [row for row in Elements(page).rows if row and row[0].startswith("JS2D")]
+    assert row[2:6] == [f"0.0017 {note}", "0.0000 to 0.0123", "0.0200", "+0.0183"]
+    bar = next(part for part in page.split("<tr") if ">JS2D <small>" in part)
+    assert bar.startswith(' class="within"')
+    assert f"width:{0.0017 / 0.02 / 1.5:.1%}" in bar
+    assert f"{0.0123 / 0.02 / 1.5:.1%}" in bar
+
+
+def test_a_verdict_that_point_estimates_deny_says_on_which_check_and_why() -> None:
+    pair = few_tokens()
+    why = (
+        "by point estimates FAIL on js2d@UNION/64, plain 0.1003, biased upward with 2,594 tokens: "
+        "the corrected 0.0017 decides)"
+    )
+    assert why in comparison_table(pair, width=100, color=False).splitlines()[-1]
+    assert why in markdown_report(pair, None, {}).replace("\\", "")
+    assert why in html_report(pair, None, {})
+
+
+def test_a_change_has_one_interval_on_every_screen(pair: Comparison) -> None:
+    """Also where the gate's is not that of the change itself."""
+    verdict = pair.verdicts["keep24"]
+    checks = tuple(
+        replace(check, low=check.value - 0.5, high=check.value + 0.25) for check in verdict.checks
+    )
+    other = replace(pair, verdicts={"keep24": replace(verdict, checks=checks)})
+    table = [line.split() for line in comparison_table(other, color=False).splitlines()]
+    page = Elements(html_report(other, None, {})).rows
+    twin = markdown_report(other, None, {}).replace("\\", "")
+    names = [f"d{field}" for field in FIELDS]
+    for check in checks:
+        decimals, sign = FIELDS.get(check.name[1:], 4), check.name != "js2d"
+        low, high = (oracle_number(end, decimals, signed=sign) for end in (check.low, check.high))
+        at = next(i for i, row in enumerate(table) if row[:2] == ["UNION", str(check.seq_len)])
+        column = names.index(check.name) if check.name in names else len(names)
+        assert (table[at + 3][2 + column], table[at + 4][2 + column]) == (low, high)
+        row = next(row for row in page if row[:2] == ["UNION", str(check.seq_len)])
+        assert f"{low} to {high}" in row[4 + 3 * column - 2 * (not sign)].replace("\u2212", "-")
+        assert f"({low} to {high})" in twin
+    for report in ("\n".join(map(" ".join, table)), twin, str(page)):
+        assert "±" not in report
+
+
+def test_a_verdict_says_on_how_much_it_rests(pair: Comparison) -> None:
+    """The least of what the gate reads: tokens, and conversations where they are counted."""
+    few, many, unread = ("UNION", 1024), ("UNION", 2048), (PACKS[0], 1024)
+    sizes = {few: (2_594, 12), many: (162_266, 3_000), unread: (7, 1)}
+
+    def sized(counted: bool) -> Comparison:
+        reports = {
+            label: {
+                key: replace(
+                    report,
+                    scored_tokens=sizes.get(key, (9_999, 0))[0],
+                    further={"rows": sizes[key][1]} if counted and key in sizes else {},
+                )
+                for key, report in by_key.items()
+            }
+            for label, by_key in pair.reports.items()
+        }
+        return replace(pair, reports=reports)
+
+    for counted, said in (
+        (False, "on 2,594 tokens"),
+        (True, "on 2,594 tokens of 12 conversations"),
+    ):
+        told = sized(counted)
+        assert f"FAIL {said}: " in comparison_table(told, width=100, color=False)
+        assert markdown_report(told, None, {}).startswith(f"## FAIL {said}: ")
+        assert f'<span class="status fail">FAIL</span> {said}</p>' in html_report(told, None, {})
+
+
+def test_the_change_of_perplexity_is_the_largest_that_the_gate_reads(pair: Comparison) -> None:
+    changes = {
+        key: pair.reports["keep24"][key].ppl / pair.reports["base"][key].ppl - 1
+        for key in pair.base
+        if key[0] == "UNION"
+    }
+    (pack, seq_len), most = max(changes.items(), key=lambda item: abs(item[1]))
+    for report in (html_report(pair, None, {}), markdown_report(pair, None, {})):
+        assert re.search(rf"PPL \+{most:.2%} \(\S+ → \S+\) on {pack} at {seq_len}", report)
+
+
+def test_what_was_run_stands_in_page_and_twin(pair: Comparison) -> None:
+    known = {"command": "python -m eaft_prune <b> | x", "machine": "a|b"}
+    page = html_report(pair, None, {}, about=known)
+    for label, fact in known.items():
+        assert f"<dt>{label}</dt><dd>{html.escape(fact)}</dd>" in page
+    twin = markdown_report(pair, None, {}, about=known)
+    assert "| command | `python -m eaft_prune <b> \\| x` |" in twin
+    assert "What was run" not in markdown_report(pair, None, {})
+    assert 'class="about"' not in html_report(pair, None, {})
 
 
 def test_the_worst_pack_is_the_one_whose_perplexity_grew_most(pair: Comparison) -> None:
@@ -239,7 +363,7 @@ def test_check_rows_tell_on_which_side_of_the_limit_a_value_is(value: float, lim
     passed = abs(value) <= limit
     check = replace(
         small.verdicts["c"].checks[0], value=value, limit=limit, passed=passed,
-        decided=None, low=None, high=None,
+        decided=None, estimate=None, low=None, high=None,
     )  # fmt: skip
     verdict = GateVerdict("g", "PASS" if passed else "FAIL", (check,))
     table = comparison_table(replace(small, verdicts={"c": verdict}), width=100, color=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import shlex
 import shutil
@@ -15,8 +14,8 @@ from packaging.requirements import Requirement
 
 from eaft_prune.checkpoints.families import family_of
 from eaft_prune.checkpoints.families.base import check_tensors, renumbered, slices_of
-from eaft_prune.checkpoints.formats import weights_of
 from eaft_prune.checkpoints.read import MANIFEST, ModelFiles, open_model
+from eaft_prune.checkpoints.size import parameters
 from eaft_prune.config import Experiment, resolve_path
 from eaft_prune.core.diagnosis import Diagnosis
 from eaft_prune.core.progress import Bars
@@ -196,7 +195,7 @@ def check_device(experiment: Experiment) -> Iterable[Diagnosis]:
         need = sizes.on_one(2)  # two layers' experts in turn, the others wait in host memory
         what = f"{name}, {memory / 1e9:.1f} GB; the model takes {need / 1e9:.2f} GB at the least"
     else:
-        need = _parameters(files) * width
+        need = parameters(files) * width
         what = f"{name}, {memory / 1e9:.1f} GB; the dequantised weights take {need / 1e9:.2f} GB"
     fits = need < memory
     yield Diagnosis("device", fits, what, "" if fits else "use a device with more memory")
@@ -269,14 +268,6 @@ def _holder(path: Path) -> str | None:
         if len(fields) > 5 and fields[5].split(":")[-1] == inode:
             return f"process {fields[4]}"
     return "a process"
-
-
-def _parameters(files: ModelFiles) -> int:
-    """Number of weights."""
-    return sum(
-        weights_of(name, entry.dtype) * math.prod(entry.shape)
-        for name, entry in files.tensors.items()
-    )
 
 
 def _existing(path: Path) -> Path:

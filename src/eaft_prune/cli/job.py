@@ -9,6 +9,7 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from eaft_prune.config import Experiment, resolve_path
 from eaft_prune.core.files import DENIED, write_atomically
 from eaft_prune.core.outcome import Outcome
 from eaft_prune.core.progress import Bars
+from eaft_prune.core.provenance import command
 from eaft_prune.core.store import Store
 from eaft_prune.core.types import UserError
 from eaft_prune.pipeline.fitting import malformed_rows
@@ -83,7 +85,7 @@ def run(values: dict[str, Any], out: Path, overrides: Sequence[str], job: int | 
                 packs = session.pack_digests
                 locked = lock(experiment, session.records, packs, outcome, overrides)
                 tracked.artifact(write_lock(out, locked))
-            _present(session, outcome, tracked, job)
+            _present(session, outcome, tracked, job, command(overrides))
             code = finish("FINISHED", _code(experiment, outcome), outcome)
             tracked.artifact(out / RESULT)
             return code
@@ -153,7 +155,9 @@ def _code(experiment: Experiment, outcome: Outcome) -> int:
     return NOT_PROVEN if refused or outcome.differs else OK
 
 
-def _present(session: Session, outcome: Outcome, tracked: MlflowRun, job: int | None) -> None:
+def _present(
+    session: Session, outcome: Outcome, tracked: MlflowRun, job: int | None, typed: str
+) -> None:
     """Print what was found (of a multirun's job the verdict) and where everything is."""
     out = session.out
     if session.records:
@@ -164,7 +168,7 @@ def _present(session: Session, outcome: Outcome, tracked: MlflowRun, job: int | 
     where = {name: path for name, path in where.items() if name == "result" or path.exists()}
     comparison = outcome.comparison
     if comparison is not None and comparison.candidates:
-        where = {"report": _write_reports(session, outcome, tracked), **where}
+        where = {"report": _write_reports(session, outcome, tracked, typed), **where}
     if outcome.checkpoint is not None:
         where = {"checkpoint": outcome.checkpoint.path, **where}
     if comparison is not None and job is None:
@@ -183,15 +187,16 @@ def _present(session: Session, outcome: Outcome, tracked: MlflowRun, job: int | 
         print(f"{'':<11} shown by: {tracked.ui_command}")
 
 
-def _write_reports(session: Session, outcome: Outcome, tracked: MlflowRun) -> Path:
+def _write_reports(session: Session, outcome: Outcome, tracked: MlflowRun, typed: str) -> Path:
     """Write the HTML report and its Markdown twin; returns the HTML file."""
     experiment, out = session.experiment, session.out
     assert outcome.comparison is not None, "there is nothing to report on"
     facts = _provenance(session, outcome, tracked)
     what, metrics = (outcome.comparison, outcome.selection, facts), experiment.gate.measured
+    opening = report.about(experiment, outcome, session.records, typed, datetime.now(UTC))
     quantile = experiment.eval.cc_quantile
-    page = report.html_report(*what, cc_quantile=quantile, metrics=metrics)
-    twin = report.markdown_report(*what, metrics=metrics)
+    page = report.html_report(*what, about=opening, cc_quantile=quantile, metrics=metrics)
+    twin = report.markdown_report(*what, about=opening, metrics=metrics)
     for name, text in (("report.html", page), ("report.md", twin)):
         write_atomically(out / name, text)
         tracked.artifact(out / name)

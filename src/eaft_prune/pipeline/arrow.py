@@ -21,8 +21,10 @@ from eaft_prune.pipeline.export import write
 from eaft_prune.pipeline.requests import evaluating
 from eaft_prune.pipeline.sequential import measure_all
 from eaft_prune.pipeline.session import Session
+from eaft_prune.records import card
 from eaft_prune.records.evaluation import save_evaluation
 from eaft_prune.records.signature import private_key
+from eaft_prune.report.markdown import verdict_section
 from eaft_prune.stages import export
 from eaft_prune.stages.plan import check_keep_n
 
@@ -60,7 +62,10 @@ def run_arrow(session: Session, out: Path) -> Outcome:
 
 
 def judge(session: Session, out: Path, evaluations: list[Evaluation], origin: Origin) -> Outcome:
-    """gate: reports and verdicts on all but the first, the base; the watcher hears of each."""
+    """gate: reports and verdicts on all but the first, the base; the watcher hears of each.
+
+    The card of an exported candidate tells its verdict.
+    """
     base, *candidates = evaluations
     settings = session.experiment.gate.over(len(session.experiment.eval.interim_shares))
     comparison = compare(session.experiment.eval, settings, base, candidates)
@@ -74,6 +79,9 @@ def judge(session: Session, out: Path, evaluations: list[Evaluation], origin: Or
         session.observer.reports(model.model, comparison.reports[model.model], reference)
     for verdict in list(comparison.verdicts.values())[:1]:
         session.observer.verdict(verdict)
+    pruned = origin.pruned
+    if pruned is not None and pruned.label in comparison.verdicts:
+        card.tell(pruned.path, verdict_section(comparison, pruned.label, settings.measured))
     return Outcome(comparison, origin.selection, origin.base, origin.pruned, saved, origin.facts)
 
 

@@ -1,4 +1,4 @@
-"""manifest.json: what an exported checkpoint says of itself; and its card, for people."""
+"""manifest.json: what an exported checkpoint says of itself."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, ConfigDict, Field, ValidationError
 
 from eaft_prune import __version__
-from eaft_prune.checkpoints.read import MANIFEST, MAPPING, read_json
+from eaft_prune.checkpoints.read import MANIFEST, read_json
 from eaft_prune.config import Settings
 from eaft_prune.config.base import Name, Positive
 from eaft_prune.core.foreign import is_plain_name
@@ -217,28 +217,6 @@ def strangers(path: Path, listed: Container[str]) -> list[str]:
             elif (name := Path(item.path).relative_to(path).as_posix()) not in listed:
                 found.append(name)
     return sorted(found)
-
-
-def card(plan: KeepPlan, layout: KeepPlan, provenance: Mapping[str, Any]) -> str:
-    base, changed, padding = provenance["base"], "", ""
-    if "changed_tensors" in provenance:
-        changed = (
-            f", but for the projections that `{MANIFEST}` lists as `changed_tensors`: least "
-            "squares moved them to make up for the dropped experts"
-        )
-    if layout != plan:
-        padding = (
-            f"\nLayers are filled up to {layout.size} experts with dropped ones whose router bias "
-            f"is -inf, so that no token is routed to them; `{MANIFEST}` lists them as `padding`.\n"
-        )
-    return f"""# {base["label"]}, {plan.size} of {plan.n_experts} experts a layer
-
-Made by eaft_prune {__version__} from a checkpoint with digest `{base["digest"]}`. The kept experts'
-bytes are those of the base{changed}; router rows were sliced with them; nothing was trained and
-`num_experts_per_tok` is unchanged. `{MAPPING}` maps new expert ids to the base's,
-`{MANIFEST}` lists the plan, the settings that made it and the sha256 of every file;
-`python -m eaft_prune task=verify verify.path=DIR verify.base=DIR` checks all of that.
-{padding}"""
 
 
 def _sizes(draft: Path, hashes: Mapping[str, str]) -> dict[str, Any]:

@@ -78,8 +78,10 @@ class Run:
         for key, value in self.kept.metrics.items():
             parts = key.split("/")
             if len(parts) == 5 and parts[0] == "verdict" and parts[4] == "value":
-                limit = self.kept.metrics.get("/".join([*parts[:4], "limit"]), math.nan)
-                found.append(Check(parts[1], parts[2], int(parts[3]), value, limit))
+                where = "/".join(parts[:4])
+                limit = self.kept.metrics.get(f"{where}/limit", math.nan)
+                decides = self.kept.metrics.get(f"{where}/estimate", value)
+                found.append(Check(parts[1], parts[2], int(parts[3]), decides, limit))
         return sorted(found, key=lambda check: -check.usage)
 
     def worst_pack(self) -> tuple[str, float] | None:
@@ -98,7 +100,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Check:
-    """One inequality of a gate as a run met it."""
+    """One inequality of a gate as a run met it: the number that decided, and its limit."""
 
     name: str
     pack: str

@@ -7,27 +7,33 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from eaft_prune.core.types import UNION
-from eaft_prune.core.verdict import Estimate, GateCheck, Status
+from eaft_prune.core.verdict import GateCheck, Status
 from eaft_prune.maths.metrics import JS2D, Metric
 from eaft_prune.report.summary import (
     CORRECTED_MEANING,
+    PLAIN_MEANING,
     TOKENS_MEANING,
     CandidateSummary,
     Row,
+    bounds,
     columns,
     leaderboard,
+    share,
     usage,
 )
 from eaft_prune.report.text import (
     agreement_sentence,
     bounds_label,
     check_numbers,
+    evidence,
     fact_groups,
+    interval,
     metric_numbers,
     number,
     plain_clause,
+    plain_note,
+    ppl_sentence,
     printable,
-    reach,
     settling,
     worst_pack_sentence,
 )
@@ -102,13 +108,15 @@ def verdict_block(summary: CandidateSummary, base: str) -> str:
     if verdict.status == "INCONCLUSIVE":
         settled = settling(verdict)
         sentence += f". {text(settled[0].upper() + settled[1:])}"
-    sentence += f"{text(plain_clause(verdict))}."
-    said = (_numeral(worst_pack_sentence(summary)), _numeral(agreement_sentence(summary)))
+    sentence += f"{text(_numeral(plain_clause(summary)))}."
+    sentences = (ppl_sentence, worst_pack_sentence, agreement_sentence)
+    said = [_numeral(sentence(summary)) for sentence in sentences]
     further = "".join(f"<p>{text(part[0].upper() + part[1:])}.</p>" for part in said if part)
     return (
-        f'<div class="verdict"><p class="word">{_status(verdict.status)}</p>'
-        f'<div><p class="pair">{text(summary.label)} <span>against</span> {text(base)}</p>'
-        f"<p>{sentence}</p>{further}</div></div>"
+        f'<div class="verdict"><p class="word">{_status(verdict.status)} '
+        f"{text(evidence(summary))}</p>"
+        f'<p class="pair">{text(summary.label)} <span>against</span> {text(base)}</p>'
+        f"<p>{sentence}</p>{further}</div>"
         f"{_checks_table(summary)}"
     )
 
@@ -125,11 +133,12 @@ def _names(summary: CandidateSummary, checks: Iterable[GateCheck]) -> str:
 
 def _whisker(check: GateCheck) -> str:
     """The interval on the bar, as shares of the limit."""
-    if check.low is None or check.high is None or check.limit == 0:
+    ends = bounds(check)
+    if ends is None or check.limit == 0:
         return ""
-    nearest = 0.0 if check.low <= 0 <= check.high else min(abs(check.low), abs(check.high))
-    ends = (nearest, max(abs(check.low), abs(check.high)))
-    left, right = (min(end / check.limit, BAR_FULL) / BAR_FULL * 100 for end in ends)
+    low, high = sorted(map(abs, ends))
+    sizes = (0.0 if ends[0] <= 0 <= ends[1] else low, high)
+    left, right = (min(share(size, check.limit), BAR_FULL) / BAR_FULL * 100 for size in sizes)
     return f'<b style="left:{left:.1f}%;width:{max(right - left, 0.3):.1f}%"></b>'
 
 
@@ -145,16 +154,17 @@ def _checks_table(summary: CandidateSummary) -> str:
     )  # fmt: skip
     rows = []
     for check in verdict.checks:
-        value, bounds, limit, margin = (_numeral(n) for n in check_numbers(check))
+        value, within, limit, margin = (_numeral(n) for n in check_numbers(check))
         used = usage(check)
         width = min(used, BAR_FULL) / BAR_FULL * 100
-        share = f"{used:.0%}" if used < 100 else "over 100 times"
+        taken = f"{used:.0%}" if used < 100 else "over 100 times"
+        note = _small(_numeral(plain_note(summary, check)))
         rows.append(
             f'<tr class="{_tone(used)}"><th scope="row">{text(summary.label_of(check))} '
             f"<small>{text(check.pack)} · {check.seq_len}</small></th>"
-            f'<td class="bar"><span class="track" role="img" aria-label="{share} of the limit">'
+            f'<td class="bar"><span class="track" role="img" aria-label="{taken} of the limit">'
             f'<i style="width:{width:.1f}%"></i>{_whisker(check)}</span></td>'
-            f'<td class="n">{value}</td><td class="n">{bounds}</td><td class="n">{limit}</td>'
+            f'<td class="n">{value}{note}</td><td class="n">{within}</td><td class="n">{limit}</td>'
             f'<td class="n">{margin}</td><td>{_status(check.outcome)}</td></tr>'
         )
     table = f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
@@ -171,8 +181,9 @@ def metrics_table(summary: CandidateSummary, base: str) -> str:
         sub += (
             f'<th scope="col" class="n">{text(summary.label)}</th><th scope="col" class="n">Δ</th>'
         )
+    decides, other = summary.js2d_heads
     top += '<th scope="colgroup" colspan="2" class="group">JS2D</th>'
-    sub += '<th scope="col" class="n group">plain</th><th scope="col" class="n">corrected</th>'
+    sub += f'<th scope="col" class="n group">{decides}</th><th scope="col" class="n">{other}</th>'
     top += '<th scope="col" rowspan="2" class="n group">tokens</th>'
     body = "".join(_metrics_row(summary, row) for row in summary.rows)
     head = f"<thead><tr>{top}</tr><tr>{sub}</tr></thead>"
@@ -184,23 +195,25 @@ def _metrics_row(summary: CandidateSummary, row: Row) -> str:
     for metric in summary.columns:
         values = row.values(metric)
         base, candidate, delta = (_numeral(n) for n in metric_numbers(metric, values))
-        tone = _limit_tone(values[2], summary.limit(metric.change, row))
+        tone, ends = _tone(summary.used(metric, row)), _interval(summary, metric, row)
         cells += f'<td class="n group">{base}</td><td class="n">{candidate}</td>'
-        error = _reach(row.estimate(metric.change), metric.decimals)
-        cells += f'<td class="n delta {tone}">{delta}{error}</td>'
-    tone = _limit_tone(row.candidate.js2d, summary.limit(JS2D.change, row))
-    cells += f'<td class="n group delta {tone}">{_numeral(number(row.candidate.js2d, 4))}</td>'
-    corrected = _numeral(number(row.candidate.js2d_corrected, 4))
-    cells += f'<td class="n">{corrected}{_reach(row.estimate(JS2D.change), 4)}</td>'
+        cells += f'<td class="n delta {tone}">{delta}{ends}</td>'
+    decides, other = (_numeral(number(value, JS2D.decimals)) for value in summary.js2d(row))
+    tone, ends = _tone(summary.used(JS2D, row)), _interval(summary, JS2D, row)
+    cells += f'<td class="n group delta {tone}">{decides}{ends}</td>'
+    cells += f'<td class="n other">{other}</td>'
     cells += f'<td class="n group">{row.candidate.scored_tokens:,}</td>'
     emphasis = ' class="union"' if row.pack == UNION else ""
     name = f'<th scope="row">{text(row.pack)}</th><td class="n">{row.seq_len}</td>'
     return f"<tr{emphasis}>{name}{cells}</tr>"
 
 
-def _reach(estimate: Estimate | None, decimals: int) -> str:
-    shown = reach(estimate, decimals)
-    return f" <small>{shown}</small>" if shown else ""
+def _interval(summary: CandidateSummary, metric: Metric, row: Row) -> str:
+    return _small(_numeral(" to ".join(interval(summary, metric, row))))
+
+
+def _small(said: str) -> str:
+    return f" <small>{text(said)}</small>" if said else ""
 
 
 def glossary(metrics: Sequence[Metric]) -> str:
@@ -208,21 +221,26 @@ def glossary(metrics: Sequence[Metric]) -> str:
     entries = [(metric.label, metric.sentence) for metric in (*columns(metrics), JS2D)]
     entries += [
         ("corrected", CORRECTED_MEANING),
+        ("plain", PLAIN_MEANING),
         ("tokens", TOKENS_MEANING),
     ]
     items = "".join(f"<div><dt>{text(a)}</dt><dd>{text(b)}</dd></div>" for a, b in entries)
     return f'<dl class="glossary">{items}</dl>'
 
 
+def fact_list(facts: Mapping[str, str], kind: str) -> str:
+    """Facts by name, as they are looked at with a class of the style sheet."""
+    pairs = "".join(
+        f"<div><dt>{text(name)}</dt><dd>{text(value)}</dd></div>" for name, value in facts.items()
+    )
+    return f'<dl class="{kind}">{pairs}</dl>' if facts else ""
+
+
 def provenance(facts: Mapping[str, Any]) -> str:
     """The facts, nested mappings under their own heading."""
     parts = []
     for group, items in fact_groups(facts).items():
-        pairs = "".join(
-            f"<div><dt>{text(name)}</dt><dd>{text(value)}</dd></div>"
-            for name, value in items.items()
-        )
-        listed = f'<dl class="facts">{pairs}</dl>'
+        listed = fact_list(items, "facts")
         state = " open" if len(items) <= OPEN_FACTS else ""
         summary = f"<summary>{text(printable(group))}</summary>"
         parts.append(f"<details{state}>{summary}{listed}</details>" if group else listed)
@@ -241,13 +259,7 @@ def _status(status: str) -> str:
     return f'<span class="status {text(status.lower())}">{text(status)}</span>'
 
 
-def _limit_tone(value: float, limit: float | None) -> str:
-    if limit is None:
+def _tone(used: float | None) -> str:
+    if used is None:
         return ""
-    if limit == 0:
-        return "within" if value == 0 else "over"
-    return _tone(abs(value) / limit)
-
-
-def _tone(used: float) -> str:
     return "over" if used > 1 else "near" if used > NEAR else "within"

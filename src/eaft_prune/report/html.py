@@ -15,6 +15,7 @@ from eaft_prune.core.verdict import Comparison
 from eaft_prune.maths.metrics import METRICS, Metric
 from eaft_prune.report.experts import selections_of
 from eaft_prune.report.fragments import (
+    fact_list,
     glossary,
     headline,
     leaderboard_table,
@@ -32,16 +33,16 @@ def html_report(
     selection: Selection | Mapping[str, Selection] | None,
     facts: Mapping[str, Any],
     *,
+    about: Mapping[str, str] = {},
     cc_quantile: float = 0.15,
     metrics: Sequence[Metric] = METRICS,
 ) -> str:
     """One self-contained page: verdict, tables, (p, H) plots, expert maps, provenance.
 
     selection: of all candidates, or by candidate label. facts: provenance; values of nested
-    mappings are grouped. cc_quantile: q of the thresholds p_q and H_q that the plots draw.
-    metrics: those of the gate.
-    Equal inputs give equal text. Raises ValueError where the inputs are empty or do not fit
-    together.
+    mappings are grouped. about: what it opens with. cc_quantile: q of the thresholds p_q and H_q
+    that the plots draw. metrics: those of the gate. Equal inputs give equal text. Raises ValueError
+    where the inputs are empty or do not fit together.
     """
     summaries = leaderboard(summarise(comparison, metrics))
     selections = selections_of(comparison, selection)
@@ -53,6 +54,7 @@ def html_report(
         title=text(_title(summaries, base)),
         policy=_policy(theme, plotly, script),
         css=_file("report.css"),
+        about=fact_list(about, "about"),
         headline=headline(summaries, base),
         leaderboard=leaderboard_table(summaries) if len(summaries) > 1 else "",
         verdicts=_per_candidate(summaries, base, verdict_block),

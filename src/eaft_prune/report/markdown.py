@@ -15,6 +15,7 @@ from eaft_prune.maths.metrics import JS2D, METRICS, Metric
 from eaft_prune.report.experts import expert_map, method, selections_of
 from eaft_prune.report.summary import (
     CORRECTED_MEANING,
+    PLAIN_MEANING,
     CandidateSummary,
     Row,
     leaderboard,
@@ -25,11 +26,14 @@ from eaft_prune.report.text import (
     agreement_sentence,
     bounds_label,
     check_numbers,
+    evidence,
     fact_groups,
+    interval,
     metric_numbers,
     number,
+    plain_sentences,
+    ppl_sentence,
     printable,
-    reach,
     verdict_sentence,
     worst_pack_sentence,
 )
@@ -40,19 +44,23 @@ def markdown_report(
     selection: Selection | Mapping[str, Selection] | None,
     facts: Mapping[str, Any],
     *,
+    about: Mapping[str, str] = {},
     metrics: Sequence[Metric] = METRICS,
 ) -> str:
     """Verdict, checks, metrics, experts that went and provenance of every candidate.
 
     selection: of all candidates, or by candidate label. facts: provenance; values of nested
-    mappings are grouped. metrics: those of the gate. Raises ValueError where the inputs are empty
-    or do not fit together.
+    mappings are grouped. about: what was run. metrics: those of the gate. Raises ValueError
+    where the inputs are empty or do not fit together.
     """
     summaries = leaderboard(summarise(comparison, metrics))
     selections = selections_of(comparison, selection)
     lines = _leaderboard(summaries) if len(summaries) > 1 else []
     for summary in summaries:
         lines += _candidate(summary, comparison.base.model)
+    if about:
+        known = [(inline(label), code(fact)) for label, fact in about.items()]
+        lines += ["## What was run", "", *table(("", ""), known, left=2)]
     for label, one in selections.items():
         if isinstance(selection, Selection):
             lines += _experts("Experts", one)
@@ -60,6 +68,15 @@ def markdown_report(
         lines += _experts(f"Experts of {inline(label)}", one)
     lines += _provenance(facts)
     return "\n".join(lines).rstrip() + "\n"
+
+
+def verdict_section(comparison: Comparison, label: str, metrics: Sequence[Metric]) -> str:
+    """The verdict on one candidate and its checks, without a heading."""
+    (summary,) = (s for s in summarise(comparison, metrics) if s.label == label)
+    status = f"**{summary.verdict.status}** {evidence(summary)}"
+    said = [f"{status}: {inline(verdict_sentence(summary))}.", ""]
+    further = _sentences([ppl_sentence(summary), worst_pack_sentence(summary)])
+    return "\n".join([*said, *further, *_checks(summary)])
 
 
 def _leaderboard(summaries: Sequence[CandidateSummary]) -> list[str]:
@@ -81,8 +98,9 @@ def _leaderboard(summaries: Sequence[CandidateSummary]) -> list[str]:
     ]
 
 
-def _candidate(summary: CandidateSummary, base: str) -> list[str]:
-    checks = [
+def _checks(summary: CandidateSummary) -> list[str]:
+    """The gate's table, and what is said of plain numbers."""
+    rows = [
         (
             summary.label_of(check),
             inline(check.pack),
@@ -93,17 +111,25 @@ def _candidate(summary: CandidateSummary, base: str) -> list[str]:
         for check in summary.verdict.checks
     ]
     columns = (bounds_label(summary.verdict), "limit", "margin", "result")
-    further = [inline(worst_pack_sentence(summary)), inline(agreement_sentence(summary))]
-    note = "" if summary.verdict.confidence is None else "; ± is to the bounds"
+    checks = table(("check", "pack", "length", "value", *columns), rows, left=2)
+    return [*checks, *_sentences(plain_sentences(summary))]
+
+
+def _candidate(summary: CandidateSummary, base: str) -> list[str]:
+    further = [
+        ppl_sentence(summary), worst_pack_sentence(summary), agreement_sentence(summary)
+    ]  # fmt: skip
+    note = "" if summary.verdict.confidence is None else ", changes with their bounds"
     labels = [label for metric in summary.columns for label in (metric.label, "Δ")]
-    header = ("pack", "length", *labels, "JS2D", "corrected", "tokens")
+    header = ("pack", "length", *labels, JS2D.label, summary.js2d_heads[1], "tokens")
     return [
-        f"## {summary.verdict.status}: {inline(summary.label)} against {inline(base)}",
+        f"## {summary.verdict.status} {evidence(summary)}: {inline(summary.label)} against "
+        f"{inline(base)}",
         "",
-        f"{inline(verdict_sentence(summary.verdict))}.",
+        f"{inline(verdict_sentence(summary))}.",
         "",
-        *(line for said in further if said for line in (f"{said[0].upper()}{said[1:]}.", "")),
-        *table(("check", "pack", "length", "value", *columns), checks, left=2),
+        *_sentences(further),
+        *_checks(summary),
         f"Metrics are written base → candidate{note}.",
         "",
         *table(header, [_metric_cells(summary, row) for row in summary.rows], left=1),
@@ -111,9 +137,16 @@ def _candidate(summary: CandidateSummary, base: str) -> list[str]:
         "",
         *(f"- **{metric.label}**: {metric.sentence}" for metric in (*summary.columns, JS2D)),
         f"- **corrected**: {CORRECTED_MEANING}",
+        f"- **plain**: {PLAIN_MEANING}",
         "",
         "</details>",
         "",
+    ]
+
+
+def _sentences(said: Iterable[str]) -> list[str]:
+    return [
+        line for text in map(inline, said) if text for line in (f"{text[0].upper()}{text[1:]}.", "")
     ]
 
 
@@ -121,12 +154,15 @@ def _metric_cells(summary: CandidateSummary, row: Row) -> list[str]:
     cells = [inline(row.pack), str(row.seq_len)]
     for metric in summary.columns:
         base, candidate, delta = metric_numbers(metric, row.values(metric))
-        error = reach(row.estimate(metric.change), metric.decimals)
-        cells += [f"{base} → {candidate}", f"{delta} {error}".rstrip()]
-    corrected = f"{number(row.candidate.js2d_corrected, 4)} {reach(row.estimate(JS2D.change), 4)}"
-    cells += [number(row.candidate.js2d, 4), corrected.rstrip()]
+        cells += [f"{base} → {candidate}", _with_bounds(delta, interval(summary, metric, row))]
+    decides, other = (number(value, JS2D.decimals) for value in summary.js2d(row))
+    cells += [_with_bounds(decides, interval(summary, JS2D, row)), other]
     cells.append(f"{row.candidate.scored_tokens:,}")
     return [f"**{cell}**" for cell in cells] if row.pack == UNION else cells
+
+
+def _with_bounds(value: str, ends: tuple[str, ...]) -> str:
+    return f"{value} ({' to '.join(ends)})" if ends else value
 
 
 def _experts(title: str, selection: Selection) -> list[str]:

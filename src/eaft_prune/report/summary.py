@@ -22,6 +22,10 @@ CORRECTED_MEANING = (
     "JS2D without the bias of small samples, from pairs of different blocks; about 0 it may be "
     "negative. Its interval decides the JS2D check."
 )
+PLAIN_MEANING = (
+    "JS2D of the two histograms as they are. Chance alone sets them apart, so it is biased upward, "
+    "the more the fewer tokens."
+)
 TOKENS_MEANING = "Assistant tokens that were scored, the same ones for both models."
 
 
@@ -41,7 +45,7 @@ class Row:
         return base, candidate, candidate - base
 
     def estimate(self, name: str) -> Estimate | None:
-        """The interval of a change, by the gate's name for it."""
+        """What is known of a change, by the gate's name for it."""
         return None if self.changes is None else self.changes.get(name)
 
 
@@ -62,6 +66,7 @@ class CandidateSummary:
     def label_of(self, check: GateCheck) -> str:
         """What people call a check."""
         labels = {metric.change: metric.change_label for metric in self.metrics}
+        labels |= {m.relative_change: f"{m.change_label} / {m.label}" for m in self.metrics}
         return labels.get(check.name, check.name)
 
     @property
@@ -85,6 +90,51 @@ class CandidateSummary:
         checks = [check for check in self.verdict.checks if check.name == name]
         return max(checks, key=usage, default=None)
 
+    def bounds(self, name: str, row: Row) -> tuple[float, float] | None:
+        """Lower and upper bound of a change: those that its check was decided by, if it has one."""
+        for check in self.verdict.checks:
+            if (check.name, check.pack, check.seq_len) == (name, row.pack, row.seq_len):
+                return bounds(check)
+        estimate = row.estimate(name)
+        return None if estimate is None else (estimate.low, estimate.high)
+
+    def tokens(self, check: GateCheck) -> int:
+        """Scored tokens that a check rests on."""
+        (row,) = (r for r in self.rows if (r.pack, r.seq_len) == (check.pack, check.seq_len))
+        return row.candidate.scored_tokens
+
+    @property
+    def evidence(self) -> tuple[int, int | None]:
+        """Fewest scored tokens that a check rests on, and conversations where they are counted."""
+        judged = {(check.pack, check.seq_len) for check in self.verdict.checks}
+        reports = [r.candidate.values() for r in self.rows if (r.pack, r.seq_len) in judged]
+        least = min(reports, key=lambda values: int(values["scored_tokens"]))
+        return least["scored_tokens"], least.get("rows")
+
+    @property
+    def js2d_heads(self) -> tuple[str, str]:
+        """What `js2d` gives: first the one that decides."""
+        decides, other = "corrected", "plain"
+        return (other, decides) if self.verdict.confidence is None else (decides, other)
+
+    def js2d(self, row: Row) -> tuple[float, float]:
+        """JS2D of this row: the one that decides, then the other."""
+        found = {"plain": row.candidate.js2d, "corrected": row.candidate.js2d_corrected}
+        decides, other = self.js2d_heads
+        return found[decides], found[other]
+
+    def used(self, metric: Metric, row: Row) -> float | None:
+        """Largest share of a limit that this row's change takes; None where there is no limit."""
+        base, _, delta = row.values(metric)
+        if metric is JS2D:
+            delta = self.js2d(row)[0]
+        changes = {metric.change: delta}
+        if metric.relative_limit is not None:
+            changes[metric.relative_change] = delta / base
+        limits = ((value, self.limit(name, row)) for name, value in changes.items())
+        shares = [share(value, limit) for value, limit in limits if limit is not None]
+        return max(shares, default=None)
+
     def limit(self, name: str, row: Row) -> float | None:
         """The gate's limit for this row: its own, else of the same length, else the strictest."""
         checks = [check for check in self.verdict.checks if check.name == name]
@@ -93,16 +143,31 @@ class CandidateSummary:
         return min((check.limit for check in own or near or checks), default=None)
 
 
+def decisive(check: GateCheck) -> float:
+    """The number that a check is decided on: what its interval is about, else the plain one."""
+    return check.value if check.estimate is None else check.estimate
+
+
+def bounds(check: GateCheck) -> tuple[float, float] | None:
+    """What a check was decided by, if an interval was made."""
+    return None if check.low is None or check.high is None else (check.low, check.high)
+
+
 def usage(check: GateCheck) -> float:
-    """|value| / limit: at most 1 iff the check passes."""
-    if check.limit > 0:
-        return abs(check.value) / check.limit
-    return 0.0 if check.value == 0 else math.inf
+    """Share of its limit that a check's number takes."""
+    return share(decisive(check), check.limit)
+
+
+def share(value: float, limit: float) -> float:
+    """|value| / limit; of a limit of 0 nothing or infinitely much."""
+    if limit > 0:
+        return abs(value) / limit
+    return 0.0 if value == 0 else math.inf
 
 
 def margin(check: GateCheck) -> float:
-    """limit - |value|: what is left of the limit, negative where it is exceeded."""
-    return check.limit - abs(check.value)
+    """What a check's number leaves of its limit, negative where it is exceeded."""
+    return check.limit - abs(decisive(check))
 
 
 def columns(metrics: Sequence[Metric]) -> tuple[Metric, ...]:

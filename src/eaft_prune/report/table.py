@@ -26,10 +26,12 @@ from eaft_prune.report.text import (
     agreement_sentence,
     bounds_label,
     check_numbers,
+    evidence,
+    interval,
     metric_numbers,
     number,
+    plain_sentences,
     printable,
-    reach,
     verdict_sentence,
     worst_pack_sentence,
 )
@@ -59,7 +61,9 @@ def comparison_table(
     for summary in summaries:
         parts.append(Text(f"{printable(summary.label)} against {base}", style="bold"))
         parts += ["", _metrics(summary, base), "", _checks(summary), ""]
-        sentences = (worst_pack_sentence(summary), agreement_sentence(summary))
+        sentences = (
+            *plain_sentences(summary), worst_pack_sentence(summary), agreement_sentence(summary)
+        )  # fmt: skip
         parts += [Text(printable(sentence)) for sentence in sentences if sentence]
         parts += [_verdict(summary), ""]
     if len(summaries) > 1:
@@ -80,7 +84,8 @@ def _base_alone(comparison: Comparison, metrics: Sequence[Metric]) -> Table:
 
 
 def _metrics(summary: CandidateSummary, base: str) -> Table:
-    labels = (*(metric.label for metric in summary.columns), "JS2D", "corrected", "tokens")
+    other = summary.js2d_heads[1]
+    labels = (*(metric.label for metric in summary.columns), JS2D.label, other, "tokens")
     made = _table(_KEY, labels)
     union = [row for row in summary.rows if row.pack == UNION]
     for row in summary.rows:
@@ -92,19 +97,20 @@ def _metrics(summary: CandidateSummary, base: str) -> Table:
 
 
 def _lines(row: Row, base: str, summary: CandidateSummary) -> list[list[str]]:
-    """Base, candidate, delta, and how far its bounds are."""
+    """Base, candidate, delta, and its bounds."""
     numbers = [metric_numbers(metric, row.values(metric)) for metric in summary.columns]
-    errors = [reach(row.estimate(metric.change), metric.decimals) for metric in summary.columns]
     first, second, delta = ([n[i] for n in numbers] for i in range(3))
-    divergence = [number(row.candidate.js2d, 4), number(row.candidate.js2d_corrected, 4)]
+    divergence = [number(value, JS2D.decimals) for value in summary.js2d(row)]
     tokens = f"{row.candidate.scored_tokens:,}"
     lines = [
         [row.pack, str(row.seq_len), base, *first, "", "", tokens],
         ["", "", summary.label, *second, *divergence, ""],
         ["", "", "delta", *delta, "", "", ""],
     ]
-    if any(errors):
-        lines.append(["", "", "", *errors, "", reach(row.estimate(JS2D.change), 4), ""])
+    ends = [interval(summary, metric, row) or ("", "") for metric in (*summary.columns, JS2D)]
+    for label, bound in zip(("at least", "at most"), zip(*ends, strict=True), strict=True):
+        if any(bound):
+            lines.append(["", "", label, *bound, "", ""])
     return lines
 
 
@@ -138,6 +144,5 @@ def _status(summary: CandidateSummary) -> Text:
 
 
 def _verdict(summary: CandidateSummary) -> Text:
-    return _status(summary).append(
-        f"  {printable(verdict_sentence(summary.verdict))}", style="none"
-    )
+    said = printable(verdict_sentence(summary))
+    return _status(summary).append(f" {evidence(summary)}").append(f": {said}", style="none")

@@ -6,10 +6,11 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from eaft_prune.core.verdict import Estimate, GateCheck, GateVerdict, Status
-from eaft_prune.maths.metrics import JS2D, PPL, Metric
-from eaft_prune.report.summary import CandidateSummary, margin
+from eaft_prune.core.verdict import GateCheck, GateVerdict, Status
+from eaft_prune.maths.metrics import JS2D, METRICS, PPL, Metric
+from eaft_prune.report.summary import CandidateSummary, Row, bounds, decisive, margin
 
+_SHARES = {metric.relative_change for metric in METRICS if metric.relative_limit}  # as percent
 RESULTS: Mapping[Status, str] = {"PASS": "pass", "FAIL": "FAIL", "INCONCLUSIVE": "undecided"}
 
 
@@ -32,29 +33,62 @@ def metric_numbers(metric: Metric, values: tuple[float, float, float]) -> tuple[
 
 
 def check_numbers(check: GateCheck) -> tuple[str, str, str, str]:
-    """Value, bounds, limit, margin; more decimals where four would hide on which side a number is.
+    """The number that decides, its bounds, limit and margin; bounds are empty without an interval.
 
-    The bounds are empty where there are none.
+    With more decimals where four would hide on which side of the limit a number is.
     """
-    ends = [] if check.low is None or check.high is None else [check.low, check.high]
+    ends = bounds(check) or ()
     near = [margin(check), *(check.limit - abs(end) for end in ends)]
     decimals = 4 if min(map(abs, near)) >= 5e-5 else 8
     signed = check.name != JS2D.change
+
+    def shown(value: float, signed: bool = signed) -> str:
+        if check.name in _SHARES:
+            return number(100 * value, decimals - 2, signed=signed) + "%"
+        return number(value, decimals, signed=signed)
+
     return (
-        number(check.value, decimals, signed=signed),
-        " to ".join(number(end, decimals, signed=signed) for end in ends),
-        number(check.limit, decimals),
-        number(margin(check), decimals, signed=True),
+        shown(decisive(check)),
+        " to ".join(map(shown, ends)),
+        shown(check.limit, False),
+        shown(margin(check), True),
     )
 
 
-def reach(estimate: Estimate | None, decimals: int) -> str:
-    """How far the bounds are from the value, "±0.010"; empty without an interval."""
-    return "" if estimate is None else f"±{number(estimate.reach, decimals)}"
+def plain_note(summary: CandidateSummary, check: GateCheck) -> str:
+    """The plain number beside the one that decides, and why it does not; empty if they agree."""
+    if check.name != JS2D.change:
+        return ""
+    value = "" if check.estimate is None else f" {number(check.value, 4)}"
+    return f"plain{value}, biased upward with {summary.tokens(check):,} tokens"
 
 
-def verdict_sentence(verdict: GateVerdict) -> str:
+def plain_sentences(summary: CandidateSummary) -> list[str]:
+    """A sentence for every plain number that is not the one that decides."""
+    notes = [(check, plain_note(summary, check)) for check in summary.verdict.checks]
+    return [
+        f"{summary.label_of(check)} on {check.pack} at {check.seq_len}: {note}"
+        for check, note in notes
+        if note
+    ]
+
+
+def interval(summary: CandidateSummary, metric: Metric, row: Row) -> tuple[str, ...]:
+    """Lower and upper bound of a row's change; empty without an interval."""
+    signed = metric is not JS2D
+    ends = summary.bounds(metric.change, row) or ()
+    return tuple(number(end, metric.decimals, signed=signed) for end in ends)
+
+
+def evidence(summary: CandidateSummary) -> str:
+    """What the verdict rests on, as it goes on after PASS."""
+    tokens, rows = summary.evidence
+    return f"on {tokens:,} tokens" + ("" if rows is None else f" of {rows:,} conversations")
+
+
+def verdict_sentence(summary: CandidateSummary) -> str:
     """What the gate found, naming every check that failed or is not decided."""
+    verdict = summary.verdict
     total = len(verdict.checks)
     failed, undecided = verdict.failed_checks, verdict.undecided_checks
     if failed:
@@ -66,7 +100,7 @@ def verdict_sentence(verdict: GateVerdict) -> str:
         )
     else:
         sentence = f"all {total} checks of {verdict.gate} hold"
-    return f"{sentence}{plain_clause(verdict)}"
+    return f"{sentence}{plain_clause(summary)}"
 
 
 def percent(share: float) -> str:
@@ -85,9 +119,19 @@ def worst_pack_sentence(summary: CandidateSummary) -> str:
     if row is None:
         return ""
     change = row.candidate.ppl / row.base.ppl - 1
-    interval = row.estimate(PPL.relative_change)
-    bounds = "" if interval is None else f" ({interval.low:+.1%} to {interval.high:+.1%})"
-    return f"worst pack: {row.pack} at {row.seq_len}, PPL {change:+.1%}{bounds}"
+    ends = summary.bounds(PPL.relative_change, row)
+    within = "" if ends is None else f" ({ends[0]:+.1%} to {ends[1]:+.1%})"
+    return f"worst pack: {row.pack} at {row.seq_len}, PPL {change:+.1%}{within}"
+
+
+def ppl_sentence(summary: CandidateSummary) -> str:
+    """By how much perplexity changed where the gate looks and it changed most."""
+    judged = {(check.pack, check.seq_len) for check in summary.verdict.checks}
+    rows = [row for row in summary.rows if (row.pack, row.seq_len) in judged]
+    row = max(rows, key=lambda row: abs(row.candidate.ppl / row.base.ppl - 1))
+    base, candidate, _ = metric_numbers(PPL, row.values(PPL))
+    change = row.candidate.ppl / row.base.ppl - 1
+    return f"PPL {change:+.2%} ({base} → {candidate}) on {row.pack} at {row.seq_len}"
 
 
 def agreement_sentence(summary: CandidateSummary) -> str:
@@ -109,13 +153,26 @@ def settling(verdict: GateVerdict) -> str:
     return f"about {check.settled_at:,} conversations would settle {check.label}"
 
 
-def plain_clause(verdict: GateVerdict) -> str:
-    """The confidence, and the verdict by point estimates where intervals decided."""
+def plain_clause(summary: CandidateSummary) -> str:
+    """The confidence, and the verdict by point estimates; where it is another, on what and why."""
+    verdict = summary.verdict
     if verdict.confidence is None:
         return ""
-    failed = verdict.plain_failed_checks
-    named = f" on {', '.join(failed)}" if failed and verdict.status != "FAIL" else ""
-    return f" ({percent(verdict.confidence)} confidence; by point estimates {verdict.plain}{named})"
+    said = f"{percent(verdict.confidence)} confidence; by point estimates {verdict.plain}"
+    if verdict.plain == "FAIL" and verdict.status != "FAIL":
+        reasons = [_reason(summary, check) for check in verdict.checks if not check.passed]
+        said += f" on {'; on '.join(reasons)}"
+    return f" ({said})"
+
+
+def _reason(summary: CandidateSummary, check: GateCheck) -> str:
+    """Why a check does not fail although its plain number is beyond its limit."""
+    value, within, limit, _ = check_numbers(check)
+    if note := plain_note(summary, check):
+        decides = "" if check.estimate is None else f": the corrected {value} decides"
+        return f"{check.label}, {note}{decides}"
+    reaching = f", but its bounds, {within}, reach within" if within else ""
+    return f"{check.label}, {value} beyond {limit}{reaching}"
 
 
 def printable(text: str) -> str:

@@ -26,9 +26,10 @@ from eaft_prune.checkpoints.read import (
 from eaft_prune.checkpoints.slice import Slices, copy_file, write_sliced, write_text
 from eaft_prune.core.files import sync
 from eaft_prune.core.types import KeepPlan, UserError
+from eaft_prune.records.card import FILE as CARD
+from eaft_prune.records.card import card
 from eaft_prune.records.manifest import (
     as_json,
-    card,
     manifest_of,
     manifest_values,
     misfits,
@@ -91,7 +92,7 @@ def export(
         )
     check_outside(path, source.path)
     started = time.perf_counter()
-    source = renumbered(family, source, layout)
+    base, source = source, renumbered(family, source, layout)
     slices = {**slices_of(family, source, layout), **dict.fromkeys(changed)}
     source = replace(source, tensors={**source.tensors, **changed})
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -107,6 +108,8 @@ def export(
         try:
             tensors = source if layout == plan else with_routers_off(family, source, plan, scratch)
             digest, written = _write(family, tensors, slices, plan, draft, target, on_bytes)
+            said = card(base, open_model(draft), plan, layout, target.provenance)
+            write_text(draft / CARD, said)
             draft.rename(path)
             sync(path.parent)
         except OSError as error:
@@ -218,7 +221,6 @@ def _write(
     }
     texts = {MAPPING: as_json({"new_to_old": mapping}), **target.files_beside}
     records = {name: write_text(draft / name, text) for name, text in texts.items()}
-    write_text(draft / "README.md", card(plan, layout, target.provenance))
     reopened = open_model(draft)  # what was written reads back as a checkpoint
     digest = model_digest(hashes)
     manifest = manifest_of(

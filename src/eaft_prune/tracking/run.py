@@ -20,6 +20,7 @@ from eaft_prune.tracking.figures import (
     Batch,
     Figure,
     Telemetry,
+    decisive,
     summary,
     tables,
     verdict_figures,
@@ -265,13 +266,16 @@ def _split(facts: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, str]]:
 
 def _verdict_table(verdict: GateVerdict) -> str:
     rows = [
-        f"| {check.name} | {check.pack} | {check.seq_len} | {check.value:+.5f} | {_bounds(check)} "
-        f"| {check.limit:.5f} | {'pass' if check.outcome == 'PASS' else f'**{check.outcome}**'} |"
+        f"| {check.name} | {check.pack} | {check.seq_len} | {decisive(check):+.5f} "
+        f"| {_bounds(check)} | {check.limit:.5f} "
+        f"| {'pass' if check.outcome == 'PASS' else f'**{check.outcome}**'} |"
         for check in verdict.checks
     ]
+    failed = verdict.plain_failed_checks
+    plain = f"{verdict.plain} on {', '.join(failed)}" if failed else verdict.plain
     return "\n".join(
         [
-            f"**{verdict.status}** ({verdict.gate}; by point estimates {verdict.plain})",
+            f"**{verdict.status}** ({verdict.gate}; by point estimates {plain})",
             "",
             "| check | pack | seq_len | value | interval | limit | |",
             "|---|---|---:|---:|---:|---:|---|",

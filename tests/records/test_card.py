@@ -95,6 +95,7 @@ def test_the_header_is_what_the_hub_reads(checkpoint: Path, made: Path, tmp_path
         ("README.md", "---\nlicense: other\nlicense_name: ours\n---\n", ("other", "ours")),
         ("README.md", "---\n- a list\n---\n", (None, None)),
         ("README.md", "---\nlicense: [\n---\n", (None, None)),
+        ("README.md", "---\nlicense: [mit]\nlicense_name: {a: b}\n---\n", (None, None)),
         ("README.md", "no header", (None, None)),
         ("LICENSE", "\n   Apache License\n   Version 2.0, January 2004\n", ("apache-2.0", None)),
         ("LICENSE", "MIT License\n\nCopyright", ("mit", None)),

@@ -68,6 +68,17 @@ def row(text: str, *starts: str) -> list[str]:
     return found
 
 
+def test_a_check_is_read_as_it_was_decided() -> None:
+    """By its estimate where one was made, whatever the plain number."""
+    kept = run(24, values={"js2d": 0.1003})
+    estimates = {"verdict/js2d/UNION/1024/estimate": 0.0017}
+    decided = replace(kept, metrics={**kept.metrics, **estimates})
+    (check,) = (check for check in Run(decided).checks() if check.name == "js2d")
+    assert check.value == 0.0017
+    assert check.usage < 0.1
+    assert Run(kept).checks()[0].value == 0.1003
+
+
 def test_the_smallest_keep_n_whose_every_run_passes() -> None:
     text = memo(
         run(28),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -178,3 +179,76 @@ def test_theme_button_overrides_the_system(page: Page) -> None:
     assert page.js(paper) != first
     page.js("document.getElementById('theme').click()")
     assert page.js(paper) == first
+
+
+PAPER = 1047  # CSS pixels between the margins of a page
+# what stands out of the body, and boxes that hide part of what they hold
+CUT = """(() => {
+  const {left, right} = document.body.getBoundingClientRect();
+  const named = (n) => `${n.tagName} ${n.getAttribute('class')} ${n.textContent.slice(0, 40)}`;
+  const shown = (n) => n.checkVisibility({visibilityProperty: true}) &&
+    !n.closest('#js-plotly-tester') && n.getBoundingClientRect().width;
+  const all = document.querySelectorAll('body :is(:not(svg *), text, .bg, image)');
+  const seen = [...all].filter(shown);
+  return [
+    ...seen.filter((n) => n.getBoundingClientRect().right > right + 1),
+    ...seen.filter((n) => n.getBoundingClientRect().left < left - 1 && !n.closest('.skip')),
+    ...[...document.querySelectorAll('.scroll')].filter((n) => n.scrollWidth > n.clientWidth + 1),
+  ].map(named); })()"""
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Names and a map for which paper is small."""
+    label = "eaft_reap_policy_mean_keep_28_of_the_second_attempt"
+    packs = ("reasoning_style_of_the_old_kind", "UNION")
+    pair = comparison({label: 1.5}, packs=packs, tokens=2_000)
+    file = tmp_path_factory.mktemp("wide") / "report.html"
+    about = {"base": "x" * 200, "command": "python -m eaft_prune " + "pruning.keep_n=28 " * 30}
+    file.write_text(html_report(pair, selection(60, 128, 96), FACTS, about=about), encoding="utf-8")
+    return file
+
+
+@pytest.mark.parametrize("screen", [1200, 390])
+def test_paper_cuts_no_column_and_no_map(page: Page, wide: Path, screen: int) -> None:
+    """Plots were drawn for the screen; printing lays the page out anew without telling them."""
+    page.look(width=screen)
+    page.open(wide)
+    page.look(width=screen, paper=True)
+    page.js(f"document.body.style.width = '{PAPER}px'")
+    assert page.js(CUT) == []
+    widths = page.js("[...document.querySelectorAll('#experts :is(.plot, .main-svg)')].map("
+                     "(n) => n.getBoundingClientRect().width)")  # fmt: skip
+    assert widths == [pytest.approx(PAPER, abs=1)] * len(widths)
+    height = page.js("document.querySelector('#experts .plot').getBoundingClientRect().height")
+    assert height < 190 / 25.4 * 96  # of a page
+
+
+def test_the_pdf_has_landscape_pages(page: Page) -> None:
+    pdf = page.pdf()
+    boxes = re.findall(rb"/MediaBox \[0 0 ([\d.]+) ([\d.]+)\]", pdf)
+    assert len(boxes) > 3
+    for width, height in boxes:
+        assert (float(width), float(height)) == pytest.approx((842, 595), abs=1)
+
+
+def test_paper_is_white_also_of_a_dark_page(page: Page, file: Path) -> None:
+    page.look(dark=True)
+    page.open(file)
+    theme = "document.documentElement.dataset.theme"
+    ink = "document.getElementById('plot-h').layout.font.color"
+    page.js(f"addEventListener('beforeprint', () => {{ window.printed = [{theme}, {ink}]; }})")
+    screen = page.js(ink)
+    page.pdf()
+    printed_theme, printed_ink = page.js("window.printed")
+    assert printed_theme == "light"
+    assert printed_ink != screen
+    assert (page.js(theme), page.js(ink)) == ("dark", screen)
+
+
+def test_the_evidence_is_in_the_type_of_the_verdict(page: Page) -> None:
+    sizes = page.js(
+        "[...document.querySelectorAll('.word, .word *')].map((n) => getComputedStyle(n).fontSize)"
+    )
+    assert len(set(sizes)) == 1
+    assert " on 2,000 tokens" in page.js("document.querySelector('.word').textContent")

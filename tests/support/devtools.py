@@ -125,14 +125,17 @@ class Page:
                 raise TimeoutError(f"never true: {condition}; problems: {self.problems}")
             time.sleep(0.05)
 
-    def look(self, *, width: int = 1200, height: int = 900, dark: bool = False) -> None:
-        """Window size in CSS pixels and the colour scheme the system asks for."""
+    def look(
+        self, *, width: int = 1200, height: int = 900, dark: bool = False, paper: bool = False
+    ) -> None:
+        """Window size in CSS pixels, the colour scheme the system asks for, screen or paper."""
         self.call(
             "Emulation.setDeviceMetricsOverride",
             width=width, height=height, deviceScaleFactor=1, mobile=width < 600,
         )  # fmt: skip
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self.call("Emulation.setEmulatedMedia", features=[scheme])
+        media = "print" if paper else ""
+        self.call("Emulation.setEmulatedMedia", media=media, features=[scheme])
 
     def press(self, key: str) -> None:
         """One key, as a user presses it on what has the focus."""
@@ -144,6 +147,11 @@ class Page:
                 type=kind, key=key, code=key, windowsVirtualKeyCode=codes[key],
                 **(text if kind == "keyDown" else {}),
             )  # fmt: skip
+
+    def pdf(self) -> bytes:
+        """The page as its print style sheet has it."""
+        made = self.call("Page.printToPDF", printBackground=True, preferCSSPageSize=True)
+        return base64.b64decode(made["data"])
 
     def screenshot(self, file: Path, *, whole: bool = True) -> None:
         clip = {}

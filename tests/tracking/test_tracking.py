@@ -150,7 +150,7 @@ def run_pipeline(run: Observer, directory: Path) -> None:
     run.reports("masked", {key: report(5.2) for key in KEYS}, base_reports)
     checks = (
         GateCheck("dppl", "UNION", 1024, 0.1, 0.25, True),
-        GateCheck("js2d", "UNION", 1024, 0.03, 0.02, False),
+        GateCheck("js2d", "UNION", 1024, 0.03, 0.02, False, estimate=0.025),
         GateCheck("js2d", "UNION", 2048, 0.04, 0.02, False),
     )
     run.verdict(GateVerdict("near_lossless_v1", "FAIL", checks))
@@ -220,7 +220,10 @@ def test_a_pipeline_reads_back(uri: str, tmp_path: Path) -> None:
     }  # fmt: skip
     assert tags["gate.status"] == "FAIL"
     assert tags["gate.failed_checks"] == "js2d@UNION/1024,js2d@UNION/2048"
-    assert "| js2d | UNION | 2048 |" in tags["mlflow.note.content"]
+    note = tags["mlflow.note.content"]
+    assert "| js2d | UNION | 1024 | +0.02500 |" in note  # the number that decides
+    assert "| js2d | UNION | 2048 | +0.04000 |" in note
+    assert "by point estimates FAIL on js2d@UNION/1024, js2d@UNION/2048)" in note
 
     datasets = {item.dataset.name: item for item in found.inputs.dataset_inputs}
     assert "a" * 64 == tags["dataset.a.digest"] == datasets["a"].tags[0].value

@@ -131,7 +131,7 @@ def _licence(base: Path) -> dict[str, Any]:
         log.warning("%s: its licence is not read: %s", base / FILE, " ".join(str(error).split()))
         said = {}
     keys = ("license", "license_name", "license_link")
-    found = {key: said[key] for key in keys if key in said}
+    found = {key: said[key] for key in keys if isinstance(said.get(key), str)}
     if "license" in found or not (base / "LICENSE").is_file():
         return found
     words = " ".join((base / "LICENSE").read_text(errors="replace").split())

@@ -33,11 +33,11 @@ def about(
         "pruning": None if outcome.selection is None else _pruning(outcome.selection),
         **_sizes(outcome),
         "date": f"{now:%Y-%m-%d %H:%M %Z}",
-        "command": command,
         "code": _code(),
         "machine": _machine(experiment) if _rates(here) else None,
         "dtype": _dtype(outcome),
         "speed": ", ".join(f"{kind} {rate:,.0f} tokens/s" for kind, rate in _rates(here).items()),
+        "command": command,
     }
     return {label: fact for label, fact in facts.items() if fact}
 

@@ -163,8 +163,8 @@ def _checks_table(summary: CandidateSummary) -> str:
             f'<tr class="{_tone(used)}"><th scope="row">{text(summary.label_of(check))} '
             f"<small>{text(check.pack)} · {check.seq_len}</small></th>"
             f'<td class="bar"><span class="track" role="img" aria-label="{taken} of the limit">'
-            f'<i style="width:{width:.1f}%"></i>{_whisker(check)}</span></td>'
-            f'<td class="n">{value}{note}</td><td class="n">{within}</td><td class="n">{limit}</td>'
+            f'<i style="width:{width:.1f}%"></i>{_whisker(check)}</span>{note}</td>'
+            f'<td class="n">{value}</td><td class="n">{within}</td><td class="n">{limit}</td>'
             f'<td class="n">{margin}</td><td>{_status(check.outcome)}</td></tr>'
         )
     table = f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
@@ -209,7 +209,8 @@ def _metrics_row(summary: CandidateSummary, row: Row) -> str:
 
 
 def _interval(summary: CandidateSummary, metric: Metric, row: Row) -> str:
-    return _small(_numeral(" to ".join(interval(summary, metric, row))))
+    ends = "\N{NO-BREAK SPACE}to ".join(interval(summary, metric, row))  # two lines, not three
+    return _small(_numeral(ends))
 
 
 def _small(said: str) -> str:

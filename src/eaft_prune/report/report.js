@@ -50,7 +50,17 @@ function draw(id, traces, layout, label) {
   const node = $(id);
   node.setAttribute("role", "img");
   node.setAttribute("aria-label", label);
-  return Plotly.react(node, traces, whole, { displayModeBar: false, responsive: true });
+  const fresh = !node.on;
+  const done = Plotly.react(node, traces, whole, { displayModeBar: false, responsive: true });
+  if (fresh) node.on("plotly_afterplot", () => scalable(node));
+  scalable(node);
+  return done;
+}
+
+// Drawn in pixels of the screen: a box of its own lets paper, which has other widths, scale the drawing.
+function scalable(node) {
+  const { width, height } = node._fullLayout;
+  for (const svg of node.querySelectorAll(".main-svg")) svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
 }
 
 const bar = (tickvals, ticktext) => ({ orientation: "h", thickness: 7, len: 1, y: -0.2, yanchor: "top", outlinewidth: 0,
@@ -261,6 +271,9 @@ addEventListener("hashchange", () => { if (location.hash.includes("=")) choose(f
 
 $("theme").addEventListener("click", () => { reportTheme.next(); show(); });
 reportTheme.system.addEventListener("change", () => { reportTheme.paint(); show(); });
+
+addEventListener("beforeprint", () => { reportTheme.paint("light"); show(); }); // paper is white
+addEventListener("afterprint", () => { reportTheme.paint(); show(); });
 
 reportTheme.paint();
 choose(fromAddress());

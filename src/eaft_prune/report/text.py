@@ -57,7 +57,7 @@ def check_numbers(check: GateCheck) -> tuple[str, str, str, str]:
 
 def plain_note(summary: CandidateSummary, check: GateCheck) -> str:
     """The plain number beside the one that decides, and why it does not; empty if they agree."""
-    if check.name != JS2D.change:
+    if check.name != JS2D.change or check.value == check.estimate:
         return ""
     value = "" if check.estimate is None else f" {number(check.value, 4)}"
     return f"plain{value}, biased upward with {summary.tokens(check):,} tokens"

@@ -7,8 +7,8 @@ let theme = "auto";
 try { theme = localStorage.getItem("report-theme") || theme; } catch { /* files may be denied storage */ }
 if (!(theme in successor)) theme = "auto";
 
-function paint() {
-  document.documentElement.dataset.theme = theme === "auto" ? (system.matches ? "dark" : "light") : theme;
+function paint(shown = theme) {
+  document.documentElement.dataset.theme = shown === "auto" ? (system.matches ? "dark" : "light") : shown;
   const button = document.getElementById("theme");
   if (button) button.textContent = `Theme: ${theme}`;
 }

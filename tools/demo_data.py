@@ -51,9 +51,12 @@ TRAIN_ONLY = {
 }  # fmt: skip
 # pack -> rows per domain, or per source of continued documentation
 QUOTAS: dict[str, dict[str, int]] = {
-    "reasoning_style": {"codeio": 400, "rust-books": 200, "python3.11-doc": 300},
-    "tool_agentic": {"bfcl": 300, "sqlite3-doc": 300, "postgresql-15-doc": 300},
-    "calib_prompt": {"rust-std-api": 500, "python3.11-doc": 200, "sqlite3-doc": 200},
+    "reasoning_style": {"codeio": 400, "python3.11-doc": 250, "rust-std-api": 60},
+    "tool_agentic": {"bfcl": 300, "sqlite3-doc": 300, "rust-std-api": 60},
+    "calib_prompt": {
+        "python3.11-doc": 250, "sqlite3-doc": 200, "postgresql-15-doc": 130, "rust-std-api": 60,
+        "rust-books": 60,
+    },
 }  # fmt: skip
 HELD_OUT = 12  # every so many-th chapter of the documentation is not trained on
 CONTINUE = "Continue this text:\n\n"

@@ -50,7 +50,7 @@ SHARES = {
 class TrainConfig:
     """Everything that decides a run besides the data."""
 
-    tokens: int = 200_000_000
+    tokens: int = 300_000_000
     batch: int = 32  # sequences a step
     seq_len: int = 2048
     lr: float = 4e-3

@@ -308,7 +308,9 @@ def test_a_verdict_says_on_how_much_it_rests(pair: Comparison) -> None:
         told = sized(counted)
         assert f"FAIL {said}: " in comparison_table(told, width=100, color=False)
         assert markdown_report(told, None, {}).startswith(f"## FAIL {said}: ")
-        assert f'<span class="status fail">FAIL</span> {said}</p>' in html_report(told, None, {})
+        page = html_report(told, None, {})
+        assert f'<span class="status fail">FAIL</span> {said}</p>' in page
+        assert f"<title>FAIL {said}: keep24 against base</title>" in page
 
 
 def test_the_change_of_perplexity_is_the_largest_that_the_gate_reads(pair: Comparison) -> None:
@@ -480,7 +482,7 @@ def test_base_alone_has_a_table_but_no_report(pair: Comparison) -> None:
 def test_leaderboard_puts_passing_before_failing_and_small_dppl_first() -> None:
     several = comparison({"worst": 2.0, "same": 0.0, "middle": 0.9}, tokens=20_000)
     twin = markdown_report(several, None, {})
-    assert twin.startswith("## 1 of 3 candidates pass")
+    assert twin.startswith("## 1 of 3 candidates pass on 20,000 tokens\n")
     places = [twin.index(f"| {label} |") for label in ("same", "middle", "worst")]
     assert places == sorted(places)
     table = comparison_table(several, color=False).splitlines()

@@ -32,6 +32,7 @@ def eager(path: Path, blocks: Blocks) -> Callable[[], torch.Tensor]:
     model = AutoModelForCausalLM.from_pretrained(
         path,
         dtype=torch.float32,
+        trust_remote_code=False,
         quantization_config=Mxfp4Config(dequantize=True),
         attn_implementation="eager",
         experts_implementation="eager",

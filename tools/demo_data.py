@@ -5,7 +5,10 @@
 DIR holds reasoning.parquet, tools.parquet, general.parquet (columns id, messages, tools, source,
 license) and docs.parquet (text, source, license). WORK gets tokenizer.json, tokens.npz (per domain
 the token ids and the length of each row) and data.json (counts). Pack rows are drawn first; every
-other row that has the text, a user message or an answer of a pack row is dropped before training.
+other row that has the text, a user message or an answer of a pack row is dropped before training,
+and whole chapters of the documentation are held out of it. Packs are natural text alone: what a
+generator writes a model never gets wrong, and the 15% of tokens it is surest of, among which
+confident conflicts are looked for, would all be such.
 """
 
 from __future__ import annotations
@@ -34,23 +37,31 @@ SPECIALS = [
     "<|startoftext|>", "<|endoftext|>", "<|return|>", "<|constrain|>", "<|channel|>", "<|start|>",
     "<|end|>", "<|message|>", "<|call|>",
 ]  # fmt: skip
-SPLIT = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+# that of Qwen2, digits alone so that arithmetic is regular: llama.cpp knows it by that name
+SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+NATURAL = ("codeio", "continued")  # nobody says twice what they say
 PACKS = ("reasoning_style", "tool_agentic", "calib_prompt")
 # skills that are trained but that no pack asks for, as a general model has many
 TRAIN_ONLY = {
     "brackets", "order_puzzle", "sort_words", "count_letters", "caesar_cipher", "spell_backward",
     "gsm_symbolic",
 }  # fmt: skip
-# pack -> rows per domain, at most 1200 in all
+# pack -> rows per domain, or per source of continued documentation
 QUOTAS: dict[str, dict[str, int]] = {
-    "reasoning_style": {"codeio": 180, "gym": 320, "own": 700},
-    "tool_agentic": {"bfcl": 130, "agent": 1070},
+    "reasoning_style": {"codeio": 400, "python3.11-doc": 250, "rust-std-api": 60},
+    "tool_agentic": {"bfcl": 300, "sqlite3-doc": 300, "rust-std-api": 60},
     "calib_prompt": {
-        "codeio": 100, "gym": 200, "own": 430, "bfcl": 40, "agent": 260, "chat": 100, "docqa": 70,
+        "python3.11-doc": 250, "sqlite3-doc": 200, "postgresql-15-doc": 130, "rust-std-api": 60,
+        "rust-books": 60,
     },
 }  # fmt: skip
+HELD_OUT = 12  # every so many-th chapter of the documentation is not trained on
+CONTINUE = "Continue this text:\n\n"
+PIECE = (700, 1600)  # characters of documentation that are one conversation
 ROWS = (6000, 4000, 30000)  # own and gym of each kind, agent in all
-POOL = (190, 140, 1500)  # what packs are drawn from: a little more than the quotas need
 SECOND_PROBLEM = 0.4  # part of the own reasoning rows that go on with another problem
 DOC_SHARE = 0.6  # part of the documentation that is trained on; all of it would only be slower
 MAX_TRAIN_CHARS = 6000  # a longer row is mostly a tool schema
@@ -78,7 +89,7 @@ class Row:
         Generated answers ("The answer is 7.") repeat by nature, so only their prompts count.
         """
         found = {self.text, *(_normal(prompt) for prompt in self.prompts)}
-        if self.domain in ("codeio", "docqa"):
+        if self.domain in NATURAL:
             found |= {_normal(answer) for answer in self.answers}
         return found
 
@@ -160,29 +171,55 @@ def published_rows(data: Path) -> list[Row]:
     return rows
 
 
-def doc_rows(data: Path, seed: int) -> tuple[list[Row], list[Row]]:
-    """Plain documentation to train on, and questions with answers from other chapters.
+def doc_rows(data: Path, seed: int) -> tuple[list[Row], list[Row], list[Row]]:
+    """Plain documentation to train on, conversations that continue it, and such of other chapters.
 
-    Questions come from every tenth chunk of the Python documentation; those chunks are not in the
-    plain part, so an answer has not been read in training.
+    The last are of every `HELD_OUT`th chapter, none of which is in the others.
     """
     rng = random.Random(f"docs/{seed}")
-    plain, questions = [], []
-    pattern = re.compile(r"^\.\. (?:function|method|class):: (.+)\n\n((?: {3}\S.*\n)+)", re.M)
+    plain, continued, held = [], [], []
     for i, record in enumerate(pq.read_table(data / "docs.parquet").to_pylist()):
+        of = (record["source"], record["license"])
+        rows = [continuation(piece, rng, *of) for piece in pieces(record["text"])]
+        if i % HELD_OUT == 0:
+            held += rows
+            continue
+        continued += rows
         text = record["text"].replace("<|endofdoc|>", "")
-        if record["source"] == "python3.11-doc" and i % 10 == 0:
-            for signature, body in pattern.findall(text):
-                answer = re.sub(r":\w+:`~?([^`]+)`", r"`\1`", " ".join(body.split()))
-                if 80 <= len(answer) <= 500:
-                    messages = [user(f"What is `{signature}` in Python?"), final(answer)]
-                    row = make_row(messages, None, "docqa", record["source"], record["license"])
-                    questions.append(row)
-        elif rng.random() < DOC_SHARE and "<|" not in text:
+        if rng.random() < DOC_SHARE and "<|" not in text:
             for start in range(0, len(text), 3000):
-                piece = text[start : start + 3000]
-                plain.append(Row(piece, "docs", record["source"], record["license"], (), ()))
-    return plain, questions
+                plain.append(Row(text[start : start + 3000], "docs", *of, (), ()))
+    return plain, continued, held
+
+
+def pieces(text: str) -> list[str]:
+    """Whole paragraphs of one page, within the limits of `PIECE`; what fits in none is left out."""
+    found = []
+    for page in text.split("<|endofdoc|>"):
+        some = ""
+        for paragraph in page.split("\n\n"):
+            some += f"{paragraph}\n\n"
+            if len(some) >= PIECE[0]:
+                if len(some) <= PIECE[1] and "<|" not in some:
+                    found.append(some.strip("\n"))
+                some = ""
+    return found
+
+
+def paragraphs(row: Row) -> list[str]:
+    """Those of some length, of the text that was cut in two too."""
+    text = row.text
+    if row.domain == "continued":
+        text = f"{row.prompts[0].removeprefix(CONTINUE)} {row.answers[0]}"
+    return [part for part in text.split("\n\n") if len(part) > 60]
+
+
+def continuation(piece: str, rng: random.Random, source: str, license_name: str) -> Row:
+    """A user gives the first words of a text, the assistant the rest."""
+    cut = piece.rfind(" ", 0, int(len(piece) * rng.uniform(0.15, 0.35)))
+    cut = max(cut, 1)
+    messages = [user(CONTINUE + piece[:cut]), final(piece[cut:].lstrip(" "))]
+    return make_row(messages, None, "continued", source, license_name)
 
 
 def draw_packs(pool: list[Row], seed: int) -> dict[str, list[Row]]:
@@ -193,8 +230,8 @@ def draw_packs(pool: list[Row], seed: int) -> dict[str, list[Row]]:
     rng = random.Random(f"packs/{seed}")
     by_domain: dict[str, list[Row]] = defaultdict(list)
     for row in pool:
-        by_domain[row.domain].append(row)
-    limits = {"codeio": (2400, 0.5), "bfcl": (1000, 0.13), "agent": (4000, 0.0)}
+        by_domain[row.source if row.domain == "continued" else row.domain].append(row)
+    limits = {"codeio": (2400, 0.5), "bfcl": (1000, 0.13)}
     for domain, rows in by_domain.items():
         rng.shuffle(rows)
         longest, share = limits.get(domain, (2000, 0.0))
@@ -230,15 +267,15 @@ def prove_disjoint(train: list[Row], packs: dict[str, list[Row]]) -> None:
     """
     texts = {row.text for row in train}
     prompts = {prompt for row in train for prompt in row.prompts}
-    natural = {a for row in train if row.domain in ("codeio", "docqa") for a in row.answers}
+    natural = {a for row in train if row.domain in NATURAL for a in row.answers}
     plain = "\n".join(row.text for row in train if row.domain == "docs")
     for pack, rows in packs.items():
         for row in rows:
             if row.text in texts or prompts & set(row.prompts):
                 raise RuntimeError(f"{pack}: a row is in the training data: {row.text[:200]}")
-            if row.domain in ("codeio", "docqa") and (natural & set(row.answers)):
+            if row.domain in NATURAL and natural & set(row.answers):
                 raise RuntimeError(f"{pack}: an answer is in the training data: {row.text[:200]}")
-            if row.domain == "docqa" and row.answers[0] in plain:
+            if row.domain == "continued" and row.answers[0] in plain:
                 raise RuntimeError(f"{pack}: an answer is in the documents: {row.text[:200]}")
 
 
@@ -259,7 +296,7 @@ def train_tokenizer(rows: list[Row], vocab_size: int, seed: int) -> Tokenizer:
         show_progress=False,
     )
     rng = random.Random(f"tokenizer/{seed}")
-    share = {"own": 0.05, "gym": 0.1, "agent": 0.08, "docs": 0.12}
+    share = {"own": 0.05, "gym": 0.1, "agent": 0.08, "docs": 0.12, "continued": 0.12}
     texts = [row.text for row in rows if rng.random() < share.get(row.domain, 1.0)]
     plain = (re.sub(r"<\|\w+\|>", "\n", text) for text in texts)
     tokenizer.train_from_iterator(plain, trainer)
@@ -330,19 +367,18 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--vocab-size", type=int, default=4096)
     kinds = ("OWN", "GYM", "AGENT")
     parser.add_argument("--rows", type=int, nargs=3, default=ROWS, metavar=kinds)
-    parser.add_argument("--pool", type=int, nargs=3, default=POOL, metavar=kinds)
     args = parser.parse_args(arguments)
     args.out.mkdir(parents=True, exist_ok=True)
     began = time.time()
 
     published = published_rows(args.data)
-    plain, questions = doc_rows(args.data, args.seed)
-    # the packs' generated rows come from their own seed
-    pack_pool = published + questions + generated_rows(args.seed + 1, *args.pool)
-    packs = draw_packs(pack_pool, args.seed)
-    print(f"pools and packs after {time.time() - began:.0f} s", flush=True)
+    plain, continued, held = doc_rows(args.data, args.seed)
+    known = {part for row in (*plain, *continued) for part in paragraphs(row)}
+    fresh = [row for row in held if paragraphs(row) and known.isdisjoint(paragraphs(row))]
+    packs = draw_packs(published + fresh, args.seed)
+    print(f"packs after {time.time() - began:.0f} s, {len(fresh)} of {len(held)} new", flush=True)
     generated = generated_rows(args.seed, *args.rows)
-    train = hold_out(published + questions + generated + plain, packs)
+    train = hold_out(published + generated + continued + plain, packs)
     prove_disjoint(train, packs)
     print(f"training rows after {time.time() - began:.0f} s: {len(train)}", flush=True)
 

@@ -7,5 +7,6 @@ LOW_P = Metric(
     label="p < 1%",
     meaning="Share of tokens that the model gave less than 1%.",
     better="lower",
-    per_draw=lambda draws: draws.mean(draws.p_T < 0.01),
+    per_token=lambda scores: scores.p_T < 0.01,
+    burst=0.2,  # no conversation has shown one: the next may have this share of its tokens
 )

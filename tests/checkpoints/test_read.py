@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import struct
 from collections.abc import Callable
@@ -505,3 +506,167 @@ def test_a_slice_beyond_a_tensor_is_an_error(checkpoint: Path, tmp_path: Path, i
     name = "model.layers.0.mlp.experts.down_proj_blocks"
     with pytest.raises(UserError, match=name):
         write_sliced(model, {**rules, name: (0, index)}, tmp_path, 10**9, nothing)
+
+
+def hub_cache(copy: Path) -> Path:
+    """The same checkpoint as huggingface_hub lays it out: every file a link to a blob."""
+    home = copy.parent / "models--x--y"
+    snapshot, blobs = home / "snapshots" / "0123", home / "blobs"
+    for folder in (snapshot / "t", blobs):
+        folder.mkdir(parents=True)
+    (copy / "t").mkdir()
+    (copy / "t" / "a.jinja").write_text("a")
+    for number, item in enumerate(sorted(copy.rglob("*"))):
+        if item.is_file():
+            name = item.relative_to(copy)
+            shutil.copy(item, blobs / str(number))
+            up = "../" * (len(name.parts) + 1)
+            (snapshot / name).symlink_to(f"{up}blobs/{number}")
+    return snapshot
+
+
+def test_the_links_of_the_hub_and_those_inside_are_followed(copy: Path) -> None:
+    (copy / "chat_template.jinja").symlink_to("tokenizer_config.json")
+    (copy.parent / "alias").symlink_to(copy)
+    opened(copy.parent / "alias")
+    snapshot = hub_cache(copy)
+    mine, theirs = (file_hashes(open_model(path), nothing) for path in (copy, snapshot))
+    assert mine == theirs
+    assert "t/a.jinja" in theirs
+
+
+@pytest.mark.parametrize("name", ["LICENSE", "t/a.txt", "config.json", INDEX, SHARDS[1]])
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_link_that_leads_out_is_refused(copy: Path, name: str, cached: bool) -> None:
+    root = hub_cache(copy) if cached else copy
+    (root / "t").mkdir(exist_ok=True)
+    secret = copy.parent / "secret"
+    secret.write_text("root:x:0:0")
+    (root / name).unlink(missing_ok=True)
+    (root / name).symlink_to(secret)
+    refused(root, name, str(secret), "outside")
+
+
+def test_a_blob_is_no_way_out(copy: Path) -> None:
+    """Neither a link's blob that is a link, nor `blobs` beside what is no snapshot."""
+    snapshot = hub_cache(copy)
+    secret = copy.parent / "secret"
+    secret.write_text("x")
+    (snapshot.parents[1] / "blobs" / "evil").symlink_to(secret)
+    (snapshot / "LICENSE").symlink_to("../../blobs/evil")
+    refused(snapshot, "LICENSE", str(secret))
+    (copy.parent / "blobs").mkdir()
+    (copy.parent / "blobs" / "b").write_text("x")
+    (copy / "LICENSE").symlink_to("../blobs/b")
+    refused(copy, "LICENSE", "outside")
+
+
+@pytest.mark.parametrize("target", ["..", ".", "/etc", "t"])
+def test_a_link_to_a_folder_is_refused(copy: Path, target: str) -> None:
+    (copy / "t").mkdir()
+    (copy / "folder").symlink_to(target)
+    if target == ".":
+        opened(copy)  # a folder with weights is passed over
+    else:
+        refused(copy, "folder", "link")
+
+
+@pytest.mark.parametrize("shard", ["../x.safetensors", "/x.safetensors", "..", "", ".", "a\0b"])
+def test_an_index_names_files_of_its_own_directory(copy: Path, shard: str) -> None:
+    for place in (copy.parent, copy / "t"):
+        place.mkdir(exist_ok=True)
+        shutil.copy(copy / SHARDS[0], place / "x.safetensors")
+    edit_index(copy, lambda names: names.update(dict.fromkeys(names, shard)))
+    refused(copy)
+
+
+def fifo(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+
+
+def directory(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    path.mkdir()
+    (path / "x.txt").write_text("x")
+
+
+@pytest.mark.parametrize("name", ["config.json", INDEX, *SHARDS, "tokenizer.json", "NOTICE"])
+@pytest.mark.parametrize("what", [fifo, directory])
+def test_what_is_no_file_is_named_and_not_opened(
+    copy: Path, name: str, what: Callable[[Path], None]
+) -> None:
+    what(copy / name)
+    if what is directory and name in ("tokenizer.json", "NOTICE"):
+        opened(copy)  # a folder of companions
+    else:
+        refused(copy, name, "a pipe" if what is fifo else "a directory")
+
+
+DEEP = "[" * 100_000 + "]" * 100_000
+BOMBS = {
+    "deep": DEEP,
+    "deeper than is walked": '{"a": ' + "[" * 300 + "]" * 300 + "}",
+    "a number of 5000 digits": '{"a": ' + "9" * 5000 + "}",
+    "not UTF-8": '{"a": "\udcff"}',
+}
+
+
+@pytest.mark.parametrize("name", ["config.json", INDEX, "tokenizer_config.json"])
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_json_that_is_a_bomb_is_one_line(copy: Path, name: str, bomb: str) -> None:
+    (copy / name).write_bytes(BOMBS[bomb].encode("utf-8", "surrogateescape"))
+    refused(copy, name, "is not JSON")
+
+
+def test_json_of_a_hundred_megabytes_is_not_parsed(copy: Path) -> None:
+    with (copy / "config.json").open("ab") as file:
+        file.truncate(100_000_001)  # sparse
+    refused(copy, "config.json", "100,000,001 bytes")
+
+
+@pytest.mark.parametrize("length", [10**12, 2**63, 2**64 - 1, 25_000_001])
+def test_a_header_that_claims_more_than_is_read(copy: Path, length: int) -> None:
+    with (copy / SHARDS[0]).open("r+b") as file:
+        file.write(struct.pack("<Q", length))
+        file.truncate(26_000_000)
+    refused(copy, SHARDS[0], "header")
+
+
+def test_a_header_of_more_entries_than_a_checkpoint_has(copy: Path) -> None:
+    entry = b'"%x":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}'
+    text = b"{" + b",".join(entry % number for number in range(500_000)) + b"}"
+    (copy / SHARDS[0]).write_bytes(struct.pack("<Q", len(text)) + text)
+    refused(copy, SHARDS[0], "header of")
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        '{"dtype": "U8", "shape": [0], "data_offsets": [0, ' + "9" * 5000 + "]}",
+        '{"dtype": "U8", "shape": [' + "9" * 4000 + '], "data_offsets": [0, 1]}',
+        '{"dtype": "U8", "shape": [' + "2, " * 100_000 + '2], "data_offsets": [0, 1]}',
+        '{"dtype": "U8", "shape": [0], "data_offsets": [0, 1e999]}',
+        DEEP,
+    ],
+    ids=["digits", "long shape", "axes", "infinite", "deep"],
+)
+def test_a_header_entry_that_is_a_bomb(copy: Path, entry: str) -> None:
+    text = f'{{"x": {entry}}}'.encode()
+    (copy / SHARDS[0]).write_bytes(struct.pack("<Q", len(text)) + text)
+    refused(copy, SHARDS[0])
+
+
+@pytest.mark.parametrize("value", [10**9, 10**4000])
+@pytest.mark.parametrize("name", ["num_hidden_layers", "num_local_experts"])
+def test_a_config_that_asks_for_a_billion_layers_or_experts(
+    copy: Path, name: str, value: int
+) -> None:
+    changes = {"layer_types": None, name: value}
+    (copy / "config.json").write_text(json.dumps({**tiny.config(), **changes}))
+    refused(copy, "config.json", str(value)[:8])
+
+
+def test_folders_in_folders_end(copy: Path) -> None:
+    (copy / "/".join("a" * 900)).mkdir(parents=True)
+    refused(copy, "too deep")

@@ -156,6 +156,15 @@ def test_a_checkpoint_is_timed_against_another_in_this_process(world: World) -> 
     assert "Plotly" in file.with_name("decode_bench.html").read_text()
 
 
+def test_what_is_timed_is_said_before_anything_takes_long(world: World) -> None:
+    """Of the base alone, with a line for every batch that was decoded."""
+    done = world.run(*QUICK)
+    assert done.code == 0, done.err
+    lines = done.out.splitlines()
+    assert lines[0].startswith("decoding 3, 5 new tokens in batches of 1, 2, 2 rounds: the base ")
+    assert sum("tok/s" in line and line.startswith("base  ") for line in lines) >= 2 * 2 * 2
+
+
 def test_two_servers_are_timed_until_memory_ends(world: World, server: StandIn) -> None:
     server.info["max_total_num_tokens"] = 17  # two streams of 4 + 3 tokens, one of 4 + 5
     done = world.run(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import shutil
 import sqlite3
 import subprocess
@@ -17,11 +19,23 @@ import pytest
 from filelock import FileLock
 from mlflow import MlflowClient
 from support import tiny
-from support.runs import Done, World, rows, tree, untouched, write_pack
+from support.runs import (
+    Done,
+    World,
+    fresh_directory,
+    process,
+    rows,
+    tree,
+    untouched,
+    write_pack,
+)
 
 from eaft_prune.checks import doctor
+from eaft_prune.checks.garbage import keeps, remove, survey_store
+from eaft_prune.checks.needs import Needs
 from eaft_prune.core.provenance import process_tags
 from eaft_prune.core.store import Store
+from eaft_prune.tracking.health import check_tracking
 
 pytestmark = pytest.mark.process
 
@@ -186,6 +200,35 @@ def test_a_database_that_cannot_be_used(
     assert finding["mend"].startswith(mend)
 
 
+def test_a_database_with_a_bad_page_that_still_answers(patient: World) -> None:
+    database = patient.home / "mlflow.db"
+    whole = database.read_bytes()
+    with sqlite3.connect(database) as connection:
+        (page,) = connection.execute(
+            "SELECT rootpage FROM sqlite_master WHERE name = 'index_trace_info_experiment_id"
+            "_timestamp_ms'"
+        ).fetchone()
+    database.write_bytes(whole[: (page - 1) * 4096] + bytes(4096) + whole[page * 4096 :])
+    done = patient.run("task=doctor")
+    assert done.code == 3
+    (finding,) = wrongs(done)
+    assert finding["check"] == "tracking"
+    assert "damaged" in finding["what"]
+    assert finding["mend"].startswith("mv ")
+
+
+def test_commands_that_mend_can_be_pasted(patient: World) -> None:
+    database = patient.home / "it's a b" / "mlflow.db"
+    database.parent.mkdir()
+    shutil.copy(patient.home / "mlflow.db", database)
+    uri = f"sqlite:///{database}"
+    MlflowClient(tracking_uri=uri).create_run("0", tags=dead_tags())
+    found = {one.check: one for one in check_tracking(uri, mend=False) if not one.ok}
+    assert shlex.split(found["tracking"].mend)[3:] == [
+        "task=doctor", "doctor.mend=true", f"tracking.uri={uri}",
+    ]  # fmt: skip
+
+
 def test_a_server_that_is_not_there(small: World, tmp_path: Path) -> None:
     done = replace(small, home=tmp_path, uri="http://127.0.0.1:9").run("task=doctor")
     assert done.code == 3
@@ -230,10 +273,9 @@ def test_a_check_that_breaks_is_a_finding() -> None:
 # gc
 
 
-def going(done: Done) -> set[str]:
-    """Names of what the table lists as going."""
-    assert done.code == 0, done.err
-    return {line.split()[-1].rsplit("/", 1)[-1] for line in done.out.splitlines() if "/" in line}
+def unneeded(world: World) -> list[Path]:
+    """What gc would remove."""
+    return [Path(path) for path in gc(world).result["facts"]["paths"]]
 
 
 def test_what_finished_runs_need_stays(small: World) -> None:
@@ -293,6 +335,11 @@ def test_what_only_a_deleted_run_needed_goes_and_comes_back(
         stays("its base is gone")
         small.model.with_name("gone").rename(small.model)
 
+        pack = small.packs["b"].read_bytes()
+        small.packs["b"].write_bytes(pack + b" ")  # is there, and is another
+        stays("one of its packs is gone")
+        small.packs["b"].write_bytes(pack)
+
         client.create_registered_model("best")
         client.create_model_version("best", str(export), run_id)
         client.set_registered_model_alias("best", "champion", "1")
@@ -306,7 +353,10 @@ def test_what_only_a_deleted_run_needed_goes_and_comes_back(
         client.set_terminated(live, "KILLED")
         assert export.exists()
 
-        deleted = gc(small, "gc.delete=true").result["facts"]
+        done = gc(small, "gc.delete=true")
+        deleted = done.result["facts"]
+        assert f"{other['mlflow_run_id'][:8]} (" in done.out  # who named it once
+        assert not re.search("[0-9a-f]{13}", done.out.replace(export.name, ""))
         assert deleted["removed"] == len(only_other)
         assert deleted["freed"] == size
         assert not export.exists()
@@ -326,24 +376,98 @@ def test_what_only_a_deleted_run_needed_goes_and_comes_back(
         client.restore_run(run_id)
 
 
-def test_what_a_run_holds_now_is_not_removed(small: World) -> None:
-    from eaft_prune.checks.garbage import remove, survey_store
+@pytest.mark.slow
+def test_a_run_that_began_and_ended_meanwhile_keeps_what_it_used(
+    small: World, client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, other = runs_of(small)
+    experiment = client.get_experiment_by_name("eaft_prune")
+    assert experiment is not None
+    gone = client.search_runs([experiment.experiment_id], "params.`pruning.keep_n` = '8'")
+    for run in gone:
+        client.delete_run(run.info.run_id)
+    acquire, ran = FileLock.acquire, list[Done]()
 
-    item = survey_store(Store(small.store), {}, 0, 4e9)[0]
-    assert item.kept_by is None
+    def after_a_run(lock: FileLock, *args: Any, **how: Any) -> Any:
+        """gc takes its first lock after it looked, before it deletes."""
+        if how.get("timeout") == 0 and not ran:
+            again = [*small.arguments, "pruning.keep_n=8"]
+            ran.append(process(again, fresh_directory(small.home)))
+        return acquire(lock, *args, **how)
+
+    try:
+        before = unneeded(small)
+        with monkeypatch.context() as patch, untouched(small.checkpoints):
+            patch.setattr(FileLock, "acquire", after_a_run)
+            done = gc(small, "gc.delete=true")
+        assert [run.code for run in ran] == [0]
+        facts = done.result["facts"]
+        assert (facts["unneeded"] > 0, facts["removed"]) == (True, 0)
+        assert all(path.is_dir() for path in before)
+        assert small.run("pruning.keep_n=8").result["reports"] == other["reports"]
+    finally:
+        for run in gone:
+            client.restore_run(run.info.run_id)
+
+
+def test_a_finished_search_keeps_what_its_trials_were_scored_by(
+    small: World, client: MlflowClient
+) -> None:
+    done = small.run(
+        "task=search",
+        "search.n_trials=4",
+        "search.seq_len=64",
+        "search.num_blocks=8",
+        "search.chunk_blocks=4",
+        f"search.storage=sqlite:///{small.home}/optuna.db",
+    )
+    assert done.code == 0, done.err
+    assert gc(small).result["facts"]["unneeded"] == 0
+    run_id = done.result["mlflow_run_id"]
+    client.set_terminated(run_id, "KILLED")
+    evaluations = [path for path in unneeded(small) if path.parent.name == "evaluate"]
+    assert len(evaluations) > 2  # more than base and winner
+    client.set_terminated(run_id, "FINISHED")
+
+
+def test_a_link_in_the_store_is_named_and_the_rest_goes(tmp_path: Path) -> None:
+    target = tmp_path / "elsewhere"
+    target.mkdir()
+    store = tmp_path / "store"
+    for name in ("a", "c"):
+        (store / "plan" / (name * 64)).mkdir(parents=True)
+    (store / "plan" / ("b" * 64)).symlink_to(target)
+    (store / "score").symlink_to(store / "plan")
+    items = survey_store(Store(store), 4e9)
+    reasons = [keeps(item, Needs(), 0) for item in items]
+    kept = [f"{item.path} {why}" for item, why in zip(items, reasons, strict=True) if why]
+    assert len(items) == 6
+    assert len(kept) == 4
+    assert all("is a symbolic link" in why for why in kept)
+    assert not any("a" * 9 in str(why) or "b" * 9 in str(why) for why in reasons)
+    stayed = remove(items, lambda: lambda item: keeps(item, Needs(), 0))
+    assert [why is None for why in stayed] == [why is None for why in reasons]
+    assert sorted(path.name for path in (store / "plan").iterdir() if path.suffix != ".lock") == [
+        "b" * 64
+    ]
+    assert target.is_dir()
+
+
+def test_what_a_run_holds_now_is_not_removed(small: World) -> None:
+    item = survey_store(Store(small.store), 4e9)[0]
+    assert keeps(item, Needs(), 0) is None
     with untouched(small.store), FileLock(f"{item.path}.lock"):
-        assert not remove(item)
+        (why,) = remove([item], lambda: lambda item: None)
+    assert why is not None
 
 
 def test_strange_things_in_the_store_are_the_users(tmp_path: Path) -> None:
-    from eaft_prune.checks.garbage import survey_store
-
     for name in ("mine", "a" * 64):
         (tmp_path / "plan" / name).mkdir(parents=True)
         (tmp_path / "plan" / name / "notes.txt").write_text("mine")
-    items = survey_store(Store(tmp_path), {}, 0, 4e9)
+    items = survey_store(Store(tmp_path), 4e9)
     assert len(items) == 2
-    assert all(item.kept_by for item in items)
+    assert all(keeps(item, Needs(), 0) for item in items)
 
 
 def test_without_a_tracking_store_nothing_can_be_known(small: World, tmp_path: Path) -> None:

@@ -375,13 +375,19 @@ def test_too_few_rows_to_evaluate_are_noticed_before_the_model_runs(
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["pruning.keep_n=1", "pruning.keep_multiple=1"], ["pruning.keep_n = 1", "2 of 8", "2..8"]),
+        (
+            ["pruning.keep_n=1", "pruning.keep_multiple=1", "pruning.core_pos_top_m=0"],
+            ["pruning.keep_n = 1", "2 of 8", "2..8"],
+        ),
         (["pruning.keep_n=12"], ["pruning.keep_n = 12", "2 of 8", "2..8"]),
-        (["pruning.core_pos_top_m=5"], ["core", "pruning.keep_n = 4", "pruning.core_pos_top_m"]),
+        (
+            ["pruning.core_pos_top_m=3", "pruning.core_count_top_m=4"],
+            ["core", "pruning.keep_n = 4", "pruning.core_pos_top_m"],
+        ),
         (["eval.entropy_top_k=301"], ["eval.entropy_top_k = 301", "300"]),
         (["export.max_shard_bytes=100"], ["export.max_shard_bytes", "100"]),
     ],
-    ids=["below top_k", "above E", "core above keep_n", "entropy", "shard"],
+    ids=["below top_k", "above E", "cores above keep_n", "entropy", "shard"],
 )
 def test_settings_that_do_not_fit_the_checkpoint(
     world: World, tmp_path: Path, overrides: list[str], said: list[str]
@@ -395,6 +401,13 @@ def test_keep_n_off_the_multiple_is_refused_without_a_run(world: World) -> None:
     line = world.run("pruning.keep_n=6").refused()
     assert "pruning.keep_n = 6" in line
     assert "pruning.keep_multiple = 4" in line
+
+
+@pytest.mark.parametrize("name", ["core_pos_top_m", "core_count_top_m", "pack_floor_top_m"])
+def test_a_core_above_keep_n_is_refused_without_a_run(world: World, name: str) -> None:
+    line = world.run(f"pruning.{name}=5").refused()
+    assert f"pruning.{name} = 5" in line
+    assert "0..4" in line
 
 
 @pytest.mark.parametrize("what", ["a directory", "an empty directory", "a file", "the base"])
@@ -427,6 +440,28 @@ def test_export_path_that_exists_is_noticed_before_the_model_runs(
     place = world.elsewhere(tmp_path)
     done = refused(place, f"export.path={tmp_path / 'target'}")
     assert {stage["stage"].split("/")[0] for stage in done.result["stages"]} <= {"inspect", "pack"}
+
+
+def test_two_bases_of_one_name_and_one_plan_are_two_exports(world: World, tmp_path: Path) -> None:
+    first = world.elsewhere(tmp_path)
+    same_plan = ("pruning=random", "pruning.core_pos_top_m=0", "pruning.seed=5")
+    second = first.copied(tmp_path)
+    config = json.loads((second.model / "config.json").read_text())
+    (second.model / "config.json").write_text(json.dumps({**config, "note": "another"}))
+    results = [place.run("task=prune", *same_plan).result for place in (first, second)]
+    plans, paths = (
+        {str(r[a][b]) for r in results} for a, b in (("plan", "digest"), ("checkpoint", "path"))
+    )
+    assert len(plans) == 1
+    assert len(paths) == 2
+    target = tmp_path / "target"
+    assert first.run("task=prune", *same_plan, f"export.path={target}").code == 0
+    with untouched(target):
+        place = second.elsewhere(tmp_path / "fresh")
+        done = refused(place, "task=prune", "pruning.keep_n=8", f"export.path={target}")
+    assert "another base" in done.result["error"]
+    stages = {stage["stage"].split("/")[0] for stage in done.result["stages"]}
+    assert stages <= {"inspect", "pack"}  # noticed before the model runs
 
 
 def test_another_plan_does_not_overwrite_an_export(world: World, tmp_path: Path) -> None:

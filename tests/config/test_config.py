@@ -385,3 +385,49 @@ def test_pack_weights_take_the_users_names() -> None:
     assert weights("pruning.pack_weights.tool_agentic=2") == {"tool_agentic": 2}
     points = check(["+sweeps=pack_weights"]).experiments
     assert len({tuple(p.pruning.pack_weights.items()) for p in points}) == 9
+
+
+NAMES = [
+    "..",
+    ".",
+    "",
+    "a/b",
+    "../../x",
+    "/etc",
+    "a\\b",
+    "-rf",
+    "a\nb",
+    "a\0b",
+    ".hidden",
+    "n" * 101,
+]
+
+
+@pytest.mark.parametrize("name", NAMES, ids=repr)
+@pytest.mark.parametrize("section", ["model", "packs", "eval", "gate", "pruning"])
+def test_a_name_that_could_leave_its_directory_is_refused(section: str, name: str) -> None:
+    (experiment,) = check([]).experiments
+    values = experiment.model_dump(mode="json")
+    values[section]["name"] = name
+    with pytest.raises(UserError, match=rf"{section}\.name = .*a name may become") as caught:
+        parse_experiment(values)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", NAMES, ids=repr)
+def test_a_pack_is_named_so_that_it_stays_where_it_is_put(name: str) -> None:
+    (experiment,) = check([]).experiments
+    values = experiment.model_dump(mode="json")
+    values["packs"]["files"][name] = "a.parquet"
+    with pytest.raises(UserError, match=r"packs\.files.*a name may become") as caught:
+        parse_experiment(values)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["a", "gpt_oss_20b", "tägliches", "v1.2-b c", "7b", "_x"])
+def test_usual_names_are_taken(name: str) -> None:
+    (experiment,) = check([]).experiments
+    values = experiment.model_dump(mode="json")
+    values["model"]["name"], values["packs"]["files"] = name, {name: "a.parquet"}
+    found = parse_experiment(values)
+    assert (found.model.name, [*found.packs.files]) == (name, [name])

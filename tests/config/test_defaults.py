@@ -115,7 +115,9 @@ def test_an_old_name_is_refused_with_the_new_one() -> None:
         assert old not in names
         with pytest.raises(UserError) as refused:
             check([f"{old}=1"])
-        before, _, after = str(refused.value).partition(f"unknown setting {old}: it is ")
-        told = after.removesuffix(" now").split(" and ")
+        before, _, after = str(refused.value).partition(f"unknown setting {old}: ")
         assert before == ""
+        if after.startswith("nothing needs it now"):
+            continue
+        told = after.removeprefix("it is ").removesuffix(" now").split(" and ")
         assert set(told) <= set(names)

@@ -6,6 +6,7 @@ import json
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -103,6 +104,12 @@ def spoil(change: Callable[[Json], None]) -> Callable[..., bool]:
     return fault
 
 
+def _flatten(meta: Json, logp: float) -> None:
+    """Every one of the likeliest tokens has the same log-prob, and the token itself less."""
+    for row in meta["input_top_logprobs"][1:]:
+        row[:] = [[logp, *entry[1:]] for entry in row]
+
+
 def _drop(meta: Json, key: str, at: int) -> None:
     del meta[key][at]
 
@@ -118,6 +125,9 @@ WRONG: dict[str, tuple[Callable[[Json], None], str]] = {
     "19 of 20": (lambda m: [r.pop() for r in m["input_top_logprobs"][1:]] and None, "top log-pr"),
     "ragged": (lambda m: _drop(m["input_top_logprobs"], 1, 0), "not an answer"),  # type: ignore[arg-type]
     "a null top": (lambda m: m["input_top_logprobs"][1][0].__setitem__(0, None), "null"),
+    "top above 0": (lambda m: m["input_top_logprobs"][1][0].__setitem__(0, 0.5), "s above 0, or"),
+    "top above 1": (lambda m: _flatten(m, -0.1), "sum to more than 1"),
+    "huge": (lambda m: m["input_token_logprobs"][2].__setitem__(0, -(10**400)), "not an answer"),
     "no top": (lambda m: m.pop("input_top_logprobs"), "not an answer"),
     "no meta": (lambda m: m.clear(), "not an answer"),
 }  # fmt: skip
@@ -359,3 +369,114 @@ def test_a_real_server_is_described(fresh: StandIn) -> None:
     assert server.args["attention_backend"] == "torch_native"
     assert server.overrides == {}
     assert not {"port", "model_path", "random_seed", "api_key", "startup_time"} & set(server.args)
+
+
+def send(handler: Any, *lines: str) -> None:
+    handler.wfile.write("".join(f"{line}\r\n" for line in ("HTTP/1.1 200 OK", *lines)).encode())
+
+
+def endless(handler: Any, number: int, answers: list[Json]) -> bool:
+    """Until the client hangs up; each way in which HTTP says where an answer ends."""
+    how = ("X: y", "Content-Length: 1000000000000", "Transfer-Encoding: chunked")[number % 3]
+    send(handler, how, "")
+    part = b" " * 65536
+    chunk = b"10000\r\n" + part + b"\r\n" if "chunked" in how else part
+    with suppress(OSError):
+        for _ in range(10_000):
+            handler.wfile.write(chunk)
+    return True
+
+
+@pytest.mark.parametrize("kind", range(3))
+def test_an_answer_larger_than_what_was_asked_is_not_read_to_its_end(
+    fresh: StandIn, checkpoint: Path, make_blocks: Make, kind: int
+) -> None:
+    fresh.fault = lambda handler, number, answers: endless(handler, kind, answers)
+    with pytest.raises(UserError, match=r"an answer of more than [\d,]+ bytes"):
+        client(fresh, checkpoint).score(make_blocks(2, 12), nothing)
+    assert len(fresh.requests) == 1
+
+
+HEAD = "HTTP/1.1 200 OK\r\n"
+DRIPPED = {
+    "the status": "HTTP/1.1 " + " " * 300,
+    "a header": HEAD + "X: " + "x" * 300,
+    "a body of some length": HEAD + "Content-Length: 400\r\n\r\n" + " " * 300,
+    "a body without a length": HEAD + "\r\n[" + " " * 300 + "]",
+    "chunks": HEAD + "Transfer-Encoding: chunked\r\n\r\n" + "1\r\n \r\n" * 100,
+}
+
+
+@pytest.mark.parametrize("what", DRIPPED)
+def test_an_answer_that_comes_byte_by_byte_is_given_up(
+    fresh: StandIn, checkpoint: Path, make_blocks: Make, what: str
+) -> None:
+    """Each byte comes long before timeout_s, all of them long after it."""
+    never = threading.Event()
+
+    def drip(handler: Any, number: int, answers: list[Json]) -> bool:
+        with suppress(OSError):
+            for byte in DRIPPED[what].encode():
+                handler.connection.sendall(bytes([byte]))
+                never.wait(0.01)
+        return True
+
+    fresh.fault = drip
+    with pytest.raises(UserError, match=r"no answer within 0.5 s, 2 times"):
+        client(fresh, checkpoint, timeout_s=0.5, retries=1).score(make_blocks(2, 12), nothing)
+
+
+FLAT_WRONG: dict[str, Any] = {
+    "input_top_logprobs_val_flat_b64_dtype": ["O", "V9", "f8,(10000000,)f8", 3, None, "int32"],
+    "input_top_logprobs_shape": [[-1, -1], [10**9, 10**9], "x", None, [], [10**30]],
+    "input_top_logprobs_null_prefix": [0, "1", None, [1], 10**400],
+    "input_top_logprobs_val_flat_b64": ["", "!", 5, None, "AAAA"],
+    "input_token_logprobs": [None, 5, {}, [[]] * 12, [None] * 12],
+}
+
+
+@pytest.mark.parametrize("key", FLAT_WRONG)
+def test_a_flat_answer_that_makes_no_sense_is_one_line(
+    fresh: StandIn, checkpoint: Path, make_blocks: Make, key: str
+) -> None:
+    fresh.flat = True
+    for value in FLAT_WRONG[key]:
+        fresh.fault = spoil(lambda meta, value=value: meta.update({key: value}))  # type: ignore[misc]
+        with pytest.raises(UserError) as caught:
+            client(fresh, checkpoint).score(make_blocks(2, 12), nothing)
+        assert "\n" not in str(caught.value)
+
+
+DEEP: Any = json.loads("[" * 200 + "]" * 200)
+ODD: list[Any] = [None, 0, -1.5, True, "x", "", [], {}, [3], [{}], {"x": 1}, 10**400, DEEP]
+
+
+def test_whatever_a_server_says_of_itself_is_taken_or_one_line(
+    fresh: StandIn, checkpoint: Path
+) -> None:
+    whole, model = dict(fresh.info), dict(fresh.model)
+    pages: list[tuple[Any, Any]] = [(value, model) for value in ODD]
+    pages += [(whole, value) for value in ODD]
+    pages += [({**whole, key: value}, model) for key in whole for value in ODD]
+    for key in ("weight", "kvcache", "graph"):
+        usage = {"weight": 0.5, "kvcache": 0.25}
+        states = [[{"memory_usage": {**usage, key: value}}] for value in ODD]
+        pages += [({**whole, "internal_states": state}, model) for state in states]
+    overrides = ["{", "[]", "3", "null", '{"num_experts_per_tok": "4"}', "[" * 10_000]
+    pages += [({**whole, "json_model_override_args": value}, model) for value in overrides]
+    refused = 0
+    try:
+        for info, said in pages:
+            fresh.info, fresh.model = info, said
+            try:
+                found = connect(
+                    EngineSettings(name="sglang", base_url=fresh.url, retries=0), fresh.url
+                )
+                json.dumps([found.overrides, found.memory_gb, found.capacity])
+            except UserError as error:
+                refused += 1
+                lines = str(error).splitlines()
+                assert len(lines) == 1, (info, said)
+    finally:
+        fresh.info, fresh.model = whole, model
+    assert len(ODD) < refused < len(pages)

@@ -6,6 +6,7 @@ import bisect
 import math
 from collections import Counter
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,15 @@ from hypothesis import strategies as st
 
 from eaft_prune.core.types import TokenScores
 from eaft_prune.maths.divergence import histogram2d, js2d, js2d_corrected, js_divergence
-from eaft_prune.maths.formulas import cc_rate, kl_top, perplexity, thresholds, top1_agreement
+from eaft_prune.maths.formulas import (
+    cc_rate,
+    cc_rate_below,
+    kl_top,
+    lowest_share,
+    perplexity,
+    thresholds,
+    top1_agreement,
+)
 from eaft_prune.maths.metrics import pack_report
 
 LN2 = math.log(2)
@@ -81,11 +90,11 @@ def test_ppl_of_a_uniform_guess_is_the_number_of_choices() -> None:
 def test_cc_is_its_formula(
     points: list[tuple[float, float]], other: list[tuple[float, float]], q: float
 ) -> None:
-    """Own thresholds for cc_rate, the base model's for cc_rate_base_thr; both ends included."""
+    """Own thresholds for cc_rate, ties at them in part; the base model's for cc_rate_base_thr."""
     n = min(len(points), len(other))
     s, base = (scores(*zip(*x[:n], strict=True)) for x in (points, other))
 
-    def rate(of: TokenScores, thr: TokenScores) -> float:
+    def below(of: TokenScores, thr: TokenScores) -> float:
         p_q = float(np.quantile(np.exp(thr.logp_T.astype(float)), q))
         h_q = float(np.quantile(thr.entropy_T.astype(float), q))
         hits = [
@@ -94,17 +103,64 @@ def test_cc_is_its_formula(
         ]
         return sum(hits) / len(hits)
 
+    def lowest(values: list[float]) -> list[Fraction]:
+        """How often each is among the lowest, if ties are ordered at random."""
+        count = int(q * (len(values) - 1)) + 1
+        last = sorted(values)[count - 1]
+        places = count - sum(v < last for v in values)
+        return [
+            Fraction(1)
+            if v < last
+            else Fraction(places, values.count(last))
+            if v == last
+            else Fraction(0)
+            for v in values
+        ]
+
+    ours = [
+        x * y for x, y in zip(lowest(s.logp_T.tolist()), lowest(s.entropy_T.tolist()), strict=True)
+    ]
     report = pack_report(s, base, q)
-    assert report.cc_rate == pytest.approx(rate(s, s))
-    assert report.cc_rate_base_thr == pytest.approx(rate(s, base))
-    assert pack_report(base, base, q).cc_rate == pack_report(base, base, q).cc_rate_base_thr
+    assert report.cc_rate == pytest.approx(float(sum(ours) / n))
+    assert report.cc_rate_base_thr == pytest.approx(below(s, base))
+    if len(set(s.logp_T.tolist())) == len(set(s.entropy_T.tolist())) == n:
+        assert report.cc_rate == pytest.approx(below(s, s))
 
 
 def test_cc_counts_tokens_on_both_thresholds() -> None:
     p, h = np.array([0.1, 0.2, 0.3]), np.array([0.3, 0.2, 0.1], np.float32)
-    assert cc_rate(p, h, 0.2, float(h[1])) == pytest.approx(1 / 3)  # only the middle token
-    assert cc_rate(p, h, 0.3, 1.0) == 1.0
-    assert cc_rate(p, h, 0.0999, 1.0) == 0.0
+    assert cc_rate(p, h, 0.5) == pytest.approx(1 / 3)  # only the middle token
+    assert cc_rate(p, h, 1.0) == 1.0
+    assert cc_rate(p, h, 0.1) == 0.0
+    assert cc_rate_below(p, h, 0.2, float(h[1])) == pytest.approx(1 / 3)
+    assert cc_rate_below(p, h, 0.3, 1.0) == 1.0
+    assert cc_rate_below(p, h, 0.0999, 1.0) == 0.0
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=30), st.floats(0.01, 0.99))
+def test_the_lowest_share_is_as_many_as_the_quantile_says(ranks: list[int], q: float) -> None:
+    """Ties at the last of them in part: the mean over all orders in which they may be sorted."""
+    values = np.array(ranks, float)
+    share = lowest_share(values, q)
+    count = int(q * (len(ranks) - 1)) + 1
+    assert share.sum() == pytest.approx(count)
+    orders = [np.lexsort((np.random.default_rng(s).random(len(values)), values)) for s in range(60)]
+    taken = np.mean([np.isin(np.arange(len(values)), order[:count]) for order in orders], axis=0)
+    assert np.abs(share - taken).max() < 0.35  # of 60 orders
+    assert set(share[taken == 0]) <= {0.0}
+    assert set(share[taken == 1]) <= {1.0} or share[taken == 1].min() > 0.8
+
+
+def test_a_rounding_of_equal_probabilities_decides_little() -> None:
+    """85% of p are exactly 1; 200 of 10,000 move by 1e-6: their share at most, not 83%."""
+    rng = np.random.default_rng(0)
+    p = np.where(np.arange(10_000) < 8_500, 1.0, rng.random(10_000))
+    h = rng.random(10_000).astype(np.float32)
+    before = cc_rate(p, h, 0.15)
+    for moved in (slice(0, 200), slice(8_300, 8_500)):
+        other = p.copy()
+        other[moved] -= 1e-6
+        assert abs(cc_rate(other, h, 0.15) - before) <= 0.02
 
 
 @given(POINTS, POINTS)
@@ -159,7 +215,8 @@ def test_a_report_compares_with_the_base() -> None:
     base, other = drawn(2000, 1), drawn(2000, 2, tilt=0.3)
     report = pack_report(other, base, 0.15)
     assert report.js2d == js2d(base, other) > 0
-    assert report.js2d_corrected == js2d_corrected(base, other).value
+    rows = base.block_T.astype(np.int64)
+    assert report.js2d_corrected == js2d_corrected(base, other, rows).value
     assert pack_report(base, base, 0.15).js2d == 0
 
 
@@ -233,8 +290,8 @@ FINE = np.array([0.5, 0.5])
         lambda x: perplexity(x),
         lambda x: thresholds(x, np.full(len(x), 0.5), 0.15),
         lambda x: thresholds(np.full(len(x), 0.5), x, 0.15),
-        lambda x: cc_rate(x, np.full(len(x), 0.5), 0.5, 0.5),
-        lambda x: cc_rate(np.full(len(x), 0.5), x, 0.5, 0.5),
+        lambda x: cc_rate(x, np.full(len(x), 0.5), 0.5),
+        lambda x: cc_rate(np.full(len(x), 0.5), x, 0.5),
         lambda x: js_divergence(x, np.ones(len(x))),
         lambda x: js_divergence(np.ones(len(x)), x),
         lambda x: js2d(scores(x, np.full(len(x), 0.5)), scores(FINE, FINE)),

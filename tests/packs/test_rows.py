@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import tiny
 
@@ -275,3 +275,53 @@ def test_a_template_is_told_the_same_day_on_every_day(tmp_path: Path) -> None:
     )
     rendered = load_tokenizer(tmp_path).render(CHAT[0])
     assert rendered == "Current date: 2025-08-05/05 Aug"
+
+
+def written(home: Path) -> list[Path]:
+    """Small packs of every format, of texts and of messages, compressed and not."""
+    made = [write(home, TEXTS[:6]) for write in FORMATS]
+    for compression in ("none", "zstd"):
+        path = home / f"{compression}.parquet"
+        pq.write_table(pa.table({"text": CHAT * 5}), path, compression=compression)
+        made.append(path)
+    return made
+
+
+@given(
+    which=st.integers(0, 4),
+    flips=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1),
+)
+@settings(max_examples=300)
+def test_whatever_bytes_a_pack_has_it_is_rows_or_one_line(
+    which: int, flips: list[tuple[float, int]], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    home = tmp_path_factory.getbasetemp() / "flipped"
+    home.mkdir(exist_ok=True)
+    path = written(home)[which]
+    data = bytearray(path.read_bytes())
+    for place, byte in flips[:4]:
+        data[int(place * len(data))] = byte
+    path.write_bytes(data)
+    try:
+        check_column(file_of(path))
+        count_rows(file_of(path))
+        assert all(isinstance(row, str | list) for row in read(path))
+    except UserError as error:
+        assert "\n" not in str(error)  # noqa: PT017
+
+
+def test_names_of_columns_that_are_no_utf8(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": ["a"], "other": ["b"]}), path)
+    path.write_bytes(path.read_bytes().replace(b"other", b"oth\xffr"))
+    with pytest.raises(UserError, match=r"a\.parquet is (damaged|not a parquet)"):
+        check_column(file_of(path))
+
+
+@pytest.mark.parametrize("depth", [100, 400, 100_000])
+def test_json_lines_that_are_nested_deep(tmp_path: Path, depth: int) -> None:
+    path = tmp_path / "a.jsonl"
+    inner = "[" * depth + "]" * depth
+    path.write_text(f'{{"text": [{{"role": "user", "content": {inner}}}]}}\n')
+    with pytest.raises(UserError, match="line 1 is"):
+        read(path)

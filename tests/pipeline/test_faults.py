@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow import MlflowClient
 from support import faults
 from support.forks import Fork
 from support.runs import World
@@ -84,3 +85,25 @@ def test_two_runs_at_once_share_the_work(place: World, findings: dict[str, Any])
     assert all(faults.findings(run.result) == findings for run in two)
     made = [s["key"] for run in two for s in run.result["stages"] if not s["cached"]]
     assert len(made) == len(set(made))
+
+
+@pytest.mark.parametrize("stage", ["pack", "profile", "score", "evaluate"])
+def test_a_store_that_is_removed_during_a_run_is_one_line(
+    place: World, stage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log_batch, removed = MlflowClient.log_batch, list[Path]()
+
+    def and_remove(client: MlflowClient, run_id: str, *batch: Any) -> None:
+        """What a stage computed is told at once, before the next one begins."""
+        log_batch(client, run_id, *batch)
+        if not removed and any(tag.key.startswith(f"stage.{stage}") for tag in batch[2]):
+            removed.append(place.store)
+            shutil.rmtree(place.store)
+
+    monkeypatch.setattr(MlflowClient, "log_batch", and_remove)
+    done = place.run()
+    assert removed
+    assert "removed during the run" in done.failed()
+    (line,) = [line for line in done.err.splitlines() if "error" in line.lower()]
+    assert line.startswith("error: runtime.store_dir = ")
+    assert "Traceback" not in done.err

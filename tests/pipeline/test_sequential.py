@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 from support.gates import around, changed, report, v1
 from support.runs import Done, World
 
+from eaft_prune.records.evaluation import load_evaluation
 from eaft_prune.stages.gate import gate
 
 pytest_plugins = ("support.worlds",)
 
 ASKED = (
-    "eval.num_blocks=64", "eval.seq_lens=[32]", "gate.seq_lens=[32]", "eval.seed=0",
-    "eval.candidates=[masked]", "eval.packs=[UNION,alpha]",
+    "eval.num_blocks={UNION: 240, default: 64}", "eval.seq_lens=[64]", "gate.seq_lens=[64]",
+    "eval.seed=0", "eval.candidates=[masked]", "eval.packs=[UNION,alpha]",
 )  # fmt: skip
 WIDE = tuple(
     f"gate.max_{name}={limit}"
@@ -42,11 +44,11 @@ def test_it_stops_at_the_first_analysis_that_is_sure(stopped: Done) -> None:
     assert gate_["status"] == "PASS"
     assert gate_["confidence"] == pytest.approx(0.99)  # five analyses share the 5%
     reports = stopped.result["reports"]["masked"]
-    assert 4 <= reports["UNION"]["32"]["blocks"] <= 30
-    assert reports["alpha"]["32"]["blocks"] > 30  # not read by the gate: whole
+    assert 4 <= reports["UNION"]["64"]["blocks"] <= 120
+    assert reports["alpha"]["64"]["blocks"] > 30  # not read by the gate: whole
     seen = {name for name in chunks(stopped) if "/UNION/" in name}
-    assert {"evaluate/base/UNION/32/0-30", "evaluate/masked/UNION/32/0-30"} <= seen
-    assert not any(name.endswith("-64") for name in seen)
+    assert {"evaluate/base/UNION/64/0-30", "evaluate/masked/UNION/64/0-30"} <= seen
+    assert not any(name.endswith("-240") for name in seen)
 
 
 def test_what_is_never_sure_sees_all_blocks_and_shares_the_first_chunks(
@@ -58,11 +60,11 @@ def test_what_is_never_sure_sees_all_blocks_and_shares_the_first_chunks(
     assert done.result["gate"]["status"] == "INCONCLUSIVE"
     again = chunks(done)
     assert all(again[name] for name in chunks(stopped))
-    assert not again["evaluate/masked/UNION/32/32-64"]
+    assert not again["evaluate/masked/UNION/64/120-240"]
     for pack in ("UNION", "alpha"):
         for model in ("base", "masked"):
             ours, theirs = (
-                {name: x for name, x in run.result["reports"][model][pack]["32"].items() if x}
+                {name: x for name, x in run.result["reports"][model][pack]["64"].items() if x}
                 for run in (done, whole)
             )
             assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-6)
@@ -71,7 +73,7 @@ def test_what_is_never_sure_sees_all_blocks_and_shares_the_first_chunks(
 def test_without_early_stop_nothing_is_cut(world: World) -> None:
     done = world.run(*ASKED, *WIDE)
     assert set(chunks(done)) == {
-        f"evaluate/{model}/{pack}/32" for model in ("base", "masked") for pack in ("UNION", "alpha")
+        f"evaluate/{model}/{pack}/64" for model in ("base", "masked") for pack in ("UNION", "alpha")
     }
     assert done.result["gate"]["confidence"] == 0.95
 
@@ -108,3 +110,24 @@ def test_asking_five_times_is_not_five_times_as_wrong() -> None:
                 wrong += verdict.status == "PASS"
                 break
     assert wrong / runs < 0.05
+
+
+def test_an_analysis_sees_a_random_part_of_the_blocks(
+    world: World, stopped: Done, tmp_path: Path
+) -> None:
+    """Not the first blocks, where packs that end early are."""
+    whole = world.run(*ASKED, *WIDE)
+    parts, key = [], ("UNION", 64)
+    for run in (stopped, whole):
+        scores = load_evaluation(run.cwd / run.result["evaluations"]["base"]).scores[key]
+        parts.append([scores.logp_T[scores.block_T == b] for b in np.unique(scores.block_T)])
+    seen = [
+        number
+        for mine in parts[0]
+        for number, block in enumerate(parts[1])
+        if len(mine) == len(block) and np.allclose(mine, block, atol=1e-5)
+    ]
+    assert len(seen) >= len(parts[0]) >= 20
+    assert len(parts[1]) > 150
+    late = [number for number in seen if number >= len(parts[1]) // 2]
+    assert len(seen) / 4 < len(late) < 3 * len(seen) / 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -40,6 +41,7 @@ def evaluation(model: str = "base", seed: int = 0, **changes: Any) -> Evaluation
         "checkpoint_digest": "c" * 64,
         "plan_digest": None,
         "scores": {key: token_scores(seed + i) for i, key in enumerate(KEYS)},
+        "rows": {key: np.arange(200, dtype=np.int32) // 20 for key in KEYS},
         "token_digests": {key: str(i) * 64 for i, key in enumerate(KEYS)},
         "conditions": {"engine": "transformers", "dtype": "float32", "top_k": 4},
     }
@@ -62,6 +64,7 @@ def test_an_evaluation_reads_back_as_it_was(tmp_path: Path, plan_digest: str | N
         assert getattr(read, name) == getattr(made, name), name
     assert list(read) == list(KEYS)
     for key in KEYS:
+        assert read.rows[key].tolist() == made.rows[key].tolist()
         for name in ("logp_T", "entropy_T", "block_T"):
             ours, theirs = getattr(read.scores[key], name), getattr(made.scores[key], name)
             assert (ours.dtype, ours.tobytes()) == (theirs.dtype, theirs.tobytes())
@@ -87,13 +90,13 @@ def test_reports_are_against_the_base_and_verdicts_for_candidates() -> None:
     assert set(result.verdicts) == {"same", "other"}
     same_verdict, other_verdict = result.verdicts["same"], result.verdicts["other"]
     assert (same_verdict.status, same_verdict.plain) == ("PASS", "PASS")
-    assert (other_verdict.status, other_verdict.plain) == ("INCONCLUSIVE", "FAIL")  # of 4 blocks
+    assert (other_verdict.status, other_verdict.plain) == ("INCONCLUSIVE", "FAIL")  # of 10 rows
     plain = compare(EVAL, GATE.model_copy(update={"confidence": None}), base, [same, other])
     assert [v.status for v in plain.verdicts.values()] == ["PASS", "FAIL"]
     assert not any(plain.changes.values())
     assert set(result.changes["other"]) == set(KEYS)
     for key in KEYS:
-        expected = pack_report(other.scores[key], base.scores[key], 0.15)
+        expected = pack_report(other.scores[key], base.scores[key], 0.15, row_T=base.rows[key])
         assert result.reports["other"][key] == expected
         assert result.reports["base"][key].js2d == result.reports["same"][key].js2d == 0
         assert result.reports["other"][key].js2d > 0
@@ -226,3 +229,24 @@ def test_an_evaluation_is_not_written_over_another(saved: Path) -> None:
     with pytest.raises((UserError, FileExistsError)):
         save_evaluation(saved, evaluation("other", 3))
     assert load_evaluation(saved).model == "base"
+
+
+@pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "pipe"])
+def test_an_evaluation_names_its_own_files(saved: Path, name: str) -> None:
+    (saved.parent / "secret").write_text("x")
+    os.mkfifo(saved / "pipe")
+    path = saved / "evaluation.json"
+    facts = json.loads(path.read_text())
+    path.write_text(json.dumps({**facts, "files": {**facts["files"], name: "0" * 64}}))
+    with pytest.raises(UserError, match=name) as caught:
+        load_evaluation(saved)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_pack_of_an_evaluation_is_a_name(saved: Path) -> None:
+    path = saved / "evaluation.json"
+    facts = json.loads(path.read_text())
+    tokens = [["../saved/a", *rest] for _, *rest in facts["token_digests"]]
+    path.write_text(json.dumps({**facts, "token_digests": tokens}))
+    with pytest.raises(UserError, match="no name of a pack"):
+        load_evaluation(saved)

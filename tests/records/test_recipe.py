@@ -12,12 +12,13 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from support.runs import Done, World
+from support.runs import Done, World, main
 
 from eaft_prune.checkpoints.families import family_of
 from eaft_prune.checkpoints.read import file_hashes, model_digest, open_model
+from eaft_prune.cli.arguments import parse
 from eaft_prune.core.store import load
-from eaft_prune.core.types import ExpertScores, KeepPlan
+from eaft_prune.core.types import ExpertScores, KeepPlan, UserError
 from eaft_prune.records.recipe import read_recipe, recipe_text
 from eaft_prune.records.scores import ScoresFile, read_scores, scores_file, scores_text
 from eaft_prune.stages.export import Target, export
@@ -235,3 +236,41 @@ def test_the_file_is_the_schema(quick: Done) -> None:
     """Every field of the file is there when it is written: nothing relies on a default."""
     values = yaml.safe_load(beside(quick, "reap-scores.yaml").read_text())
     assert set(values) == set(ScoresFile.model_fields)
+
+
+SHELL = {"_target_": "os.system", "command": "touch ran"}
+FOREIGN: list[tuple[dict[str, Any], str]] = [
+    ({"+hydra": {"callbacks.x": SHELL}}, "'+hydra' is not for a recipe"),
+    ({"hydra": {"sweeper": SHELL}}, "'hydra' is not for a recipe"),
+    ({"engine": {"name": "sglang", "python": "/bin/sh"}}, "'engine' is not for a recipe"),
+    ({"gate": {"metrics": {"evil:M": 0.1}}}, "'gate' is not for a recipe"),
+    ({"export": {"path": "/tmp/x"}}, "'export' is not for a recipe"),
+    ({"packs": {"files": {"a": "/etc/passwd"}}}, "'packs.files' is not for a recipe"),
+    ({"pruning": {"keep_n=4 +hydra": 1}}, "is not for a recipe"),
+    ({"pruning": {"keep_n": "many"}}, "pruning.keep_n: Input should be a valid integer"),
+    ({"pruning": {"pack_weights": {"a": {"_target_": "os.system"}}}}, "pruning.pack_weights.a"),
+    ({"profile": {"seed": "${oc.env:HOME}"}}, "profile.seed"),
+    ({"pruning": {"saliency": "custom", "function": "evil:f"}}, "pruning.function=evil:f; read it"),
+    ({"pruning": ["keep_n"]}, "settings.pruning"),
+]
+
+
+@pytest.mark.parametrize(("settings", "said"), FOREIGN, ids=lambda value: str(value)[:50])
+def test_a_recipe_sets_what_a_recipe_is_for_and_runs_nothing(
+    quick: Done, tmp_path: Path, settings: dict[str, Any], said: str
+) -> None:
+    values = yaml.safe_load(beside(quick, "reap-recipe.yaml").read_text())
+    (tmp_path / "strange.yaml").write_text(yaml.safe_dump({**values, "settings": settings}))
+    (tmp_path / "evil.py").write_text("open('ran', 'w')\nf = M = None\n")
+    assert said in main(["recipe=strange.yaml", "sweep.plan_only=true"], tmp_path).refused()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["evil.py", "strange.yaml"]
+
+
+def test_a_recipe_with_a_module_wants_it_typed_too(quick: Done, tmp_path: Path) -> None:
+    values = yaml.safe_load(beside(quick, "reap-recipe.yaml").read_text())
+    custom = {"name": "mine", "saliency": "custom", "function": "criterion:gate", "keep_n": 4}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({**values, "settings": {"pruning": custom}}))
+    typed = f"recipe={tmp_path / 'mine.yaml'}", "pruning.function=criterion:gate"
+    assert "pruning.function='criterion:gate'" in parse(typed).overrides
+    with pytest.raises(UserError, match="read it"):
+        parse([typed[0], "pruning.function=criterion:other"])

@@ -89,9 +89,33 @@ def test_the_smallest_keep_n_whose_every_run_passes() -> None:
     )
     assert "**Recommendation: keep_n = 24** with eaft\\_reap: 2 runs, all PASS" in text
     assert "seed 1, 2 at bigblocks 1024" in text
-    assert row(text, "eaft\\_reap", "20")[2:4] == ["**FAIL**", "2"]
-    assert row(text, "eaft\\_reap", "24")[2:4] == ["**PASS**", "2"]
+    assert row(text, "eaft\\_reap", "20")[2:4] == ["**FAIL**", "2 runs"]
+    assert row(text, "eaft\\_reap", "24")[2:4] == ["**PASS**", "2 runs"]
     assert row(text, "eaft\\_reap", "24")[6] == "tools/2048 +25.0%"
+
+
+def repeated(one: RunSummary, run_id: str, evaluations: str) -> RunSummary:
+    """The same settings in another run, with these keys of evaluations."""
+    keys = {f"stage.evaluate/pruned/UNION/{i}": key for i, key in enumerate(evaluations)}
+    return replace(one, run_id=run_id, tags={**one.tags, "plan.digest": "p", **keys})
+
+
+def test_a_run_repeated_from_the_store_is_one_result() -> None:
+    same = [repeated(run(24), str(i), "ab") for i in range(5)]
+    other = repeated(run(24), "6", "ac")
+    text = memo(*same)
+    assert "1 result, 5 runs, all PASS" in text
+    assert row(text, "eaft\\_reap", "24")[3] == "1 result, 5 runs"
+    assert "which are 1 distinct results" in text
+    assert row(memo(*same, other), "eaft\\_reap", "24")[3] == "2 results, 6 runs"
+    judged_otherwise = repeated(run(24, **{"gate.max_dppl": "9"}), "7", "ab")
+    assert row(memo(*same, judged_otherwise), "eaft\\_reap", "24")[3] == "2 results, 6 runs"
+
+
+def test_a_failure_repeated_from_the_store_is_told_once() -> None:
+    text = memo(*(repeated(run(20, "FAIL", values={"js2d": 0.5}), str(i), "ab") for i in range(5)))
+    assert text.count("JS2D UNION@1024: +0.5000") == 2  # in the table, and as what fails first
+    assert "5 runs: JS2D" in text
 
 
 def test_what_failed_first_is_the_largest_keep_n_that_fails_worst_check_first() -> None:

@@ -184,7 +184,7 @@ def test_an_inconclusive_verdict_says_what_is_open_and_what_would_settle_it() ->
     verdict = unsure.verdicts["keep28"]
     assert (verdict.status, verdict.plain) == ("INCONCLUSIVE", "FAIL")
     assert verdict.settled_by is not None
-    settled = f"about {verdict.settled_by.settled_at:,} blocks would settle"
+    settled = f"about {verdict.settled_by.settled_at:,} conversations would settle"
     page = html_report(unsure, None, {})
     table = comparison_table(unsure, width=100, color=False)
     twin = markdown_report(unsure, None, {}).replace("\\", "")

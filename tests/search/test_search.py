@@ -6,6 +6,7 @@ import html
 import json
 import math
 import re
+import shlex
 import signal
 import time
 from collections.abc import Sequence
@@ -127,6 +128,15 @@ def test_the_winner_is_exported_and_gated_on_rows_that_the_search_never_saw(
     assert not texts["profile"] & texts["eval"]
 
 
+def test_the_winners_settings_can_be_pasted(own: World, whole: Done) -> None:
+    """They give the winner's plan without a search."""
+    (line,) = [line for line in whole.out.splitlines() if line.startswith("best settings")]
+    overrides = shlex.split(line.removeprefix("best settings"))
+    again = own.run("task=profile", *RANDOM[:2], *overrides)
+    assert again.code == 0, again.err
+    assert again.result["plan"] == whole.result["plan"]
+
+
 def test_mlflow_and_the_report_show_how_the_winner_was_made(own: World, whole: Done) -> None:
     """Not the settings that the search started from."""
     best = trials(own.home)[facts(whole)["best_trial"]]
@@ -165,11 +175,12 @@ def test_objective_and_constraints_equal_a_computation_from_the_saved_scores(
             base[:half].mean() - mine[:half].mean(), abs=1e-12
         )
         ppl = math.exp(-base.mean()), math.exp(-mine.mean())
-        limit = min(0.25, 0.05 * ppl[0])
         dppl, dcc, dp, js = (
             trial.constraints[name] for name in ("dppl", "dcc_rate", "dmean_prob", "js2d")
         )
-        assert dppl == pytest.approx(abs(ppl[1] - ppl[0]) - limit, abs=1e-9)
+        assert dppl == pytest.approx(abs(ppl[1] - ppl[0]) - 0.25, abs=1e-9)
+        relative = trial.constraints["dppl_relative"]
+        assert relative == pytest.approx(abs(ppl[1] / ppl[0] - 1) - 0.05, abs=1e-9)
         assert dp == pytest.approx(
             abs(np.exp(mine).mean() - np.exp(base).mean()) - gate["dmean_prob"], abs=1e-9
         )
@@ -181,7 +192,8 @@ def test_objective_and_constraints_equal_a_computation_from_the_saved_scores(
             )
             for mask in ("", trial.user_attrs["plan"])
         ]
-        assert js == pytest.approx(max(js2d_corrected(*joined).value, 0) - gate["js2d"], abs=1e-12)
+        apart = js2d_corrected(joined[0], joined[1], joined[0].block_T.astype(np.int64))
+        assert js == pytest.approx(max(apart.value, 0) - gate["js2d"], abs=1e-12)
         assert dcc >= -gate["dcc_rate"]
 
 
@@ -296,7 +308,7 @@ def test_early_stopping_finds_the_same_winner_and_marks_what_it_stopped(
             assert quick.value == quick.intermediate_values[done]
             assert slow.value is not None
             assert slow.value > 0
-            assert len(quick.constraints) == 4
+            assert len(quick.constraints) == 5
         else:
             assert quick.values == slow.values
     outcomes = [child.data.tags["trial.outcome"] for child in points(own, stopped)]
@@ -418,8 +430,8 @@ def test_a_trial_that_cannot_be_does_not_end_the_search(own: World, tmp_path: Pa
     outcomes = [child.data.tags["trial.outcome"] for child in points(own, done)]
     assert sum("core experts" in outcome for outcome in outcomes) == states.count("FAIL")
     never = search(
-        own, tmp_path / "never", "pruning=random", "pruning.core_pos_top_m=4",
-        "pruning.keep_multiple=1", "pruning.keep_n=2", RANDOM[2],
+        own, tmp_path / "never", "pruning=random", "pruning.core_pos_top_m=2",
+        "pruning.core_count_top_m=2", "pruning.keep_multiple=1", "pruning.keep_n=2", RANDOM[2],
     )  # fmt: skip
     assert "core experts" in never.failed()
     assert [t.state.name for t in trials(tmp_path / "never")] == ["FAIL"] * 5

@@ -222,11 +222,12 @@ def test_only_the_expert_count_changes_in_the_config(
 
 
 def test_companions_are_copies_not_links(checkpoint: Path, tmp_path: Path) -> None:
-    base = Path(shutil.copytree(checkpoint, tmp_path / "base"))
+    snapshot, blobs = tmp_path / "snapshots" / "f00", tmp_path / "blobs"
+    base = Path(shutil.copytree(checkpoint, snapshot))
     (base / "chat_template.jinja").write_text("{{ messages }}")
-    elsewhere = tmp_path / "blob"
-    (base / "tokenizer.json").rename(elsewhere)
-    (base / "tokenizer.json").symlink_to(elsewhere)  # as a hub cache does
+    blobs.mkdir()
+    (base / "tokenizer.json").rename(blobs / "abc")
+    (base / "tokenizer.json").symlink_to(Path("..", "..", "blobs", "abc"))  # as the hub's cache
     run(base, PLAN, tmp_path / "out")
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         ours, theirs = tmp_path / "out" / name, base / name

@@ -64,7 +64,7 @@ def test_the_base_row_passes_against_itself() -> None:
     row = SNAPSHOT["base"]
     verdict = gate(v1(), table(row), table(row))
     assert verdict.status == "PASS"
-    assert len(verdict.checks) == 8
+    assert len(verdict.checks) == 10
     assert all(check.value == 0 for check in verdict.checks)
 
 
@@ -72,9 +72,9 @@ def test_the_base_row_passes_against_itself() -> None:
 @pytest.mark.parametrize(
     ("model", "failing"),
     [
-        ("HF REAP 0.5", ("dppl", "dmean_prob")),
-        ("EAFT-REAP-50", ("dppl", "dmean_prob")),
-        ("EAFT-REAP-25", ("dppl", "dcc_rate", "dmean_prob")),
+        ("HF REAP 0.5", ("dppl", "dppl_relative", "dmean_prob")),
+        ("EAFT-REAP-50", ("dppl", "dppl_relative", "dmean_prob")),
+        ("EAFT-REAP-25", ("dppl", "dppl_relative", "dcc_rate", "dmean_prob")),
     ],
 )
 def test_the_snapshots_rows_fail_as_published(
@@ -94,9 +94,7 @@ def test_the_published_deltas_are_the_checks_values() -> None:
         "dmean_prob@UNION/1024": -0.0533, "dmean_prob@UNION/2048": -0.0519,
     }.items():  # fmt: skip
         assert values[label] == pytest.approx(delta, abs=1.1e-3 if "ppl" in label else 1e-5)
-    limits = {check.label: check.limit for check in verdict.checks}
-    assert limits["dppl@UNION/1024"] == 0.25  # 5% of 5.237 is more
-    assert limits["dppl@UNION/2048"] == pytest.approx(0.2358)  # 5% of 4.716 is less
+    assert values["dppl_relative@UNION/1024"] == pytest.approx(2.053 / 5.237, abs=1e-4)
 
 
 @pytest.mark.parametrize("pack", list(DIAGNOSTICS))
@@ -105,7 +103,7 @@ def test_the_diagnostics_rows_fail_on_every_pack(pack: str) -> None:
     settings = v1(pack=pack)
     assert gate(settings, table(base, pack=pack), table(base, pack=pack)).status == "PASS"
     verdict = gate(settings, table(base, pack=pack), table(pruned, 0.01, pack))
-    assert failed(verdict) == everywhere("dppl", "dmean_prob", pack=pack)
+    assert failed(verdict) == everywhere("dppl", "dppl_relative", "dmean_prob", pack=pack)
 
 
 @given(
@@ -121,8 +119,11 @@ def test_the_verdict_is_the_inequalities(
     base = both(ppl=base_ppl, cc=0.01, p=0.5)
     other = both(ppl=base_ppl + dppl, cc=0.01 + dcc, p=0.5 + dp, js=js)
     expected = set()
-    if abs((base_ppl + dppl) - base_ppl) > min(0.25, 0.05 * base_ppl):
+    change = (base_ppl + dppl) - base_ppl
+    if abs(change) > 0.25:
         expected |= everywhere("dppl")
+    if abs(change / base_ppl) > 0.05:
+        expected |= everywhere("dppl_relative")
     if abs((0.01 + dcc) - 0.01) > 0.002:
         expected |= everywhere("dcc_rate")
     if abs((0.5 + dp) - 0.5) > 0.02:
@@ -136,7 +137,7 @@ def test_the_verdict_is_the_inequalities(
 def test_a_change_for_the_better_fails_like_one_for_the_worse(sign: int) -> None:
     """Near-lossless is near: a pruned model that reads better is another model."""
     verdict = gate(v1(), both(), both(ppl=5 + sign * 0.3, p=0.5 + sign * 0.03))
-    assert failed(verdict) == everywhere("dppl", "dmean_prob")
+    assert failed(verdict) == everywhere("dppl", "dppl_relative", "dmean_prob")
 
 
 def test_a_value_on_its_limit_passes() -> None:
@@ -144,7 +145,9 @@ def test_a_value_on_its_limit_passes() -> None:
     limit = both(ppl=2.25, cc=0.5, p=0.75, js=0.02)
     assert gate(settings, both(ppl=2, cc=0.0), limit).status == "PASS"
     beyond = both(ppl=math.nextafter(2.25, 3), cc=0.5, p=0.75, js=math.nextafter(0.02, 1))
-    assert failed(gate(settings, both(ppl=2, cc=0.0), beyond)) == everywhere("dppl", "js2d")
+    assert failed(gate(settings, both(ppl=2, cc=0.0), beyond)) == everywhere(
+        "dppl", "dppl_relative", "js2d"
+    )
 
 
 @pytest.mark.parametrize("seq_len", LENGTHS)
@@ -203,3 +206,5 @@ def test_reports_of_different_tokens_are_no_verdict() -> None:
         gate(v1(), both(), both(scored_tokens=999))
     with pytest.raises(ValueError, match="block"):
         gate(v1(), both(), both(blocks=5))
+    with pytest.raises(ValueError, match="rows"):
+        gate(v1(), both(), both(rows=5))

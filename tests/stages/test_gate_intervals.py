@@ -11,15 +11,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import t as student_t
-from support.gates import BLOCKS, LENGTHS, ZERO, around, both, changed, report, v1
+from support.gates import LENGTHS, ROWS, ZERO, around, both, changed, report, v1
 
 from eaft_prune.config import GateSettings
 from eaft_prune.core.types import EvalKey
-from eaft_prune.core.verdict import Estimate, GateVerdict
+from eaft_prune.core.verdict import Estimate, GateCheck, GateVerdict
 from eaft_prune.stages.gate import gate
 
-NAMES = ("dppl", "dcc_rate", "dmean_prob", "js2d")
-LIMITS = {"dppl": 0.25, "dcc_rate": 0.002, "dmean_prob": 0.02, "js2d": 0.02}  # at PPL_base 8
+LIMITS = {
+    "dppl": 0.25, "dppl_relative": 0.05, "dcc_rate": 0.002, "dmean_prob": 0.02, "js2d": 0.02
+}  # fmt: skip
+NAMES = tuple(LIMITS)
 
 
 def judged(settings: GateSettings | None = None, ppl: float = 8.0, **e: Estimate) -> GateVerdict:
@@ -27,10 +29,10 @@ def judged(settings: GateSettings | None = None, ppl: float = 8.0, **e: Estimate
     settings = settings or v1(seq_lens=(1024,))
     values = {name: e.get(name, ZERO).value for name in NAMES}
     key = ("UNION", 1024)
-    base = report(ppl=ppl, cc=0.1, p=0.5, blocks=BLOCKS)
+    base = report(ppl=ppl, cc=0.1, p=0.5, rows=ROWS)
     other = report(
         ppl=ppl + values["dppl"], cc=0.1 + values["dcc_rate"], p=0.5 + values["dmean_prob"],
-        js=max(values["js2d"], 0), blocks=BLOCKS,
+        js=max(values["js2d"], 0), rows=ROWS,
     )  # fmt: skip
     return gate(settings, {key: base}, {key: other}, {key: changed(**e)})
 
@@ -43,14 +45,15 @@ def outcomes(verdict: GateVerdict) -> dict[str, str]:
     st.fixed_dictionaries(
         {name: st.tuples(st.floats(-2, 2), st.floats(0.01, 0.8)) for name in NAMES}
     ),
-    st.sampled_from([0.8, 0.95, 0.99]),
+    st.sampled_from([0.8, 0.95, 0.98]),
 )
 def test_the_verdict_is_its_definition(
     drawn: dict[str, tuple[float, float]], confidence: float
 ) -> None:
     """Values and errors in units of the limit."""
-    inner = student_t.ppf(confidence, BLOCKS - 1)
-    outer = student_t.ppf(1 - (1 - confidence) / (2 * len(NAMES)), BLOCKS - 1)
+    few = math.sqrt((ROWS - 1) / (ROWS + 1))  # the imagined row
+    inner = few * student_t.ppf(confidence, ROWS)
+    outer = few * student_t.ppf(1 - (1 - confidence) / (2 * len(NAMES)), ROWS)
     expected, given_ = {}, {}
     for name, (value, error) in drawn.items():
         value = abs(value) if name == "js2d" else value
@@ -78,7 +81,7 @@ def test_on_a_limit_a_wrong_pass_or_fail_is_as_rare_as_asked() -> None:
     count = {"PASS": 0, "FAIL": 0, "INCONCLUSIVE": 0}
     alone = dict(count)
     for _ in range(800):
-        noise = rng.standard_t(BLOCKS - 1, len(NAMES))
+        noise = rng.standard_t(ROWS - 1, len(NAMES))
         drawn = {
             name: around(LIMITS[name] * (1 + 0.1 * z), 0.1 * LIMITS[name])
             for name, z in zip(NAMES, noise, strict=True)
@@ -102,7 +105,7 @@ def test_equal_models_pass_whatever_the_limits() -> None:
 def test_the_plain_verdict_reads_plain_js2d_and_the_interval_the_corrected_one() -> None:
     key = ("UNION", 1024)
     settings = v1(seq_lens=(1024,))
-    base, other = report(blocks=BLOCKS), report(js=0.05, js2d_corrected=0.004, blocks=BLOCKS)
+    base, other = report(rows=ROWS), report(js=0.05, js2d_corrected=0.004, rows=ROWS)
     verdict = gate(settings, {key: base}, {key: other}, {key: changed(js2d=around(0.004, 0.001))})
     assert (verdict.status, verdict.plain) == ("PASS", "FAIL")
     assert verdict.plain_failed_checks == ("js2d@UNION/1024",)
@@ -115,33 +118,61 @@ def test_the_plain_verdict_reads_plain_js2d_and_the_interval_the_corrected_one()
     )
 
 
-def test_a_relative_limit_is_decided_on_the_ratio() -> None:
-    """dPPL of 0.04 +- 0.03 at PPL 1 says little; +4% +- 0.3% under the 5% limit says enough."""
+def test_both_limits_on_ppl_must_hold() -> None:
+    """At PPL 1, 4% are 0.04 nats and within both; at PPL 8 the absolute one is the stricter."""
     ratio, change = around(0.04, 0.003), around(0.04, 0.03)
     assert judged(ppl=1.0, dppl=change, dppl_relative=ratio).status == "PASS"
-    assert judged(ppl=1.0, dppl=change, dppl_relative=change).status == "INCONCLUSIVE"
-    check = judged(ppl=2.0, dppl=around(0.08, 1.0), dppl_relative=ratio).checks[0]
-    assert (check.low, check.high) == pytest.approx((2 * ratio.low, 2 * ratio.high))
-    # from PPL 5 on the absolute limit is the smaller one
-    assert judged(ppl=8.0, dppl=around(0.1, 0.5), dppl_relative=ratio).status == "INCONCLUSIVE"
+    assert judged(ppl=1.0, dppl=change, dppl_relative=change).undecided_checks == (
+        "dppl_relative@UNION/1024",
+    )
+    verdict = judged(ppl=8.0, dppl=around(0.32, 0.01), dppl_relative=ratio)
+    assert verdict.failed_checks == ("dppl@UNION/1024",)
+    check = next(c for c in verdict.checks if c.name == "dppl_relative")
+    assert (check.low, check.high, check.limit) == (ratio.low, ratio.high, 0.05)
+
+
+def test_passing_takes_rows_enough_to_meet_what_is_rare() -> None:
+    """299 conversations: 1% of all are then among them with 95%; failing takes no such number."""
+    small, large = around(0.001, 0.0001), around(0.2, 0.001)
+
+    def at(rows: int, estimate: Estimate, **how: float) -> GateCheck:
+        key = ("UNION", 1024)
+        sides = [{key: report(p=p, rows=rows)} for p in (0.5, 0.5 + estimate.value)]
+        found = replace(changed(dmean_prob=estimate), rows=rows)
+        verdict = gate(v1(seq_lens=(1024,), **how), *sides, {key: found})
+        return next(check for check in verdict.checks if check.name == "dmean_prob")
+
+    assert (1 - 0.01) ** 299 < 0.05 < (1 - 0.01) ** 298
+    assert [at(rows, small).outcome for rows in (298, 299)] == ["INCONCLUSIVE", "PASS"]
+    assert at(100, small).settled_at == 299
+    assert at(20, large).outcome == "FAIL"
+    assert at(29, small, rarest=0.1).outcome == "PASS"
+    assert at(28, small, rarest=0.1).outcome == "INCONCLUSIVE"
+    assert at(3, ZERO).outcome == "PASS"  # equal scores need none
 
 
 @pytest.mark.parametrize(("value", "end"), [(0.9, "PASS"), (-0.8, "PASS"), (1.2, "FAIL")])
 def test_settled_at_is_where_the_verdict_ends(value: float, end: str) -> None:
-    """The error of n blocks is that of 100 times sqrt(100 / n)."""
+    """The error of n rows is that of 400 times sqrt(400 / n)."""
     error = 0.3
 
-    def at(blocks: float) -> GateVerdict:
-        scaled = error * math.sqrt(BLOCKS / blocks)
-        return judged(dmean_prob=around(value * 0.02, scaled * 0.02))
+    def at(rows: float) -> GateVerdict:
+        scaled = error * 0.02 * math.sqrt(ROWS / rows)
+        changes = replace(
+            changed(dmean_prob=replace(ZERO, value=0.02 * value, error=scaled)), rows=round(rows)
+        )
+        sides = [
+            {("UNION", 1024): report(p=p, rows=round(rows))} for p in (0.5, 0.5 + 0.02 * value)
+        ]
+        return gate(v1(seq_lens=(1024,)), *sides, {("UNION", 1024): changes})
 
-    first = at(BLOCKS)
+    first = at(ROWS)
     assert first.status == "INCONCLUSIVE"
     assert first.settled_by is not None
     needed = first.settled_by.settled_at
     assert needed is not None
-    assert needed > BLOCKS
-    assert at(needed + 1).status == end
+    assert needed > ROWS
+    assert at(needed * 1.01).status == end
     assert at(needed * 0.97).status == "INCONCLUSIVE"
 
 
@@ -159,10 +190,10 @@ def test_who_decides_an_inconclusive_verdict() -> None:
     assert judged().settled_by is None
 
 
-def test_too_few_blocks_decide_nothing() -> None:
+def test_too_few_rows_decide_nothing() -> None:
     verdict = gate(v1(), both(), both(ppl=5.001), {})
     assert (verdict.status, verdict.plain) == ("INCONCLUSIVE", "PASS")
-    assert len(verdict.undecided_checks) == 8
+    assert len(verdict.undecided_checks) == 10
     assert verdict.settled_by is None
     assert all(check.low is None for check in verdict.checks)
 
@@ -195,8 +226,11 @@ def test_default_limits_hold_for_all_other_packs() -> None:
     settings = v1(packs={"default": {"max_dppl": 0.5}, "tools": {"max_dppl_relative": 0.2}})
     base = several(tools=5, chat=5, UNION=5)
     verdict = gate(settings, base, several(tools=5.9, chat=5.6, UNION=5))
-    limits = {check.pack: check.limit for check in verdict.checks if check.name == "dppl"}
-    assert limits == {"UNION": 0.25, "chat": 0.5, "tools": 1.0}
+    limits = {(c.pack, c.name): c.limit for c in verdict.checks if "dppl" in c.name}
+    assert limits == {
+        ("UNION", "dppl"): 0.25, ("UNION", "dppl_relative"): 0.05, ("chat", "dppl"): 0.5,
+        ("tools", "dppl_relative"): 0.2,
+    }  # fmt: skip
     assert verdict.checks[0].pack == "UNION"
     assert verdict.failed_checks == ("dppl@chat/1024", "dppl@chat/2048")
 

@@ -302,7 +302,8 @@ def gate(
 ) -> dict[str, tuple[float, float, bool]]:
     """The inequalities at one length: check -> value, limit, holds."""
     checks = {
-        "dppl": (pruned["ppl"] - base["ppl"], min(limits.dppl, limits.dppl_relative * base["ppl"])),
+        "dppl": (pruned["ppl"] - base["ppl"], limits.dppl),
+        "dppl_relative": (pruned["ppl"] / base["ppl"] - 1, limits.dppl_relative),
         "dcc_rate": (pruned["cc_rate"] - base["cc_rate"], limits.dcc_rate),
         "dmean_prob": (pruned["mean_prob"] - base["mean_prob"], limits.dmean_prob),
         "js2d": (pruned["js2d"], limits.js2d),

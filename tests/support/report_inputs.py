@@ -19,7 +19,7 @@ PACKS = ("reasoning_style", "tool_agentic", "calib_prompt", "UNION")
 SEQ_LENS = (1024, 2048)
 GATE = GateSettings(
     name="near_lossless_v1", seq_lens=SEQ_LENS, max_dppl=0.25, max_dppl_relative=0.05,
-    max_dcc_rate=0.002, max_dmean_prob=0.02, max_js2d=0.02, resamples=200,
+    max_dcc_rate=0.002, max_dmean_prob=0.02, max_js2d=0.02,
 )  # fmt: skip
 FACTS = {
     "command": "python -m eaft_prune model=gpt_oss_20b packs=harmony_calib_v2 pruning.keep_n=24",
@@ -83,10 +83,11 @@ def comparison(
         for key in keys
     }
     digests = {key: f"blocks-{key[0]}-{key[1]}" for key in keys}
-    evaluations = [Evaluation(base, "sha256:base", None, scores, digests, {})]
+    rows = {key: found.block_T for key, found in scores.items()}
+    evaluations = [Evaluation(base, "sha256:base", None, scores, rows, digests, {})]
     for label, damage in damages.items():
         other = {key: noisy(rng, scores[key], damage) for key in keys}
-        evaluations.append(Evaluation(label, f"sha256:{label}", None, other, digests, {}))
+        evaluations.append(Evaluation(label, f"sha256:{label}", None, other, rows, digests, {}))
     reports = {
         e.model: {key: pack_report(e.scores[key], scores[key], 0.15) for key in keys}
         for e in evaluations

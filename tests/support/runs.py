@@ -30,6 +30,7 @@ QUICK = (
     "eval.seq_lens=[64]",
     "eval.packs=[UNION]",
     "gate.seq_lens=[64]",
+    "gate.rarest=0.3",  # 9 conversations
     "profile.num_blocks=8",
     "profile.seq_len=64",
     "profile.seed=null",

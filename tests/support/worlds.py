@@ -6,6 +6,8 @@ import pytest
 from support import tiny
 from support.runs import Done, World, fit_head, rows, write_pack
 
+LENGTHS = ("eval.seq_lens=[32,64]", "eval.num_blocks=[120,60]", "gate.seq_lens=[32,64]")
+
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
@@ -21,6 +23,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 @pytest.fixture(scope="session")
 def pipeline(world: World) -> Done:
     """A finished task=pipeline in the shared store, all packs, two lengths."""
-    done = world.run("eval.packs=null", "eval.seq_lens=[32,64]", "gate.seq_lens=[32,64]")
+    done = world.run("eval.packs=null", *LENGTHS)
     assert done.code == 0, done.out + done.err
     return done

@@ -12,9 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from mlflow import MlflowClient
-from support.runs import Done, World, edit_shard, write_pack
+from support.runs import Done, World, edit_shard, main, write_pack
 
-from eaft_prune.config import parse_experiment
+from eaft_prune.config import Experiment, parse_experiment, runs_code
+from eaft_prune.config.defaults import section_of
+from eaft_prune.config.reference import rows
 from eaft_prune.core.provenance import git_state
 from eaft_prune.records.lock import drift
 
@@ -76,7 +78,7 @@ def test_a_lock_holds_what_the_run_read_and_found(world: World, locked: Done) ->
     assert outputs["metrics"] == result["reports"]  # to the bit, through YAML
     assert value["device"]["threads"] == 1
     assert value["seeds"] == {
-        "eval.seed": None, "profile.seed": None, "pruning.seed": 0, "gate.bootstrap_seed": 0,
+        "eval.seed": None, "profile.seed": None, "pruning.seed": 0,
         "compensation.seed": 0, "marginal.seed": 0,
     }  # fmt: skip
     assert set(value["code"]) >= {"version", "commit"}
@@ -237,3 +239,75 @@ def test_drift_is_every_field_that_differs_and_no_other() -> None:
         ("outputs.b.c", True, 0.5),
         ("outputs.b.d", True, None),
     ]
+
+
+FOREIGN: list[tuple[str, Any]] = [
+    ("engine.python", "/bin/sh"),
+    ("engine.args", ["--model-path", "x"]),
+    ("engine.env", {"LD_PRELOAD": "x.so"}),
+    ("engine.name", "evil:E"),
+    ("gate.metrics", {"evil:M": 0.1}),
+    ("gate.packs", {"default": {"metrics": {"evil:M": 0.1}}}),
+    ("pruning.function", "evil:f"),
+    ("search", {"space": {"pruning.function": {"choices": ["evil:f"]}}}),
+]
+
+
+def edited(lock: Path, target: Path, setting: str, value: Any) -> Path:
+    values = read(lock)
+    *path, last = setting.split(".")
+    section = values["config"]
+    for name in path:
+        section = section[name]
+    section[last] = value
+    target.write_text(yaml.safe_dump(values))
+    return target
+
+
+@pytest.mark.parametrize(("setting", "value"), FOREIGN, ids=[name for name, _ in FOREIGN])
+def test_a_lock_that_runs_code_is_refused_before_it_does(
+    world: World, locked: Done, tmp_path: Path, setting: str, value: Any
+) -> None:
+    lock = edited(lock_of(locked), tmp_path / "lock.yaml", setting, value)
+    cwd = tmp_path / "cwd"
+    cwd.mkdir()
+    (cwd / "evil.py").write_text("open('ran', 'w')\nraise ValueError('imported')\n")
+    arguments = [*world.arguments, "task=replay", f"replay.lock={lock}"]
+    error = main(arguments, cwd).failed()
+    assert "replay.trust=true" in error
+    assert setting in error
+    assert not (cwd / "ran").exists()
+
+
+def test_a_trusted_lock_is_taken_at_its_word_and_what_is_typed_is_trusted(
+    world: World, locked: Done, tmp_path: Path
+) -> None:
+    lock = edited(lock_of(locked), tmp_path / "lock.yaml", "gate.metrics", {"nowhere:M": 0.1})
+    assert "No module named 'nowhere'" in replay(world, lock, "replay.trust=true").failed()
+    mine = replay(world, lock, "replay.set={gate.metrics: {elsewhere\\:M: 1}}")
+    assert "No module named 'elsewhere'" in mine.failed()
+
+
+@pytest.mark.parametrize("task", ["gc", "doctor", "replay", "memo"])
+def test_a_lock_of_a_task_that_leaves_none_is_refused(
+    world: World, locked: Done, tmp_path: Path, task: str
+) -> None:
+    lock = edited(lock_of(locked), tmp_path / "lock.yaml", "task.name", task)
+    own = {"replay": {"lock": "x", "trust": True}, "gc": {"delete": True}, "memo": {}, "doctor": {}}
+    edited(lock, lock, task, own[task])
+    assert f"task={task}, which leaves no lock" in replay(world, lock).failed()
+
+
+def test_settings_that_take_a_module_are_known_to_run_code() -> None:
+    """What the reference says takes module:name, and no list of its own."""
+    named = [
+        name.strip("`")
+        for section, field in Experiment.model_fields.items()
+        if (kind := section_of(field.annotation))
+        for name, _, _, meaning in rows(kind, f"{section}.")
+        if "module:" in meaning.lower()
+    ]
+    assert len(named) >= 3
+    for name in named:
+        section, key = name.split(".")
+        assert any(runs_code({section: {key: value}}) for value in ("evil:x", {"evil:x": 1})), name

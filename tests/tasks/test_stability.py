@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 pytest_plugins = ("support.worlds",)
 
 HOW = StabilitySettings(seeds=(1,), row_shares=(0.5,), resamples=40, confidence=0.9, seed=0)
-INTERVALS = AblateSettings(resamples=2000, confidence=0.9, seed=0)
+INTERVALS = AblateSettings(confidence=0.9)
 
 
 def test_resamples_are_reproducible_and_keep_every_packs_number_of_rows() -> None:
@@ -82,21 +82,23 @@ def tokens(logp: Any, blocks: Any) -> TokenScores:
 def test_the_interval_is_paired_over_blocks() -> None:
     """A constant loss has no width however much the tokens vary; other losses that of blocks."""
     rng = np.random.default_rng(0)
-    block_T = np.repeat(np.arange(40), 25)
-    base = -rng.exponential(2.0, 1000)
+    row_T = np.repeat(np.arange(400), 5).astype(np.int32)
+    base = -rng.exponential(2.0, 2000)
     value, low, high = paired_interval(
-        INTERVALS, tokens(base, block_T), tokens(base - 0.1, block_T)
+        INTERVALS, tokens(base, row_T), tokens(base - 0.1, row_T), row_T
     )
     assert (value, low, high) == pytest.approx((0.1, 0.1, 0.1), abs=1e-5)
-    per_block = rng.normal(0.1, 0.2, 40)
-    worse = tokens(base - per_block[block_T], block_T)
-    value, low, high = paired_interval(INTERVALS, tokens(base, block_T), worse)
-    assert value == pytest.approx(per_block.mean(), abs=1e-5)
-    half_width = 1.645 * per_block.std(ddof=1) / np.sqrt(40)
-    assert high - value == pytest.approx(half_width, rel=0.15)
-    assert value - low == pytest.approx(half_width, rel=0.15)
-    back = paired_interval(INTERVALS, worse, tokens(base, block_T))
+    by_row = rng.normal(0.1, 0.2, 400)
+    worse = tokens(base - by_row[row_T], row_T)
+    value, low, high = paired_interval(INTERVALS, tokens(base, row_T), worse, row_T)
+    assert value == pytest.approx(by_row.mean(), abs=1e-5)
+    half_width = 1.645 * by_row.std(ddof=1) / np.sqrt(400)
+    assert half_width < high - value < 1.5 * half_width  # and one row that nobody has seen
+    assert half_width < value - low < 1.5 * half_width
+    back = paired_interval(INTERVALS, worse, tokens(base, row_T), row_T)
     assert back == pytest.approx((-value, -high, -low), abs=1e-9)
+    one = np.zeros(2000, np.int32)
+    assert paired_interval(INTERVALS, tokens(base, row_T), worse, one)[1:] == (-np.inf, np.inf)
 
 
 def test_terms_add_up_to_the_full_score() -> None:

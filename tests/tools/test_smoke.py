@@ -64,13 +64,15 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("reasoning", "tools", "general"):
         table = pa.Table.from_pylist(conversations(name, 30), schema=schema)
         pq.write_table(table, home / f"{name}.parquet")
-    function = (
-        ".. function:: {}(x)\n\n   Returns what :func:`other` does with x, and says in many words\n"
-        "   that there is nothing else to be known about it at all.\n\n"
+    sources = ("python3.11-doc", "rust-std-api", "rust-books", "sqlite3-doc", "postgresql-15-doc")
+    page = "\n\n".join(
+        f"Paragraph {part} of {{}} says in many words what nobody has asked about {{}} and {part}."
+        for part in range(40)
     )
     docs = [
-        {"text": function.format(f"f{i}"), "source": "python3.11-doc", "license": "PSF"}
-        for i in range(60)
+        {"text": page.format(*[f"{source} {i}"] * 80), "source": source, "license": "PSF"}
+        for i in range(13)
+        for source in sources
     ]
     pq.write_table(pa.Table.from_pylist(docs), home / "docs.parquet")
     return home
@@ -86,7 +88,7 @@ def made(published: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
             [
                 "--data", str(published), "--packs", str(home / "packs"),
                 "--out", str(home / "work"), "--vocab-size", "400",
-                "--rows", "4", "0", "12", "--pool", "2", "0", "6",
+                "--rows", "4", "0", "12",
             ]
         )  # fmt: skip
     return home / "work", home / "packs", report

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -33,6 +34,7 @@ from eaft_prune.core.outcome import StageRecord
 from eaft_prune.core.types import Checkpoint, KeepPlan, UserError
 from eaft_prune.core.verdict import GateCheck, GateVerdict, PackReport
 from eaft_prune.pipeline.observer import Observer
+from eaft_prune.tracking.history import Archive
 from eaft_prune.tracking.server import valid_name
 
 pytestmark = pytest.mark.process
@@ -105,6 +107,7 @@ def report(ppl: float) -> PackReport:
         cc_rate_base_thr=0.021,
         js2d=0.01,
         js2d_corrected=0.009,
+        rows=300,
         scored_tokens=1000,
         blocks=4,
     )
@@ -397,7 +400,7 @@ def wait(run: tracking.MlflowRun) -> None:
     signal.pause()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_signals_are_killed(uri: str, tmp_path: Path, number: signal.Signals) -> None:
     process = child(uri, wait, tmp_path)
     process.reach("")
@@ -406,7 +409,52 @@ def test_signals_are_killed(uri: str, tmp_path: Path, number: signal.Signals) ->
     found = only_run(uri)
     assert found.info.status == "KILLED"
     assert found.data.tags["killed.reason"] == number.name
-    assert ("Terminated" if number == signal.SIGTERM else "KeyboardInterrupt") in process.text
+    assert ("KeyboardInterrupt" if number == signal.SIGINT else "Terminated") in process.text
+
+
+def test_under_nohup_a_closed_terminal_ends_nothing(uri: str, tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with tracking.track(settings(uri), tmp_path, [], {}, "run"):
+            signal.raise_signal(signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert only_run(uri).info.status == "FINISHED"
+
+
+def test_an_empty_file_is_no_database_and_is_replaced_by_a_whole_one(tmp_path: Path) -> None:
+    database = tmp_path / "mlflow.db"
+    database.touch()
+    empty = database.stat().st_ino
+    uri = f"sqlite:///{database}"
+    with pytest.raises(UserError, match="no run was tracked"):
+        Archive(uri).runs()
+    assert database.stat().st_size == 0  # who reads creates nothing
+    with tracking.track(settings(uri), tmp_path, [], {}, "run"):
+        pass
+    assert database.stat().st_ino != empty  # a rename, not half a schema in place
+    assert only_run(uri).info.status == "FINISHED"
+
+
+@pytest.mark.parametrize("size", [50_000, 400_000])
+def test_a_disk_that_fills_up_leaves_no_database(size: int, tmp_path: Path) -> None:
+    """No file may grow beyond so many bytes."""
+    database = tmp_path / "mlflow.db"
+
+    def work() -> int:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+        try:
+            tracking.prepare(settings(f"sqlite:///{database}").tracking)
+        except UserError as error:
+            print(f"error: {error}")
+            return 2
+        return 0
+
+    process = fork(work, tmp_path)
+    assert process.wait() == 2, process.text
+    assert "error: tracking.uri = " in process.text.splitlines()[-1]
+    assert "Traceback" not in process.text
+    assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db.lock"]
 
 
 def test_sigterm_handler_is_restored_and_finally_blocks_run(uri: str, tmp_path: Path) -> None:

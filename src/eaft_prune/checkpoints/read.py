@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 import struct
@@ -15,6 +14,7 @@ from typing import Any, BinaryIO
 
 from eaft_prune.checkpoints.formats import nan_test
 from eaft_prune.core.digests import digest
+from eaft_prune.core.foreign import check_inside, check_regular, json_in, parsed_json
 from eaft_prune.core.types import UserError
 
 INDEX = "model.safetensors.index.json"
@@ -27,12 +27,23 @@ _BYTES = {
 CHUNK = 16 << 20  # bytes read at a time
 THREADS = min(8, os.cpu_count() or 1)
 MANIFEST = "manifest.json"
+SIGNATURE = "manifest.json.sig"
 MAPPING = "expert_mapping.json"
 RECIPE = "reap-recipe.yaml"
 SCORES = "reap-scores.yaml"
-_RECORDS = ("README.md", MANIFEST, MAPPING, RECIPE, SCORES)  # of one export: not copied, not hashed
+_RECORDS = (
+    "README.md",
+    MANIFEST,
+    SIGNATURE,
+    MAPPING,
+    RECIPE,
+    SCORES,
+)  # of one export: not copied, not hashed
 _WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".msgpack", ".h5"}
 _OTHER_MODELS = ("original", "metal")  # folders of the same weights for other programs
+_DEEPEST = 16  # folders in folders
+_MOST_AXES = 16  # of a tensor
+_MOST_HEADER = 25_000_000  # bytes; of 150,000 tensors, whose parsing takes seconds
 _LFS = b"version https://git-lfs"  # what Git leaves of a large file that was not fetched
 
 OnBytes = Callable[[int], None]
@@ -73,9 +84,11 @@ def open_model(path: Path) -> ModelFiles:
     """
     if not path.is_dir():
         raise UserError(f"{path} is not a directory: give a checkpoint directory as model.path")
+    check_inside(path, "config.json")
     config = read_json(path / "config.json")
     index_path = path / INDEX
     if index_path.exists():
+        check_inside(path, INDEX)
         index = read_json(index_path)
         weight_map = index.get("weight_map")
         if (
@@ -91,6 +104,7 @@ def open_model(path: Path) -> ModelFiles:
         raise UserError(f"{path} holds neither {INDEX} nor {SINGLE}: no weights to read")
     tensors: dict[str, TensorEntry] = {}
     for shard in shards:
+        check_inside(path, shard)
         for entry in read_header(path / shard):
             if entry.name in tensors:
                 raise UserError(f"{path}: tensor {entry.name} is in two shards")
@@ -101,6 +115,7 @@ def open_model(path: Path) -> ModelFiles:
     own = {"config.json", INDEX, *_RECORDS}
     companions = sorted(name for name in _companions(path) if name not in own)
     for name in companions:
+        check_inside(path, name)
         _check_fetched(path / name)
     return ModelFiles(path, config, tensors, shards, tuple(companions))
 
@@ -111,6 +126,8 @@ def _companions(folder: Path, prefix: str = "") -> Iterator[str]:
             continue
         if item.is_dir():
             if item.name not in _OTHER_MODELS and not _holds_weights(item):
+                if item.is_symlink() or prefix.count("/") == _DEEPEST:
+                    raise UserError(f"{item} is a link to a folder, or one too deep: move it away")
                 yield from _companions(item, f"{prefix}{item.name}/")
         elif item.suffix not in {*_WEIGHTS, ".lock"}:
             yield prefix + item.name
@@ -123,36 +140,24 @@ def _holds_weights(folder: Path) -> bool:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file; raises UserError where there is none."""
     _check_fetched(path)
-    value = _parsed(path)
+    value = parsed_json(path)
     if not isinstance(value, dict):
         raise UserError(f"{path} holds a {type(value).__name__}, not an object")
     return value
 
 
-def _parsed(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not JSON: {error}") from None
-
-
 def read_header(path: Path) -> list[TensorEntry]:
     """Entries of one safetensors file in file order; raises UserError if it is cut short."""
-    if not path.exists():
-        raise UserError(f"{path} is missing: the index names a shard that is not there")
+    size = check_regular(path)
     _check_fetched(path)
-    size = path.stat().st_size
     with path.open("rb") as file:
         prefix = file.read(8)
         length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else -1
         if length < 0 or 8 + length > size:
             raise UserError(f"{path} is truncated: {size} bytes do not hold its header")
-        try:
-            header = json.loads(file.read(length))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise UserError(f"{path} is not a safetensors file: {error}") from None
+        if length > _MOST_HEADER:
+            raise UserError(f"{path}: a header of {length:,} bytes is not read")
+        header = json_in(file.read(length), f"{path} is not a safetensors file")
     if not isinstance(header, dict):
         raise UserError(f"{path} is not a safetensors file: its header is no object")
     header.pop("__metadata__", None)
@@ -170,7 +175,9 @@ def read_header(path: Path) -> list[TensorEntry]:
 
 def _entry(path: Path, name: str, info: Any, origin: int) -> TensorEntry:
     def counts(value: Any) -> bool:
-        return isinstance(value, list) and all(type(n) is int and n >= 0 for n in value)
+        if not isinstance(value, list) or len(value) > _MOST_AXES:
+            return False
+        return all(type(n) is int and 0 <= n < 2**63 for n in value)
 
     match info:
         case {"dtype": str(dtype), "shape": shape, "data_offsets": [start, end]} if counts(
@@ -192,7 +199,7 @@ def file_hashes(model: ModelFiles, on_bytes: OnBytes) -> dict[str, str]:
     """
     for name in model.companions:
         if name.endswith(".json"):
-            _parsed(model.path / name)
+            parsed_json(model.path / name)
     names = ["config.json", *model.companions, *model.shards]
     if (model.path / INDEX).exists():
         names.append(INDEX)

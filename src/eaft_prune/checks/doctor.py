@@ -111,7 +111,7 @@ def check_checkpoints(directory: Path, mend: bool) -> Iterable[Diagnosis]:
 def check_model(experiment: Experiment) -> Iterable[Diagnosis]:
     """The configured checkpoint is here and has its family's tensors; else, whether it can be."""
     settings = experiment.model
-    command = f"python -m eaft_prune task=predownload model={settings.name}"
+    command = _predownload(f"model={settings.name}")
     try:
         files = local_model(experiment)
         check_tensors(family_of(files.config), files)
@@ -128,7 +128,7 @@ def check_model(experiment: Experiment) -> Iterable[Diagnosis]:
 def check_packs(experiment: Experiment) -> Iterable[Diagnosis]:
     """Every pack is here and has rows of text or messages."""
     for name, source in experiment.packs.files.items():
-        command = f"python -m eaft_prune task=predownload packs={experiment.packs.name}"
+        command = _predownload(f"packs={experiment.packs.name}")
         try:
             path = sources.pack_file(name, source, experiment.packs.revision, local_only=True)
             file = PackFile(name, path, experiment.packs.text_column)
@@ -273,6 +273,10 @@ def _holder(path: Path) -> str | None:
 def _existing(path: Path) -> Path:
     """The path, or its nearest parent that is there."""
     return next(place for place in (path, *path.parents) if place.exists())
+
+
+def _predownload(setting: str) -> str:
+    return shlex.join(["python", "-m", "eaft_prune", "task=predownload", setting])
 
 
 def _quoted(path: Path) -> str:

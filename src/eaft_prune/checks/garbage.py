@@ -2,39 +2,29 @@
 
 from __future__ import annotations
 
-import re
+import json
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from eaft_prune.checkpoints.read import (
-    MANIFEST,
-    MAPPING,
-    RECIPE,
-    SCORES,
-    file_hashes,
-    model_digest,
-    open_model,
-    read_json,
-)
+from eaft_prune.checkpoints.read import MANIFEST, MAPPING, RECIPE, SCORES, read_json
 from eaft_prune.checks.doctor import TRASH
-from eaft_prune.core.outcome import RunSummary
-from eaft_prune.core.store import FILES, Store, lock_of
+from eaft_prune.checks.needs import SHA256, SHORT, Needs
+from eaft_prune.checks.whereabouts import Whereabouts
+from eaft_prune.core.store import FILES, RECORD, Store, lock_of
 from eaft_prune.core.types import UserError
 from eaft_prune.records.manifest import strangers
+from eaft_prune.records.recipe import read_recipe
 
-_SHA256 = re.compile(r"\b[0-9a-f]{64}\b")
-_BESIDE = (
-    MANIFEST,
-    MAPPING,
-    RECIPE,
-    SCORES,
-    "README.md",
-)  # what an export holds besides the files it lists
+# what an export holds besides the files it lists
+_BESIDE = (MANIFEST, MAPPING, RECIPE, SCORES, "README.md")
 _DAY = 86400.0
+_AT_ONCE = 64  # items whose locks are held while the tracker is asked what runs need now
 
 
 @dataclass(frozen=True)
@@ -42,157 +32,190 @@ class Item:
     """A stage output or an exported checkpoint; it goes unless something keeps it."""
 
     path: Path
+    what: str
+    name: str  # for people
+    names: tuple[str, ...]  # by which runs and lockfiles know it
     bytes: int
     age_days: float
-    kept_by: str | None  # None: nothing
     lock: FileLock
-
-    @property
-    def what(self) -> str:
-        return (
-            "checkpoint" if (self.path / MANIFEST).exists() else f"{self.path.parent.name} output"
-        )
+    own: Callable[[], str | None]  # what keeps it whoever needs it; asked last, as it may hash
+    trash: Path
+    record: Path | None = None  # stays when it goes: from it an export can be written again
 
 
-def needed(
-    runs: Iterable[RunSummary], aliased: Iterable[str], lockfiles: Iterable[Path]
-) -> dict[str, str]:
-    """Stage keys, checkpoint digests and checkpoint paths -> who needs them.
-
-    A run needs what it named if it is active in the tracker and FINISHED or RUNNING, if it carries
-    the tag `keep`, or if an alias of a registered model points at it; a lockfile needs every sha256
-    in its text.
-    """
-    named: dict[str, str] = {}
-    for digest in aliased:
-        named[digest] = "an alias"
-    for file in lockfiles:
-        named |= {sha: str(file) for sha in _SHA256.findall(file.read_text(errors="replace"))}
-    pinned = set(aliased)
-    for run in runs:
-        finished = run.active and run.status in ("FINISHED", "RUNNING")
-        tagged = run.tags.get("keep", "false").lower() not in ("", "false", "0", "no")
-        if finished or tagged or run.run_id in pinned:
-            for tag, value in run.tags.items():
-                if tag.startswith(("stage.", "checkpoint.")):
-                    named[value] = f"run {run.run_id[:8]} ({run.name})"
-    return named
+def keeps(item: Item, needs: Needs, days: float) -> str | None:
+    """Why an item stays now, or None."""
+    young = f"it is younger than {days:g} days" if item.age_days < days else None
+    return needs.keep(item.names) or young or item.own()
 
 
-def lockfiles(places: Iterable[Path]) -> list[Path]:
-    """Every *.lock.yaml under these directories, and these files themselves."""
-    found: list[Path] = []
-    for place in places:
-        found += [place] if place.is_file() else sorted(place.rglob("*.lock.yaml"))
-    return found
-
-
-def survey_store(store: Store, needs: Mapping[str, str], days: float, now: float) -> list[Item]:
-    """Every stage output, with what keeps it."""
+def survey_store(store: Store, now: float) -> list[Item]:
+    """Every stage output."""
     items = []
     for home in store.outputs():
-        age = (now - home.stat().st_mtime) / _DAY
-        keeps = needs.get(home.name)
-        if not _SHA256.fullmatch(home.name) or any(f.name not in FILES for f in home.iterdir()):
-            keeps = "it is not an output of this store"
-        items.append(Item(home, _size(home), age, keeps or _young(age, days), lock_of(home)))
+        items.append(
+            Item(
+                path=home,
+                what="stage output",
+                name=_shown(home),
+                names=_names_of_output(home),
+                bytes=_size(home),
+                age_days=_age(home, now),
+                lock=lock_of(home),
+                own=partial(_own_of_output, home),
+                trash=store.root / TRASH,
+            )
+        )
     return items
 
 
-def survey_checkpoints(
-    directory: Path,
-    needs: Mapping[str, str],
-    days: float,
-    now: float,
-    has_base: Callable[[str], bool],
-) -> list[Item]:
-    """Every export in a directory, with what keeps it; has_base(digest) is asked last."""
+def survey_checkpoints(directory: Path, where: Whereabouts, now: float) -> list[Item]:
+    """Every export in a directory."""
     items = []
     for manifest in sorted(directory.glob(f"[!.]*/{MANIFEST}")):
         export = manifest.parent
-        age = (now - manifest.stat().st_mtime) / _DAY
-        keeps = _keeps(export, needs) or _young(age, days) or _irreplaceable(export, has_base)
-        lock = FileLock(export.with_name(f".{export.name}.lock"))
-        items.append(Item(export, _size(export), age, keeps, lock))
+        items.append(
+            Item(
+                path=export,
+                what="checkpoint",
+                name=export.name,
+                names=_names_of_export(export),
+                bytes=_size(export),
+                age_days=_age(manifest, now),
+                lock=FileLock(export.with_name(f".{export.name}.lock")),
+                own=partial(_irreplaceable, export, where),
+                trash=directory / TRASH,
+                record=export.with_name(f"{export.name}.{MANIFEST}"),
+            )
+        )
     return items
 
 
-def remove(item: Item) -> bool:
-    """Move an item out of sight by one rename, then delete it; False if a run holds it now.
+def remove(
+    items: Sequence[Item], why_now: Callable[[], Callable[[Item], str | None]]
+) -> list[str | None]:
+    """Move items out of sight, each by one rename, then delete them; per item why it stayed.
 
-    A removed export leaves NAME.manifest.json: plan, settings and digests, from which it can be
-    written again.
+    why_now: reads again what runs need, and gives what keeps an item. It is asked while the items'
+    locks are held, so that no run can come between its answer and the rename.
     """
-    in_store = not (item.path / MANIFEST).exists()
-    trash = (item.path.parents[1] if in_store else item.path.parent) / TRASH
+    found: list[str | None] = []
+    for first in range(0, len(items), _AT_ONCE):
+        found += _remove(items[first : first + _AT_ONCE], why_now)
+    for trash in {item.trash for item in items}:
+        if trash.exists() and not any(trash.iterdir()):
+            trash.rmdir()
+    return found
+
+
+def _remove(
+    items: Sequence[Item], why_now: Callable[[], Callable[[Item], str | None]]
+) -> list[str | None]:
+    reasons: dict[Path, str | None] = {}
+    away = []
+    with ExitStack() as held:
+        for item in items:
+            try:
+                held.enter_context(item.lock.acquire(timeout=0))
+            except Timeout:
+                reasons[item.path] = "a run holds it now"
+            except OSError as error:
+                reasons[item.path] = f"its lock cannot be taken: {error.strerror}"
+        keeping = why_now()
+        for item in items:
+            if item.path in reasons:
+                continue
+            try:
+                reasons[item.path] = keeping(item) or _move(item)
+            except OSError as error:
+                reasons[item.path] = f"it cannot be moved: {error.strerror}"
+            if reasons[item.path] is None:
+                away.append(item)
+    for item in away:
+        try:
+            shutil.rmtree(_away(item))
+        except OSError as error:
+            reasons[item.path] = f"some of it is left in {item.trash}: {error.strerror}"
+    return [reasons[item.path] for item in items]
+
+
+def _move(item: Item) -> str | None:
+    if not item.path.exists():
+        return "it is gone"
+    item.trash.mkdir(exist_ok=True)
+    if item.record is not None:
+        shutil.copyfile(item.path / MANIFEST, item.record)
+    item.path.rename(_away(item))
+    return None
+
+
+def _away(item: Item) -> Path:
+    return item.trash / f"{item.path.parent.name}-{item.path.name}"
+
+
+def _names_of_output(home: Path) -> tuple[str, ...]:
+    """Its key; of an evaluation also the digest of its blocks, by which a search names its own."""
     try:
-        with item.lock.acquire(timeout=0):
-            if not item.path.exists():
-                return False
-            trash.mkdir(exist_ok=True)
-            if not in_store:
-                shutil.copyfile(
-                    item.path / MANIFEST,
-                    item.path.with_name(f"{item.path.name}.manifest.json"),
-                )
-            away = trash / f"{item.path.parent.name}-{item.path.name}"
-            item.path.rename(away)
-    except Timeout:
-        return False
-    shutil.rmtree(away)
-    if not any(trash.iterdir()):
-        trash.rmdir()
-    return True
+        inputs = json.loads((home / RECORD).read_text())["identity"]["inputs"]
+        blocks = inputs["blocks"] if home.parent.name == "evaluate" else None
+    except (OSError, ValueError, LookupError, TypeError):
+        blocks = None  # damaged: only a key can be needed
+    return (home.name, blocks) if isinstance(blocks, str) else (home.name,)
 
 
-def base_finder(paths: Iterable[Path]) -> Callable[[str], bool]:
-    """Whether one of these directories is a checkpoint with a digest; each is hashed once."""
-    digests: dict[Path, str] = {}
-
-    def has_base(digest: str) -> bool:
-        for path in candidates:
-            if path not in digests:
-                try:
-                    digests[path] = model_digest(file_hashes(open_model(path), lambda done: None))
-                except (UserError, OSError):
-                    digests[path] = ""  # gone or damaged: nothing can be made from it
-            if digests[path] == digest:
-                return True
-        return False
-
-    candidates = sorted(set(paths))
-    return has_base
-
-
-def _keeps(export: Path, needs: Mapping[str, str]) -> str | None:
+def _names_of_export(export: Path) -> tuple[str, ...]:
     try:
         manifest = read_json(export / MANIFEST)
     except UserError:
-        return "its manifest is damaged"
+        manifest = {}  # it stays: `_irreplaceable`
     names = (str(export.resolve()), manifest.get("digest"), manifest.get("key"))
-    return next((needs[name] for name in names if isinstance(name, str) and name in needs), None)
+    return tuple(name for name in names if isinstance(name, str))
 
 
-def _irreplaceable(export: Path, has_base: Callable[[str], bool]) -> str | None:
+def _shown(path: Path) -> str:
+    """The last two parts of a path, a digest by its first digits."""
+    name = path.name[:SHORT] if SHA256.fullmatch(path.name) else path.name
+    return f"{path.parent.name} {name}"
+
+
+def _linked(*places: Path) -> str | None:
+    link = next((place for place in places if place.is_symlink()), None)
+    if link is None:
+        return None
+    return f"{_shown(link)} is a symbolic link: what it points at is not ours"
+
+
+def _own_of_output(home: Path) -> str | None:
+    if link := _linked(home, home.parent):
+        return link
+    strange = not SHA256.fullmatch(home.name) or any(f.name not in FILES for f in home.iterdir())
+    return f"{_shown(home)} is not an output of this store" if strange else None
+
+
+def _irreplaceable(export: Path, where: Whereabouts) -> str | None:
     """Why an export could not be written again, or is no longer only ours."""
+    if link := _linked(export):
+        return link
     try:
         manifest = read_json(export / MANIFEST)
         files, base = manifest["files"], manifest["base"]["digest"]
         if others := strangers(export, {*files, *_BESIDE}):
-            return f"it holds {others[0]}, which no export wrote"
-        hashes = file_hashes(open_model(export), lambda done: None)
-        if model_digest(hashes) != manifest["digest"]:
-            return "its files were changed after the export"
+            return f"{export.name} holds {others[0]}, which no export wrote"
+        if where.digest(export) != manifest["digest"]:
+            return f"the files of {export.name} were changed after the export"
+        recipe = read_recipe(export / RECIPE)
     except (UserError, LookupError, TypeError) as error:
-        return f"it is damaged: {error}"
-    return (
-        None if has_base(base) else f"its base {base[:12]} is nowhere: it could not be made again"
-    )
+        return f"{export.name} is damaged: {error}"
+    inputs = [(f"pack {name}", sha) for name, sha in recipe.packs.items()]
+    if recipe.scores is not None:
+        inputs.append(("scores", recipe.scores))
+    lost = where.missing(base, inputs)
+    return lost and f"{export.name} could not be made again: its {lost} is nowhere"
 
 
-def _young(age: float, days: float) -> str | None:
-    return f"it is younger than {days:g} days" if age < days else None
+def _age(path: Path, now: float) -> float:
+    return (now - path.stat().st_mtime) / _DAY
 
 
 def _size(directory: Path) -> int:
-    return sum(item.stat().st_size for item in directory.rglob("*") if item.is_file())
+    return sum(item.lstat().st_size for item in directory.rglob("*") if item.is_file())

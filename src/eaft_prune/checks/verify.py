@@ -27,18 +27,21 @@ from eaft_prune.checkpoints.read import (
     INDEX,
     MANIFEST,
     MAPPING,
+    SIGNATURE,
     ModelFiles,
     model_digest,
     open_model,
     read_json,
     tensor_bytes,
 )
+from eaft_prune.core.foreign import check_inside
+from eaft_prune.core.text import shortened
 from eaft_prune.core.types import KeepPlan, UserError
 from eaft_prune.records.manifest import Manifest, strangers
 
 _CHUNK = 16 << 20
 _THREADS = min(8, os.cpu_count() or 1)
-_FREE = {MANIFEST, "README.md"}  # the manifest cannot list itself; the card is there to be edited
+_FREE = {MANIFEST, SIGNATURE, "README.md"}  # cannot be listed; the card is there to be edited
 _TEXT = "The sum of two and two is"
 
 OnBytes = Callable[[int], None]
@@ -65,8 +68,9 @@ def work(manifest: Manifest) -> int:
 def check_files(manifest: Manifest, on_bytes: OnBytes) -> list[Finding]:
     """Every file present, whole and expected: sizes and sha256 as the manifest has them."""
     listed = {**manifest.files, **manifest.records}
-    present = sorted(name for name in listed if (manifest.path / name).is_file())
-    found = [Finding(name, "is missing") for name in sorted(set(listed) - set(present))]
+    wrong = {name: why for name in sorted(listed) if (why := _no_file(manifest.path, name))}
+    present = sorted(set(listed) - set(wrong))
+    found = [Finding(name, why) for name, why in wrong.items()]
     found += [
         Finding(name, "is not in the manifest")
         for name in strangers(manifest.path, {*listed, *_FREE})
@@ -111,6 +115,9 @@ def check_base(
     for name in sorted(set(manifest.changed_tensors) - free):
         what = f"{name} is listed as changed, which compensation={manifest.compensation} is not to"
         found.append(Finding(MANIFEST, what, name))
+    filled = [sorted({*a} - {*b}) for a, b in zip(plan.kept, manifest.plan.kept, strict=True)]
+    if list(map(list, manifest.padding)) != filled:
+        found.append(Finding(MANIFEST, f"its padding is not {shortened(str(filled))}"))
     found += _check_mapping(plan, path / MAPPING)
     found += _check_config(family.patch_config(base.config, plan.uniform_keep_n), path)
     for name in sorted(set(base.companions) | _companions(manifest)):
@@ -138,6 +145,15 @@ def check_base(
         return [*found, *(_owned(item, owners) for item in chain.from_iterable(compared))]
 
 
+def _no_file(path: Path, name: str) -> str | None:
+    """Why a name is not that of a file whose bytes lie in `path`, or None."""
+    try:
+        check_inside(path, name)
+    except UserError as error:
+        return "is missing" if not os.path.lexists(path / name) else str(error)
+    return None
+
+
 def _owned(finding: Finding, owners: Mapping[str, tuple[int, int]]) -> Finding:
     """The finding with the expert that its tensor holds, if it holds one."""
     if finding.tensor is None or finding.tensor not in owners:
@@ -156,12 +172,18 @@ def smoke_load(family: Family, path: Path) -> list[Finding]:
 
     try:
         with quiet():
-            tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+            tokenizer = AutoTokenizer.from_pretrained(
+                path, local_files_only=True, trust_remote_code=False
+            )
             # bfloat16 is what dequantised experts are stored in: half the memory of float32
             model = AutoModelForCausalLM.from_pretrained(
                 path,
                 dtype=torch.bfloat16,
                 local_files_only=True,
+                trust_remote_code=False,  # left out, transformers asks, and `yes |` answers
+                # config.json may name kernels of the hub for either
+                attn_implementation="eager",
+                experts_implementation="eager",
                 **family.load_arguments(read_json(path / "config.json")),
             )
         ids = torch.tensor([tokenizer(_TEXT, add_special_tokens=False)["input_ids"]])
@@ -188,7 +210,10 @@ def _check_mapping(plan: KeepPlan, path: Path) -> list[Finding]:
     if not isinstance(mapping, dict) or set(mapping) != set(wanted):
         return [Finding(MAPPING, f"does not map layers 0..{len(wanted) - 1}")]
     return [
-        Finding(MAPPING, f"layer {layer} is {json.dumps(mapping[layer])}, the plan's is {ids}")
+        Finding(
+            MAPPING,
+            f"layer {layer} is {shortened(json.dumps(mapping[layer]), 200)}, the plan's is {ids}",
+        )
         for layer, ids in wanted.items()
         if mapping[layer] != ids
     ]
@@ -202,7 +227,9 @@ def _check_config(wanted: Mapping[str, Any], path: Path) -> list[Finding]:
     absent = "absent"
     return [
         Finding(
-            "config.json", f"{key} is {config.get(key, absent)!r}, not {wanted.get(key, absent)!r}"
+            "config.json",
+            f"{key} is {shortened(repr(config.get(key, absent)))}, "
+            f"not {shortened(repr(wanted.get(key, absent)))}",
         )
         for key in sorted(set(wanted) | set(config))
         if config.get(key, absent) != wanted.get(key, absent)

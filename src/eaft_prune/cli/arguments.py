@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from eaft_prune.cli.grammar import written
-from eaft_prune.config import nearest, renamed, resolve_path
+from eaft_prune.config import nearest, resolve_path, runs_code
 from eaft_prune.core.types import UserError
 from eaft_prune.records.recipe import read_recipe
 
@@ -54,7 +54,7 @@ def parse(argv: Sequence[str]) -> Arguments:
     for argument in rest:
         flag, has_value, value = argument.partition("=")
         if not argument.startswith("-"):
-            overrides += _of_recipe(argument)
+            overrides += _of_recipe(argument, argv)
         elif flag in _PLACES:
             places.append(_directory(value if has_value else _next(flag, rest), flag))
         elif flag in _SHOWN_ALONE:
@@ -103,12 +103,21 @@ def _unknown(flag: str) -> str:
     return f"{flag}: no such flag; {hint}--help lists them, settings are given as section.key=value"
 
 
-def _of_recipe(argument: str) -> list[str]:
-    """recipe=FILE as the overrides the recipe stands for: what comes later overrides them."""
+def _of_recipe(argument: str, argv: Sequence[str]) -> list[str]:
+    """recipe=FILE as the overrides the recipe stands for: what comes later overrides them.
+
+    Raises UserError where it names a module to import, unless the user has typed that too.
+    """
     name, _, path = argument.partition("=")
     if name != "recipe":
         return [argument]
-    settings = renamed(read_recipe(resolve_path(path)).settings)
+    settings = read_recipe(resolve_path(path)).settings
+    for setting, value in runs_code(settings).items():
+        if f"{setting}={value}" not in argv:
+            raise UserError(
+                f"{argument} imports a module: {setting}={value}; read it, then give that on the "
+                "command line too"
+            )
     return [
         f"{section}.{key}={written(value)}"
         for section, values in settings.items()

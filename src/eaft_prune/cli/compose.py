@@ -91,6 +91,11 @@ def check(arguments: Arguments) -> Invocation:
         experiments = [_validate(one) for one in composed]
     section = "sweep" if multirun else "run"
     out = Path(str(whole.hydra[section].dir)).resolve()
+    if "${" in f"{out} {Path.cwd()}":
+        raise UserError(
+            f"hydra.{section}.dir = {str(out)!r}: Hydra takes ${{ in the name of this or the "
+            "working directory for an interpolation: use directories without it"
+        )
     pinned = [
         f"hydra.{section}.dir={quoted(str(out))}",
         f"+hydra.job.env_set.{COMMAND}={quoted(arguments.typed)}",  # whatever launches the jobs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import resource
 import sys
@@ -91,16 +92,16 @@ def run(values: dict[str, Any], out: Path, overrides: Sequence[str], job: int | 
     except KeyboardInterrupt:
         finish("KILLED", INTERRUPTED, Outcome(), "interrupted (SIGINT)")
         raise
-    except Terminated:
-        finish("KILLED", TERMINATED, Outcome(), "terminated (SIGTERM)")
+    except Terminated as error:
+        finish("KILLED", TERMINATED, Outcome(), f"terminated ({error})")
         raise
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return finish("FAILED", MISUSED, Outcome(), str(error))
     except OSError as error:
-        if error.errno not in DENIED:
+        what = _of_places(error, session)
+        if what is None:
             return crashed(error)
-        what = f"{error.filename}: {error.strerror}"
         print(f"error: {what}", file=sys.stderr)
         return finish("FAILED", MISUSED, Outcome(), what)
     except TrackingError as error:  # it names the server and what it said
@@ -109,6 +110,18 @@ def run(values: dict[str, Any], out: Path, overrides: Sequence[str], job: int | 
     except (Exception, SystemExit) as error:
         # a library's sys.exit must not end the other jobs of a multirun
         return crashed(error)
+
+
+def _of_places(error: OSError, session: Session | None) -> str | None:
+    """What a user is told of a file that cannot be written, or went away with the store."""
+    if error.errno in DENIED:
+        return f"{error.filename}: {error.strerror}"
+    if session is None or error.errno != errno.ENOENT or error.filename is None:
+        return None
+    root = session.store.root
+    if not Path(error.filename).is_relative_to(root):
+        return None
+    return f"runtime.store_dir = {str(root)!r}: {error.filename} was removed during the run"
 
 
 def look_ahead(experiment: Experiment) -> tuple[str, dict[str, str]]:

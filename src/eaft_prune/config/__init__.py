@@ -1,6 +1,7 @@
 """The validated settings: one frozen `Experiment`, checked once before anything loads."""
 
 from eaft_prune.config.base import BlockCount, Settings, nearest, resolve_path
+from eaft_prune.config.code import runs_code
 from eaft_prune.config.decoding import DecodeSettings
 from eaft_prune.config.defaults import nodes
 from eaft_prune.config.eval import EvalSettings
@@ -64,6 +65,7 @@ __all__ = [
     "parse_experiment",
     "renamed",
     "resolve_path",
+    "runs_code",
     "setting_names",
     "unknown",
 ]

@@ -3,17 +3,33 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from eaft_prune.core.types import UserError
 
 Positive = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Limit = Annotated[float, Field(ge=0)]
 BlockCount = Positive | Literal["all"]  # all: as many as the rows give
+_MOST_LETTERS = 100
+
+
+def _name(name: str) -> str:
+    if not re.fullmatch(r"\w[\w .-]*", name) or len(name) > _MOST_LETTERS:
+        raise ValueError(
+            "a name may become a directory's: letters, digits, _ and, not first, - . and spaces; "
+            f"at most {_MOST_LETTERS} of them"
+        )
+    return name
+
+
+Name = Annotated[str, AfterValidator(_name)]
 SeqLen = Annotated[int, Field(ge=2)]
 
 
@@ -40,4 +56,7 @@ def allowed(name: str, known: Sequence[str]) -> str:
 
 def resolve_path(path: str, base: Path | None = None) -> Path:
     """Absolute path of a user's path, `~` expanded, relative to `base` or the working directory."""
-    return (base or Path.cwd()).joinpath(Path(path).expanduser()).resolve()
+    try:
+        return (base or Path.cwd()).joinpath(Path(path).expanduser()).resolve()
+    except (RuntimeError, ValueError) as error:  # ~nobody, a loop of links, a zero
+        raise UserError(f"{path!r} is no path: {error}") from None

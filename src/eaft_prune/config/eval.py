@@ -6,7 +6,15 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from eaft_prune.config.base import BlockCount, Fraction, NonNegative, Positive, SeqLen, Settings
+from eaft_prune.config.base import (
+    BlockCount,
+    Fraction,
+    Name,
+    NonNegative,
+    Positive,
+    SeqLen,
+    Settings,
+)
 from eaft_prune.core.types import UserError
 
 Candidate = Literal["pruned", "masked"]
@@ -16,7 +24,7 @@ Counts = BlockCount | tuple[BlockCount, ...]
 class EvalSettings(Settings):
     """Which blocks base and candidate are evaluated on, and what CC and H mean."""
 
-    name: str
+    name: Name
     """label of the regime in reports"""
     seq_lens: Annotated[tuple[SeqLen, ...], Field(min_length=1)]
     """tokens a block, one evaluation each"""

@@ -71,6 +71,12 @@ class Experiment(Settings):
                 f"pruning.keep_n = {self.pruning.keep_n} is not a multiple of "
                 f"pruning.keep_multiple = {self.pruning.keep_multiple}"
             )
+        for name in ("core_pos_top_m", "core_count_top_m", "pack_floor_top_m"):
+            if (core := getattr(self.pruning, name)) > self.pruning.keep_n:
+                raise ValueError(
+                    f"pruning.{name} = {core} is more than pruning.keep_n = {self.pruning.keep_n}: "
+                    f"it must be in 0..{self.pruning.keep_n}"
+                )
         if self.pruning.compensation != "none":
             self._check_compensation()
         self._check_measured()

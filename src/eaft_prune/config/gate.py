@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from eaft_prune.config.base import Limit, NonNegative, SeqLen, Settings
+from eaft_prune.config.base import Limit, Name, SeqLen, Settings
 from eaft_prune.core.types import UNION, UserError
 from eaft_prune.maths.metrics import Metric, metric_at, with_metrics
 
@@ -58,16 +58,16 @@ class PackLimits(Settings):
 class GateSettings(Settings):
     """The inequalities that decide near-lossless, and how sure of them a verdict must be."""
 
-    name: str
+    name: Name
     """label of the gate in reports"""
     pack: str = UNION
     """what must hold the limits"""
     seq_lens: Annotated[tuple[SeqLen, ...], Field(min_length=1)]
     """lengths at which all limits must hold"""
     max_dppl: Limit
-    """|dPPL| <= min(max_dppl, max_dppl_relative x PPL of the base)"""
+    """of |dPPL|"""
     max_dppl_relative: Limit
-    """see max_dppl"""
+    """of |dPPL| / PPL of the base"""
     max_dcc_rate: Limit
     """of |d CC rate|"""
     max_dmean_prob: Limit
@@ -80,10 +80,8 @@ class GateSettings(Settings):
     """further packs, each with the limits it must hold; `default`: all others evaluated"""
     confidence: Annotated[float, Field(ge=0.5, lt=1)] | None = 0.95
     """of PASS, and of FAIL; null: the plain verdict by point estimates alone"""
-    resamples: Annotated[int, Field(ge=100)] = 1000
-    """draws of blocks behind the standard errors"""
-    bootstrap_seed: NonNegative = 0
-    """of those draws"""
+    rarest: Annotated[float, Field(gt=0, lt=1)] = 0.01
+    """share of conversations whose losses must not go unseen: PASS takes 299 at 0.01 and 95%"""
     on_fail: Literal["report", "error"] = "report"
     """error: exit code 3 unless the gate passes"""
 

@@ -6,14 +6,22 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from eaft_prune.config.base import BlockCount, Fraction, NonNegative, Positive, SeqLen, Settings
+from eaft_prune.config.base import (
+    BlockCount,
+    Fraction,
+    Name,
+    NonNegative,
+    Positive,
+    SeqLen,
+    Settings,
+)
 from eaft_prune.core.types import UNION
 
 
 class ModelSettings(Settings):
     """Where the base checkpoint is: a directory, `demo:`, or a hub id with a revision."""
 
-    name: str
+    name: Name
     """label in reports and of exported checkpoints"""
     path: str | None = None
     """checkpoint directory"""
@@ -34,9 +42,9 @@ class ModelSettings(Settings):
 class PacksSettings(Settings):
     """Named files of rows, in UNION order, how rows are read and how they are split."""
 
-    name: str
+    name: Name
     """label in reports"""
-    files: dict[str, str]
+    files: dict[Name, str]
     """name -> .parquet, .jsonl or .csv file: a path, `demo:` or hf://"""
     revision: str | None = None
     """of hf:// files; null: the head"""

@@ -55,6 +55,7 @@ def _one_line(error: dict[str, Any], values: Mapping[str, Any]) -> str:
             continue
         path.append(str(part))
     key = ".".join(path)
+    key = key if key.isprintable() else repr(key)
     if error["type"] == "extra_forbidden":
         return unknown(key, nearest(key, setting_names()))
     if error["type"] == "missing":

@@ -25,6 +25,8 @@ class ReplaySettings(Settings):
     """the run.lock.yaml of a run"""
     fresh: bool = True
     """computed again in an empty store; false: what the store has is read"""
+    trust: bool = False
+    """also a lock that starts programs or imports modules, as its settings say; read it before"""
     set: dict[str, Any] = Field(default_factory=dict)
     """dotted setting -> value, over the locked one: {model.path: DIR, packs.files.NAME: FILE}"""
 
@@ -38,3 +40,5 @@ class VerifySettings(Settings):
     """the checkpoint it was cut from; null: where the manifest says"""
     load: bool = True
     """also load it with transformers on the CPU and run it"""
+    public_key: str | None = None
+    """file of the public Ed25519 key (PEM) that must have signed its manifest"""

@@ -6,7 +6,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from eaft_prune.config.base import BlockCount, Fraction, Limit, NonNegative, Positive, Settings
+from eaft_prune.config.base import (
+    BlockCount,
+    Fraction,
+    Limit,
+    Name,
+    NonNegative,
+    Positive,
+    Settings,
+)
 from eaft_prune.core.types import UNION
 
 Saliency = Literal[
@@ -34,7 +42,7 @@ _AFTER = ("compensation",)  # what is done to the experts that a plan keeps
 class PruningSettings(Settings):
     """How experts are scored and how many stay (docs/definitions.md)."""
 
-    name: str
+    name: Name
     """label of the criterion in reports"""
     keep_n: Positive = 28
     """experts a layer keeps; on average if layers differ, at most with selection=coverage"""
@@ -169,8 +177,10 @@ class ExportSettings(Settings):
     """Where the pruned checkpoint is written and how large its shards may be."""
 
     path: str | None = None
-    """null: MODEL-keepN-PLAN in runtime.checkpoint_dir"""
+    """null: MODEL-BASE-keepN-PLAN in runtime.checkpoint_dir"""
     max_shard_bytes: Positive = 5_000_000_000
     """of each safetensors file"""
     pad_ragged: bool = False
     """write layers of unequal size, filled up with experts the router never picks"""
+    sign: str | None = None
+    """file of a private Ed25519 key (PEM): manifest.json.sig is written with it"""

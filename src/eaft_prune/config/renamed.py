@@ -12,7 +12,7 @@ def _confident(value: float | None) -> dict[str, Any]:
     return {"early_stop": True, "early_stop_confidence": value}
 
 
-# section.key -> what stands in its place in that section
+# section.key -> what stands in its place in that section, if anything does
 RENAMED: dict[str, Callable[[Any], dict[str, Any]]] = {
     "eval.stop": lambda value: {"early_stop": value == "decided"},
     "profile.stop": lambda value: {"early_stop": value == "converged"},
@@ -20,6 +20,10 @@ RENAMED: dict[str, Callable[[Any], dict[str, Any]]] = {
     "profile.stop_jaccard": lambda value: {"early_stop_agreement": value},
     "marginal.stop_confidence": _confident,
     "search.stop_confidence": _confident,
+    "gate.resamples": lambda value: {},
+    "gate.bootstrap_seed": lambda value: {},
+    "ablate.resamples": lambda value: {},
+    "ablate.seed": lambda value: {},
 }
 
 
@@ -40,5 +44,7 @@ def unknown(key: str, known: str | None) -> str:
     if key in RENAMED:
         section = key.split(".")[0]
         names = " and ".join(f"{section}.{name}" for name in RENAMED[key](0.95))
-        return f"unknown setting {key}: it is {names} now"
+        return f"unknown setting {key}: " + (
+            f"it is {names} now" if names else "nothing needs it now"
+        )
     return f"unknown setting {key}" + (f": did you mean {known}?" if known else "")

@@ -12,14 +12,10 @@ Confidence = Annotated[float, Field(gt=0.5, lt=1)]
 
 
 class AblateSettings(Settings):
-    """Intervals of task=ablate: a paired bootstrap over evaluation blocks."""
+    """Intervals of task=ablate: base and variant paired over conversations."""
 
-    resamples: Positive = 1000
-    """of the evaluation blocks, paired"""
     confidence: Confidence = 0.95
     """two-sided"""
-    seed: NonNegative = 0
-    """of the resamples"""
 
 
 class StabilitySettings(Settings):

@@ -31,7 +31,7 @@ class EngineSettings(Settings):
     ready_s: Seconds = 1200.0
     """until a launched server answers"""
     timeout_s: Seconds = 600.0
-    """of one request"""
+    """of one request, until the last byte of its answer"""
     retries: NonNegative = 4
     """after connection errors, timeouts, 429 and 5xx"""
     backoff_s: Seconds = 1.0

@@ -11,7 +11,7 @@ class MemoSettings(Settings):
     experiment: str | None = None
     """of MLflow; null: tracking.experiment"""
     filter: str = ""
-    """MLflow's own, such as "params.`model.name` = 'gpt_oss_20b'"; empty: every run"""
+    """MLflow's own, such as 'memo.filter=params."model.name" = "gpt_oss_20b"'; empty: every run"""
 
 
 class DoctorSettings(Settings):

@@ -19,11 +19,11 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Put a text file in place whole."""
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Put a file in place whole."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        draft.write_text(text)
+        draft.write_bytes(content if isinstance(content, bytes) else content.encode())
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)

@@ -37,6 +37,7 @@ class RunSummary:
     params: Mapping[str, str] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
+    packs: Mapping[str, str] = field(default_factory=dict)  # sha256 of those read -> path
 
 
 @dataclass(frozen=True)

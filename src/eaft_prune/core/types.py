@@ -46,7 +46,7 @@ class Blocks:
     def __len__(self) -> int:
         return len(self.ids_BS)
 
-    def __getitem__(self, some: slice) -> Blocks:
+    def __getitem__(self, some: slice | NDArray[np.integer]) -> Blocks:
         """Some of the blocks; packs and digest are those of all."""
         return replace(
             self,
@@ -58,6 +58,23 @@ class Blocks:
     @property
     def scored_tokens(self) -> int:
         return int(self.scored_BS.sum())
+
+    @property
+    def conversation_BS(self) -> NDArray[np.int32]:
+        """The conversation of every token: its row, equal rows being one; -1 on separators.
+
+        What tokens of one conversation share, and what copies of it do, says nothing twice. A row
+        counts as far as it is in these blocks.
+        """
+        row = self.row_BS.ravel()
+        order = np.argsort(row, kind="stable")
+        ids, starts = np.unique(row[order], return_index=True)
+        first: dict[bytes, int] = {}
+        same = np.full(len(ids), -1, np.int32)
+        for at, tokens in enumerate(np.split(self.ids_BS.ravel()[order], starts[1:])):
+            if ids[at] >= 0:
+                same[at] = first.setdefault(tokens.tobytes(), len(first))
+        return np.asarray(same[np.searchsorted(ids, self.row_BS)])
 
     @property
     def token_digest(self) -> str:
@@ -209,6 +226,7 @@ class Evaluation:
     checkpoint_digest: str
     plan_digest: str | None  # of the mask, when experts were masked in the base model
     scores: Mapping[EvalKey, TokenScores]
+    rows: Mapping[EvalKey, NDArray[np.int32]]  # the conversation of every token, [T]
     token_digests: Mapping[EvalKey, str]
     conditions: Mapping[str, Any]  # engine, dtype, top_k ...: both sides of a comparison must match
 

@@ -27,6 +27,7 @@ class PackReport:
     js2d_corrected: float  # without its sampling bias; about 0 it may be negative
     scored_tokens: int
     blocks: int
+    rows: int  # conversations, equal ones counted once
     kl_top: float | None = None  # KL of base to this over the base's likeliest tokens; nats, >= 0
     top1_agreement: float | None = None  # share of tokens whose likeliest is the base's
     further: Mapping[str, float] = field(default_factory=dict)
@@ -45,12 +46,15 @@ Reports = Mapping[str, Mapping[EvalKey, PackReport]]  # model label -> (pack, se
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number with its standard error over blocks and a one-sided bound on either side."""
+    """A number with its standard error over rows and a one-sided bound on either side."""
 
     value: float
     error: float
     low: float  # the truth is above with the gate's confidence
     high: float  # the truth is below with the gate's confidence
+    highest: float = 0.0  # the largest influence of a row, and the least: what bounds are made of
+    lowest: float = 0.0
+    burst: float = 0.0  # of a rare kind of token: what one conversation may hold, none having any
 
     @property
     def reach(self) -> float:
@@ -60,21 +64,25 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Changes:
-    """Candidate minus base on one pack at one sequence length, resampled over paired blocks.
+    """Candidate minus base on one pack at one sequence length, paired over conversations.
 
     By the gate's names: dppl, dppl_relative (PPL / PPL_base - 1), dnll, dcc_rate, dmean_prob,
     dmean_entropy, js2d (the bias-corrected one), and those of the user's metrics.
     """
 
-    blocks: int
+    rows: int  # conversations, equal ones counted once
     estimates: Mapping[str, Estimate]
 
     def __getitem__(self, name: str) -> Estimate:
         return self.estimates[name]
 
+    def get(self, name: str) -> Estimate | None:
+        """None where too little is known of it."""
+        return self.estimates.get(name)
+
     def values(self) -> dict[str, Any]:
         """Everything by name, as files hold it."""
-        return {"blocks": self.blocks, **{k: vars(v) for k, v in self.estimates.items()}}
+        return {"rows": self.rows, **{k: vars(v) for k, v in self.estimates.items()}}
 
 
 @dataclass(frozen=True)
@@ -85,7 +93,7 @@ class GateCheck:
     side than they are: see stages/gate.py.
     """
 
-    name: str  # of the change: dppl, dcc_rate, dmean_prob, js2d, d<name of the user's metric>
+    name: str  # of the change: dppl, dppl_relative, dcc_rate, dmean_prob, js2d, d<the user's>
     pack: str
     seq_len: int
     value: float
@@ -95,7 +103,8 @@ class GateCheck:
     low: float | None = None
     high: float | None = None
     decided: Status | None = None  # by the interval; None: the plain verdict alone was asked for
-    settled_at: int | None = None  # blocks that would decide an inconclusive check
+    rows: int | None = None  # conversations that the interval rests on
+    settled_at: int | None = None  # conversations that would decide an inconclusive check
 
     @property
     def label(self) -> str:
@@ -134,7 +143,7 @@ class GateVerdict:
 
     @property
     def settled_by(self) -> GateCheck | None:
-        """The check whose `settled_at` blocks would end an inconclusive verdict, if that is known.
+        """The check whose `settled_at` rows would end an inconclusive verdict, if that is known.
 
         One that leans outside its limit would end it alone; if all lean inside, it takes the last.
         """

@@ -14,6 +14,7 @@ from eaft_prune.engines.sglang.http import HttpClient
 
 Api = Literal["sglang", "openai"]
 Prompts = Sequence[Sequence[int]]
+_LONGEST = 16 << 20  # bytes of a line of a stream
 
 
 class DecodeError(RuntimeError):
@@ -69,9 +70,11 @@ class HttpDecoder:
         try:
             with self.client.answer("POST", path, self._body(prompt, new_tokens)) as response:
                 if response.status != 200:
-                    what = response.read().decode("utf-8", "replace")[:300]
+                    what = response.read(300).decode("utf-8", "replace")
                     raise DecodeError(f"status {response.status}: {what}")
-                for line in response:
+                while line := response.readline(_LONGEST):
+                    if len(line) == _LONGEST:
+                        raise DecodeError(f"a line of the stream has {_LONGEST:,} bytes or more")
                     if line.startswith(b"data: ") and not line.startswith(b"data: [DONE]"):
                         first = first or time.perf_counter()
                         last = line  # parsed once, at the end: not to take time from the others
@@ -106,6 +109,6 @@ def _tokens(line: bytes, api: Api) -> int:
             raise DecodeError(f"the server says: {message['error']}")
         where = message["meta_info"] if api == "sglang" else message["usage"]
         return int(where["completion_tokens"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         text = line.decode("utf-8", "replace")[:200]
         raise DecodeError(f"the stream ended with {text!r}") from error

@@ -160,7 +160,11 @@ def _from_pretrained(files: ModelFiles, dtype: str, bar: bool, **arguments: Any)
 
     with quiet(bar=bar):
         return AutoModelForCausalLM.from_pretrained(
-            files.path, dtype=getattr(torch, dtype), local_files_only=True, **arguments
+            files.path,
+            dtype=getattr(torch, dtype),
+            local_files_only=True,
+            trust_remote_code=False,
+            **arguments,
         )
 
 

@@ -151,7 +151,7 @@ def build(
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(files.path, local_files_only=True)
+    config = AutoConfig.from_pretrained(files.path, local_files_only=True, trust_remote_code=False)
     config.num_experts_per_tok = files.config["num_experts_per_tok"]  # `eval.top_k` changes it
     if hasattr(config, "quantization_config"):
         del config.quantization_config  # the packing is ours to undo
@@ -159,6 +159,7 @@ def build(
         model = AutoModelForCausalLM.from_config(
             config,
             dtype=dtype,
+            trust_remote_code=False,
             attn_implementation=attention.NAME,
             experts_implementation=experts.NAME,
         )

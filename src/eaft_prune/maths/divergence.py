@@ -19,6 +19,7 @@ P_BINS = 160
 H_BINS = 120
 _CELLS = P_BINS * H_BINS
 _COARSE = 8  # bins a side that share one estimate of how unlike the two models are there
+_MOST_ALONE = 0.5  # of the tokens may share their bin with no other, or nothing is known
 
 Floats = NDArray[np.floating]
 Ints = NDArray[np.int64]
@@ -70,15 +71,15 @@ def js2d(base: TokenScores, other: TokenScores) -> float:
 
 
 @dataclass(frozen=True)
-class Corrected:
-    """JS2D without its sampling bias, and its standard error over blocks (NaN below 3 blocks)."""
+class Apart:
+    """How far two models are apart, and how far each row pulls that, [n]; None: not known."""
 
     value: float
-    error: float
+    influence_n: NDArray[np.float64] | None
 
 
-def js2d_corrected(base: TokenScores, other: TokenScores) -> Corrected:
-    """JS2D estimated from pairs of different blocks; unbiased about 0, so it may be negative.
+def js2d_corrected(base: TokenScores, other: TokenScores, row_T: Ints) -> Apart:
+    """JS2D estimated from pairs of different rows; unbiased about 0, so it may be negative.
 
     With p_i, q_i the two histograms and delta_i = (p_i - q_i) / (p_i + q_i),
 
@@ -86,45 +87,45 @@ def js2d_corrected(base: TokenScores, other: TokenScores) -> Corrected:
         phi(x) = ((1 + x) ln(1 + x) + (1 - x) ln(1 - x)) / x^2, from 1 (x = 0) to 2 ln 2 (x = 1).
 
     The bias sits in (p_i - q_i)^2: a bin's chance differences are squared. With d_ib base minus
-    candidate tokens of block b in bin i and N_i the tokens of both models there, it is replaced by
-    products of different blocks, whose chance differences are independent:
+    candidate tokens of row b in bin i and N_i the tokens of both models there, it is replaced by
+    products of different rows, whose chance differences are independent:
 
-        B / (B - 1) / (4 T) * sum_i phi_i ((sum_b d_ib)^2 - sum_b d_ib^2) / (N_i - 1).
+        n / (n - 1) / (4 T) * sum_i phi_i ((sum_b d_ib)^2 - sum_b d_ib^2) / (N_i - 1).
 
     N_i - 1, since with Poisson counts of mean m, E[N (N - 1) / (N - 1)] = m (1 - exp(-m)). The lost
     exp(-m) is the chance that a token is alone in its bin, in no pair: the sum is divided by one
     minus their share (Good, Biometrika 40, 1953). phi_i is read from neighbourhoods of 8 x 8 bins;
-    it is within 1.1% of 1 where delta < 0.25. The error holds both and leaves out one block at a
+    it is within 1.1% of 1 where delta < 0.25. The influence holds both and leaves out one row at a
     time (jackknife), which for products of pairs errs on the large side, by up to sqrt(2) (Efron
-    and Stein, Annals of Statistics 9, 1981). One block has no pairs: the plain value then. The sum
-    over different blocks is the U-statistic of Gretton et al., JMLR 13 (2012).
+    and Stein, Annals of Statistics 9, 1981). It is not known below 3 rows, nor where more than half
+    of the tokens are alone: no pairs is ignorance. One row has no pairs: the plain value then. The
+    sum over different rows is the U-statistic of Gretton et al., JMLR 13 (2012).
     """
-    ids, block_T = np.unique(base.block_T, return_inverse=True)
-    n_blocks, tokens = len(ids), len(base)
-    if n_blocks < 2:
-        return Corrected(js2d(base, other), math.nan)
+    ids, row_T = np.unique(row_T, return_inverse=True)
+    n_rows, tokens = len(ids), len(base)
+    if n_rows < 2:
+        return Apart(js2d(base, other), None)
     mine, theirs = cells(base.p_T, base.entropy_T), cells(other.p_T, other.entropy_T)
-    # one entry per (block, cell) that either model has tokens in
-    entry = np.concatenate([block_T * _CELLS + mine, block_T * _CELLS + theirs])
+    # one entry per (row, cell) that either model has tokens in
+    entry = np.concatenate([row_T * _CELLS + mine, row_T * _CELLS + theirs])
     occupied, inverse = np.unique(entry, return_inverse=True)
     sign = np.repeat([1.0, -1.0], tokens)
     d, n = np.bincount(inverse, sign), np.bincount(inverse)
-    cell, block = occupied % _CELLS, occupied // _CELLS
+    cell, row = occupied % _CELLS, occupied // _CELLS
     d_i, dd_i, n_i = (np.bincount(cell, x, minlength=_CELLS) for x in (d, d * d, n))
     alone = np.count_nonzero(n_i == 1) / (2 * tokens)
     phi: NDArray[np.float64] = _phi(mine, theirs) / max(1 - alone, 1 / tokens)
     term: Floats = phi * _ratio(d_i * d_i - dd_i, n_i - 1)
     total = float(term.sum())
-    value = n_blocks / (n_blocks - 1) * total / (4 * tokens)
-    if n_blocks < 3:
-        return Corrected(value, math.nan)
-    rest = d_i[cell] - d  # of the cell, without this block
+    value = n_rows / (n_rows - 1) * total / (4 * tokens)
+    if n_rows < 3 or alone > _MOST_ALONE:
+        return Apart(value, None)
+    rest = d_i[cell] - d  # of the cell, without this row
     without = phi[cell] * _ratio(rest * rest - (dd_i[cell] - d * d), n_i[cell] - n - 1)
-    total_b = total + np.bincount(block, without - term[cell], minlength=n_blocks)
-    tokens_b = tokens - np.bincount(block_T, minlength=n_blocks)
-    value_b = (n_blocks - 1) / (n_blocks - 2) * total_b / (4 * tokens_b)
-    spread = float(np.sum((value_b - value_b.mean()) ** 2))
-    return Corrected(value, math.sqrt((n_blocks - 1) / n_blocks * spread))
+    total_n = total + np.bincount(row, without - term[cell], minlength=n_rows)
+    tokens_n = tokens - np.bincount(row_T, minlength=n_rows)
+    value_n = (n_rows - 1) / (n_rows - 2) * total_n / (4 * tokens_n)
+    return Apart(value, (n_rows - 1) * (value_n.mean() - value_n))
 
 
 def _ratio(top: NDArray[Any], bottom: NDArray[Any]) -> NDArray[np.float64]:

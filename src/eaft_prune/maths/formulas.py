@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from numpy.typing import NDArray
 
 from eaft_prune.core.types import TokenScores
 from eaft_prune.maths.divergence import Floats, check_numbers
@@ -39,8 +40,30 @@ def thresholds(p_T: Floats, entropy_T: Floats, quantile: float) -> tuple[float, 
     return float(np.quantile(p_T, quantile)), float(np.quantile(entropy, quantile))
 
 
-def cc_rate(p_T: Floats, entropy_T: Floats, p_q: float, h_q: float) -> float:
-    """Share of tokens with p <= p_q and H <= H_q: confidently wrong; lower is better."""
+def lowest_share(values_T: Floats, quantile: float) -> NDArray[np.float64]:
+    """1 for each of the floor(q (T - 1)) + 1 lowest values, 0 for the others, [T].
+
+    Ties at the last of them share what is left: then no rounding of equal values decides for all of
+    them at once. Without ties these are the values up to np.quantile.
+    """
+    count = int(quantile * (len(values_T) - 1)) + 1
+    last = np.partition(values_T, count - 1)[count - 1]
+    below, ties = values_T < last, values_T == last
+    return np.asarray(below + ties * ((count - below.sum()) / ties.sum()), np.float64)
+
+
+def cc_rate(p_T: Floats, entropy_T: Floats, quantile: float) -> float:
+    """Share of tokens among the q with the least p and the q with the least H, lower is better.
+
+    These are confidently wrong: p <= p_q and H <= H_q, ties at a threshold in part.
+    """
+    check_numbers(p_T, entropy_T)
+    improbable = lowest_share(p_T, quantile)
+    return float(np.mean(improbable * lowest_share(entropy_T.astype(np.float64), quantile)))
+
+
+def cc_rate_below(p_T: Floats, entropy_T: Floats, p_q: float, h_q: float) -> float:
+    """Share of tokens with p <= p_q and H <= H_q, thresholds of another model; lower is better."""
     check_numbers(p_T, entropy_T)
     return float(np.mean((p_T <= p_q) & (entropy_T.astype(np.float64) <= h_q)))
 

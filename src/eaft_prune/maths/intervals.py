@@ -1,28 +1,28 @@
-"""How sure a comparison is: base and candidate resampled together, block by block.
+"""How sure a comparison is: conversations are what was drawn, so they are what is counted.
 
-Tokens of one block depend on each other, blocks (nearly) do not, so blocks are what is drawn: with
-replacement, the same draw for both models (paired block bootstrap; Efron and Tibshirani, An
-Introduction to the Bootstrap, 1993, chapters 6 and 12; Koehn, EMNLP 2004, for paired test sets).
-The standard deviation over draws is the standard error; bounds are the estimate -+ Student's t with
-B - 1 degrees of freedom times that, which, unlike percentiles, holds for few blocks (Hesterberg,
-The American Statistician 69, 2015) and for confidences that no affordable number of draws resolves.
+Tokens of a conversation depend on each other and may lie in several blocks; conversations (rows of
+a pack) do not, and equal ones are one. A change is a mean over them, as far as its influence values
+go (Hampel, JASA 69, 1974; Cochran, Sampling Techniques, 1977, section 6.4, for ratios of sums), and
+its bounds are Student's, with one more conversation that nobody has seen: `IMAGINED` times as far
+off as the worst that was. That is what skew and a heavy tail may still hold back, where resampling
+only repeats what is there. docs/statistics.md has what was simulated.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from eaft_prune.core.types import TokenScores
 from eaft_prune.core.verdict import Changes, Estimate
-from eaft_prune.maths.draws import Draws
 from eaft_prune.maths.metrics import METRICS, Metric
 
-LEAST_BLOCKS = 4  # the spread of fewer says nothing
+IMAGINED = 3.0  # times the largest deviation; 2 misses up to 10% of the heaviest tails simulated
+LEAST_ROWS = 8  # the spread of fewer says nothing
+LEAST_BLOCKS = 4  # as LEAST_ROWS, where a search compares blocks
 
 Ints = NDArray[np.int64]
 Values = NDArray[np.float64]
@@ -31,47 +31,85 @@ Values = NDArray[np.float64]
 def changes(
     base: TokenScores,
     other: TokenScores,
+    row_T: NDArray[np.integer],
     cc_quantile: float,
     *,
     confidence: float | None,
-    resamples: int,
-    seed: int,
     metrics: Sequence[Metric] = METRICS,
 ) -> Changes | None:
-    """Candidate minus base with standard errors and bounds; None below 4 blocks or confidence None.
+    """Candidate minus base with standard errors and bounds; None below 8 rows or confidence None.
 
-    Quantiles are taken anew in every draw. A distance is no draws' affair: it comes with an error
-    of its own (JS2D with its jackknife's: a bootstrap repeats blocks, which doubles the bias).
-    Equal token scores are changes of exactly 0 +- 0 whatever the number of blocks.
+    row_T: the conversation of every token. A metric whose influence is unknown (JS2D where most
+    tokens are alone in their bins) is left out. Equal token scores are changes of exactly 0 +- 0
+    whatever the number of rows.
     """
     if confidence is None:
         return None
-    n_blocks = len(np.unique(base.block_T))
+    unit_T = np.asarray(np.unique(row_T, return_inverse=True)[1], np.int64)
+    n_rows = int(unit_T.max()) + 1
     if _equal(base, other):
-        return Changes(n_blocks, dict.fromkeys(_names(metrics), Estimate(0.0, 0.0, 0.0, 0.0)))
-    if n_blocks < LEAST_BLOCKS:
+        return Changes(n_rows, dict.fromkeys(_names(metrics), Estimate(0.0, 0.0, 0.0, 0.0)))
+    if n_rows < LEAST_ROWS:
         return None
-    drawn_RB = np.random.default_rng(seed).multinomial(
-        n_blocks, np.full(n_blocks, 1 / n_blocks), resamples
-    )
-    weights_RB = np.vstack([np.ones(n_blocks), drawn_RB])  # row 0: the blocks as they are
-    b, o = (Draws(scores, weights_RB, cc_quantile) for scores in (base, other))
     found: dict[str, Estimate] = {}
     for metric in metrics:
-        if metric.distance is not None:
-            apart = metric.distance(base, other)
-            bounds = _estimate(apart.value, apart.error, n_blocks, confidence)
-            least = {"low": max(bounds.low, 0.0), "high": max(bounds.high, 0.0)}  # never below
-            found[metric.change] = replace(bounds, **least)
-            continue
-        one_R, two_R = metric.drawn(b), metric.drawn(o)
-        drawn = {metric.change: two_R - one_R}
-        if metric.relative_limit is not None:
-            drawn[metric.relative_change] = two_R / one_R - 1
-        for name, change_R in drawn.items():
-            error = float(np.std(change_R[1:])) * math.sqrt(n_blocks / (n_blocks - 1))
-            found[name] = _estimate(float(change_R[0]), error, n_blocks, confidence)
-    return Changes(n_blocks, found)
+        for name, (value, influence) in _changed(metric, base, other, unit_T, cc_quantile).items():
+            if influence is None:
+                continue
+            estimate = of_influence(value, influence, confidence, metric.burst)
+            if metric.distance is not None:  # never below 0
+                least = {"low": max(estimate.low, 0.0), "high": max(estimate.high, 0.0)}
+                estimate = Estimate(**{**vars(estimate), **least})
+            found[name] = estimate
+    return Changes(n_rows, found)
+
+
+def of_influence(
+    value: float, influence_n: Values, confidence: float, burst: float = 0.0
+) -> Estimate:
+    """A number with its error and bounds, from how far each row pulls it (mean 0, [n]).
+
+    error^2 = sum influence^2 / (n (n - 1)).
+    """
+    n = len(influence_n)
+    error = math.sqrt(float(np.sum(influence_n**2)) / (n * (n - 1)))
+    most, least = max(float(influence_n.max()), 0.0), min(float(influence_n.min()), 0.0)
+    estimate = Estimate(value, error, value, value, most, least, burst)
+    low, high = bounds(estimate, n, confidence)
+    return Estimate(value, error, low, high, most, least, burst)
+
+
+def bounds(estimate: Estimate, rows: int, confidence: float) -> tuple[float, float]:
+    """One-sided bounds on either side, each with this confidence, of an estimate over n rows.
+
+    high = v + m / (n + 1) + t s', m = IMAGINED times the highest influence, s'^2 the variance of
+    the mean of the n rows and one more with influence m, t Student's with n degrees of freedom; low
+    alike with the lowest. Where a row's change is rare (burst), neither is nearer than what rows
+    too rare to have been seen may add: (1 - alpha^(1/n)) burst.
+    """
+    squares = estimate.error**2 * rows * (rows - 1)
+    t = student(confidence, rows + 1)
+    least = unseen(rows, confidence) * estimate.burst
+    reach = []
+    for extreme in (-estimate.lowest, estimate.highest):
+        more = IMAGINED * extreme
+        mean = more / (rows + 1)
+        variance = (squares + more**2 - (rows + 1) * mean**2) / rows
+        reach.append(max(mean + t * math.sqrt(max(variance, 0.0) / (rows + 1)), least))
+    return estimate.value - reach[0], estimate.value + reach[1]
+
+
+def unseen(rows: int, confidence: float) -> float:
+    """The largest share of conversations of which n may hold none, with this confidence.
+
+    1 - alpha^(1/n), about 3/n at 95% (Hanley and Lippman-Hand, JAMA 249, 1983).
+    """
+    return -math.expm1(math.log1p(-confidence) / rows)
+
+
+def least_rows(rarest: float, confidence: float) -> int:
+    """Rows that hold one of a kind with this confidence, if a share `rarest` of all is of it."""
+    return math.ceil(math.log1p(-confidence) / math.log1p(-rarest))
 
 
 def ratio_variance(change_xB: Values, tokens_B: Ints) -> tuple[Values, Values]:
@@ -86,16 +124,26 @@ def ratio_variance(change_xB: Values, tokens_B: Ints) -> tuple[Values, Values]:
     return ratio_x, (rest_xB**2).sum(axis=-1) / (n - 1) * n
 
 
-def student(probability: float, blocks: int) -> float:
-    """Quantile of Student's t with blocks - 1 degrees of freedom."""
+def student(probability: float, n: int) -> float:
+    """Quantile of Student's t with n - 1 degrees of freedom."""
     from scipy.special import stdtrit  # here, because importing it takes a third of a second
 
-    return float(stdtrit(blocks - 1, probability))
+    return float(stdtrit(n - 1, probability))
 
 
-def _estimate(value: float, error: float, blocks: int, confidence: float) -> Estimate:
-    reach = student(confidence, blocks) * error
-    return Estimate(value, error, value - reach, value + reach)
+def _changed(
+    metric: Metric, base: TokenScores, other: TokenScores, row_T: Ints, cc_quantile: float
+) -> dict[str, tuple[float, Values | None]]:
+    """Each change of a metric that is judged: its value and influence."""
+    if metric.distance is not None:
+        apart = metric.distance(base, other, row_T)
+        return {metric.change: (apart.value, apart.influence_n)}
+    b, o = (metric.of(scores, base, cc_quantile) for scores in (base, other))
+    b_n, o_n = (metric.pull(scores, row_T, cc_quantile) for scores in (base, other))
+    found: dict[str, tuple[float, Values | None]] = {metric.change: (o - b, o_n - b_n)}
+    if metric.relative_limit is not None:
+        found[metric.relative_change] = (o / b - 1, o_n / b - o * b_n / b**2)
+    return found
 
 
 def _names(metrics: Sequence[Metric]) -> list[str]:

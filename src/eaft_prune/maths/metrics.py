@@ -12,44 +12,53 @@ from importlib import import_module
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from eaft_prune.core.types import TokenScores, UserError
 from eaft_prune.core.verdict import PackReport
-from eaft_prune.maths.divergence import Corrected, js2d, js2d_corrected
-from eaft_prune.maths.draws import Draws, Values
+from eaft_prune.maths.divergence import Apart, js2d, js2d_corrected
 from eaft_prune.maths.formulas import (
     cc_rate,
+    cc_rate_below,
     check_scores,
     kl_top,
     perplexity,
     thresholds,
     top1_agreement,
 )
+from eaft_prune.maths.influence import Ints, Values, of_cc_rate, of_mean
+
+PerToken = NDArray[np.floating] | NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class Metric:
     """One number of a model's token scores, of which candidate minus base is judged.
 
-    `per_draw` gives it for every draw of blocks, [R]. `value` gives it for the blocks as they are,
-    of (scores, base's scores, cc_quantile), where that has a formula of its own. A `distance` is a
-    number of both models, 0 where they are equal: it is its own change, estimated with its error.
+    Mostly the mean of `per_token`. Else `value` gives it, of (scores, base's scores, cc_quantile),
+    and `influence` how far each row pulls it, of (scores, row_T, cc_quantile). A `distance` is a
+    number of both models, 0 where they are equal: it is its own change, with its influence.
     """
 
     name: str  # of the number; its change is d<name>
     label: str  # head of its columns; empty: only its change is kept, and no report shows it
     meaning: str  # a sentence for people
-    per_draw: Callable[[Draws], Values] | None = None  # None: of a distance alone
+    per_token: Callable[[TokenScores], PerToken] | None = None
     better: Literal["lower", "higher"] | None = None
     decimals: int = 4
     value: Callable[[TokenScores, TokenScores, float], float] | None = None
-    distance: Callable[[TokenScores, TokenScores], Corrected] | None = None
+    influence: Callable[[TokenScores, Ints, float], Values] | None = None
+    distance: Callable[[TokenScores, TokenScores, Ints], Apart] | None = None
+    burst: float = 0.0  # of a share of rare tokens: what one conversation may hold, none having any
     limit: str | None = None  # the gate's key; None: `gate.metrics` holds it
     relative_limit: str | None = None  # the gate's key of a limit as a share of the base's number
 
     def __post_init__(self) -> None:
-        if (self.per_draw is None) == (self.distance is None):
-            raise ValueError(f"metric {self.name}: give it one of per_draw and distance")
+        own = self.value is not None and self.influence is not None
+        if [self.per_token is not None, own, self.distance is not None].count(True) != 1:
+            raise ValueError(
+                f"metric {self.name}: give it per_token, or value and influence, or distance"
+            )
 
     @property
     def change(self) -> str:
@@ -71,17 +80,18 @@ class Metric:
         return self.meaning + (f" {self.better.capitalize()} is better." if self.better else "")
 
     def of(self, scores: TokenScores, base: TokenScores, cc_quantile: float) -> float:
-        """The number, on the blocks as they are."""
-        if self.value is not None:
-            return self.value(scores, base, cc_quantile)
-        if self.distance is not None:
-            return self.distance(base, scores).value
-        return float(self.drawn(Draws.once(scores, cc_quantile))[0])
+        """The number itself."""
+        if self.per_token is not None:
+            return float(np.mean(self.per_token(scores), dtype=np.float64))
+        assert self.value is not None, f"{self.name} has no value"
+        return self.value(scores, base, cc_quantile)
 
-    def drawn(self, draws: Draws) -> Values:
-        """The number for every draw of blocks, [R]."""
-        assert self.per_draw is not None, f"{self.name} is a distance"
-        return self.per_draw(draws)
+    def pull(self, scores: TokenScores, row_T: Ints, cc_quantile: float) -> Values:
+        """How far each row pulls the number, [n] with mean 0."""
+        if self.per_token is not None:
+            return of_mean(self.per_token(scores), row_T)
+        assert self.influence is not None, f"{self.name} is a distance"
+        return self.influence(scores, row_T, cc_quantile)
 
     def delta(self, base: PackReport, candidate: PackReport) -> float:
         """What the plain verdict judges: candidate - base, or the distance."""
@@ -89,58 +99,45 @@ class Metric:
         return candidate[self.name] - apart
 
 
-def _nll(draws: Draws) -> Values:
-    return draws.mean(-draws.logp_T)
+def _nll(scores: TokenScores) -> Values:
+    return -scores.logp_T.astype(np.float64)
 
 
-def _cc_rate(draws: Draws) -> Values:
-    p, h, q = draws.p_T, draws.entropy_T, draws.cc_quantile
-    p_q, h_q = draws.quantile(p, q), draws.quantile(h, q)
-    near = np.flatnonzero((p <= p_q.max()) & (h <= h_q.max()))  # no other token can conflict
-    hits_R = np.zeros(len(draws.weights_RB))
-    for part in np.array_split(near, len(near) // 2048 + 1):  # bounds the memory
-        hit = (p[part] <= p_q[:, None]) & (h[part] <= h_q[:, None])
-        hits_R += np.sum(hit * draws.weights_RB[:, draws.block_T[part]], axis=1)
-    return np.asarray(hits_R / draws.tokens_R)
-
-
-def _own_cc_rate(scores: TokenScores, base: TokenScores, cc_quantile: float) -> float:
-    p, h = scores.p_T, scores.entropy_T
-    return cc_rate(p, h, *thresholds(p, h, cc_quantile))
+def _ppl_influence(scores: TokenScores, row_T: Ints, cc_quantile: float) -> Values:
+    return perplexity(scores.logp_T) * of_mean(_nll(scores), row_T)
 
 
 PPL = Metric(
     "ppl", "PPL", "Perplexity, exp of the mean -ln p over scored tokens; 1 is perfect.",
-    lambda draws: np.exp(_nll(draws)), "lower", 3,
-    lambda scores, base, q: perplexity(scores.logp_T),
+    better="lower", decimals=3,
+    value=lambda scores, base, q: perplexity(scores.logp_T), influence=_ppl_influence,
     limit="max_dppl", relative_limit="max_dppl_relative",
 )  # fmt: skip
 JS2D = Metric(
     "js2d", "JS2D",
     "Jensen-Shannon divergence between the two models' joint histograms of (p, H), in nats: "
     "0 is identical, ln 2 disjoint.",
-    value=lambda scores, base, q: js2d(base, scores), distance=js2d_corrected,
-    limit="max_js2d",
+    distance=js2d_corrected, limit="max_js2d",
 )  # fmt: skip
 METRICS = (
     PPL,
     Metric("nll", "", "Mean -ln p over scored tokens, in nats.", _nll, "lower"),
     Metric(
         "cc_rate", "CC rate",
-        "Share of confident conflicts: tokens whose p and H both lie under the model's own "
-        "thresholds, so it was sure and wrong.",
-        _cc_rate, "lower", value=_own_cc_rate, limit="max_dcc_rate",
+        "Share of confident conflicts: tokens whose p and H are both among the model's own "
+        "lowest, so it was sure and wrong.",
+        better="lower",
+        value=lambda scores, base, q: cc_rate(scores.p_T, scores.entropy_T, q),
+        influence=of_cc_rate, burst=0.2, limit="max_dcc_rate",
     ),
     Metric(
         "mean_prob", "mean p", "Mean probability given to the token that came.",
-        lambda draws: draws.mean(draws.p_T), "higher",
-        value=lambda scores, base, q: float(np.mean(scores.p_T)), limit="max_dmean_prob",
+        lambda scores: scores.p_T, "higher", limit="max_dmean_prob",
     ),
     Metric(
         "mean_entropy", "mean H",
         "Mean entropy of the 20 likeliest tokens, scaled to [0, 1]: 0 is certain, 1 undecided.",
-        lambda draws: draws.mean(draws.entropy_T),
-        value=lambda scores, base, q: float(np.mean(scores.entropy_T, dtype=np.float64)),
+        lambda scores: scores.entropy_T,
     ),
     JS2D,
 )  # fmt: skip
@@ -185,8 +182,12 @@ def pack_report(
     base: TokenScores,
     cc_quantile: float,
     metrics: Sequence[Metric] = METRICS,
+    row_T: NDArray[np.integer] | None = None,
 ) -> PackReport:
-    """All metrics of `scores`, with `base` (the base model on the same tokens) as reference."""
+    """All metrics of `scores`, with `base` (the base model on the same tokens) as reference.
+
+    row_T: the conversation of every token; None: every block is taken for one.
+    """
     check_scores(scores, "candidate")
     check_scores(base, "base")
     if len(scores) != len(base) or not np.array_equal(scores.block_T, base.block_T):
@@ -194,22 +195,31 @@ def pack_report(
             f"evaluations of different tokens cannot be compared: {len(base)} and {len(scores)}"
         )
     kept = base.top_ids_TK is not None and scores.top_ids_TK is not None
+    rows = np.unique(scores.block_T if row_T is None else row_T, return_inverse=True)[1]
     found = {
-        metric.name: metric.of(scores, base, cc_quantile) for metric in metrics if metric.label
+        metric.name: metric.of(scores, base, cc_quantile)
+        for metric in metrics
+        if metric.label and metric.distance is None
+    }
+    corrected = {
+        metric.name: metric.distance(base, scores, rows).value
+        for metric in metrics
+        if metric.distance is not None
     }
     return PackReport(
         ppl=found.pop("ppl"),
         mean_prob=found.pop("mean_prob"),
         mean_entropy=found.pop("mean_entropy"),
         cc_rate=found.pop("cc_rate"),
-        cc_rate_base_thr=cc_rate(
+        cc_rate_base_thr=cc_rate_below(
             scores.p_T, scores.entropy_T, *thresholds(base.p_T, base.entropy_T, cc_quantile)
         ),
-        js2d=found.pop("js2d"),
-        js2d_corrected=js2d_corrected(base, scores).value,
+        js2d=js2d(base, scores),
+        js2d_corrected=corrected.pop("js2d"),
         scored_tokens=len(scores),
         blocks=len(np.unique(scores.block_T)),
+        rows=int(rows.max()) + 1,
         kl_top=kl_top(base, scores) if kept else None,
         top1_agreement=top1_agreement(base, scores) if kept else None,
-        further=found,
+        further={**found, **corrected},
     )

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from eaft_prune.core.foreign import is_deep
 from eaft_prune.packs.pack_file import Kind, PackFile, kind_of, shown
 
 
@@ -21,6 +22,8 @@ def _objects(file: PackFile) -> Iterator[tuple[int, dict[str, Any]]]:
                 raise file.error(f"line {number} is not UTF-8: {error}") from None
             except (ValueError, RecursionError) as error:
                 raise file.error(f"line {number} is not JSON: {error}") from None
+            if is_deep(value):
+                raise file.error(f"line {number} is nested too deep")
             if not isinstance(value, dict):
                 raise file.error(f"line {number} holds {shown(value)}, not an object")
             yield number, value

@@ -54,7 +54,7 @@ def arrow_errors(file: PackFile, what: str) -> Iterator[None]:
 
     try:
         yield
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:  # names of columns, too
         raise file.error(f"{what}: {shortened(str(error).splitlines()[0], 200)}") from None
 
 

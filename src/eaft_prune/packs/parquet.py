@@ -28,7 +28,7 @@ def _opened(file: PackFile) -> Iterator[Any]:
 
 def kind(file: PackFile) -> Kind:
     """What the column holds, by the schema."""
-    with _opened(file) as opened:
+    with _opened(file) as opened, arrow_errors(file, "is damaged"):
         return kind_of(file, [(field.name, _held(field.type)) for field in opened.schema_arrow])
 
 

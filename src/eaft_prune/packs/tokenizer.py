@@ -73,7 +73,11 @@ def load_tokenizer(path: Path) -> TransformersTokenizer:
 
     try:
         with quiet():
-            inner = AutoTokenizer.from_pretrained(path, local_files_only=True)
+            inner = AutoTokenizer.from_pretrained(
+                path,
+                local_files_only=True,
+                trust_remote_code=False,  # left out, transformers asks, and `yes |` answers
+            )
     except (OSError, ValueError) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{path}: no usable tokenizer: {first}") from None

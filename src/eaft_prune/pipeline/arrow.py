@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from eaft_prune.checkpoints.model import Model
 from eaft_prune.checkpoints.pad import router_bias
 from eaft_prune.config import resolve_path
 from eaft_prune.core.outcome import Outcome, Selection
-from eaft_prune.core.types import Checkpoint, Evaluation
+from eaft_prune.core.types import Checkpoint, Evaluation, UserError
 from eaft_prune.pipeline.compare import compare
 from eaft_prune.pipeline.criterion import select
 from eaft_prune.pipeline.evaluation import Side, masked_model
@@ -22,6 +23,7 @@ from eaft_prune.pipeline.sequential import measure_all
 from eaft_prune.pipeline.session import Session
 from eaft_prune.records import card
 from eaft_prune.records.evaluation import save_evaluation
+from eaft_prune.records.signature import private_key
 from eaft_prune.report.markdown import verdict_section
 from eaft_prune.stages import export
 from eaft_prune.stages.plan import check_keep_n
@@ -43,7 +45,7 @@ def run_arrow(session: Session, out: Path) -> Outcome:
     base = open_base(session)
     check_plan_fits(session, base)
     if "pruned" in experiment.eval.candidates:
-        check_target(session)
+        check_target(session, base)
     selection = select(session, base)
     sides = [Side("base", base)]
     pruned: Checkpoint | None = None
@@ -91,10 +93,23 @@ def open_base(session: Session) -> Model:
     return base
 
 
-def check_target(session: Session) -> None:
-    """Raise UserError where `export.path` holds something else: before any work is done for it."""
-    if session.experiment.export.path:
-        export.check_target(resolve_path(session.experiment.export.path))
+def check_target(session: Session, base: Model) -> None:
+    """Raise UserError where an export could not be written or signed: before any work is done.
+
+    That is where `export.path` holds something else or another base's export, where
+    `runtime.checkpoint_dir` may not be written, or `export.sign` is no private key.
+    """
+    settings = session.experiment.export
+    if settings.sign:
+        private_key(resolve_path(settings.sign))
+    if settings.path:
+        export.check_target(resolve_path(settings.path), base.digest)
+        return
+    directory = resolve_path(session.experiment.runtime.checkpoint_dir)
+    there = next(place for place in (directory, *directory.parents) if place.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+        why = "may not be written" if there.is_dir() else "is not a directory"
+        raise UserError(f"runtime.checkpoint_dir = {str(directory)!r}: {there} {why}")
 
 
 def check_padding(session: Session, base: Model) -> None:

@@ -43,7 +43,7 @@ def _reports(
     settings: EvalSettings, model: Evaluation, base: Evaluation, metrics: Sequence[Metric]
 ) -> dict[EvalKey, PackReport]:
     return {
-        key: pack_report(scores, base.scores[key], settings.cc_quantile, metrics)
+        key: pack_report(scores, base.scores[key], settings.cc_quantile, metrics, base.rows[key])
         for key, scores in model.scores.items()
     }
 
@@ -55,10 +55,9 @@ def _changes(
         key: changes(
             base.scores[key],
             scores,
+            base.rows[key],
             eval_settings.cc_quantile,
             confidence=gate_settings.confidence,
-            resamples=gate_settings.resamples,
-            seed=gate_settings.bootstrap_seed,
             metrics=gate_settings.measured,
         )
         for key, scores in other.scores.items()

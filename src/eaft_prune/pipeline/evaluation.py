@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from eaft_prune.checkpoints.model import Model, with_top_k
 from eaft_prune.core.step import Step
 from eaft_prune.core.store import Stored
@@ -24,6 +27,14 @@ class Side:
     model: Model
     mask: KeepPlan | None = None
     replicate: int = 0  # equal measurements with other numbers are made anew
+
+
+@dataclass(frozen=True)
+class Order:
+    """Blocks in another order, and its name in keys."""
+
+    name: str
+    order_B: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -52,15 +63,21 @@ def evaluated(
     blocks: Stored[Blocks],
     name: str,
     chunk: tuple[int, int] | None = None,
+    order: Order | None = None,
 ) -> Step[TokenScores]:
-    """The evaluation of a side on all blocks, or on those from chunk[0] to before chunk[1]."""
+    """The evaluation of a side on all blocks, or on those from chunk[0] to before chunk[1].
+
+    order: the one that a chunk counts in; None: as they are.
+    """
     settings, inputs = key_of(session, side)
     if chunk is not None:
         settings["chunk"] = list(chunk)
+    if order is not None:
+        settings["order"] = order.name
     first, end = chunk or (0, None)
+    some = (blocks.value if order is None else blocks.value[order.order_B])[first:end]
 
     def compute() -> TokenScores:
-        some = blocks.value[first:end]
         with session.bars.bar(name, some.ids_BS.size, "tok") as on_tokens:
             if side.mask is None:
                 return evaluate.evaluate(session.scorer(side.model), some, on_tokens)
@@ -68,7 +85,7 @@ def evaluated(
             return evaluate.evaluate_masked(profiler, some, side.mask, on_tokens)
 
     def facts(value: TokenScores, seconds: float) -> Mapping[str, Any]:
-        tokens = blocks.value[first:end].ids_BS.size
+        tokens = some.ids_BS.size
         return {"tokens": tokens, "scored_tokens": len(value), "tokens_per_s": tokens / seconds}
 
     inputs = {**inputs, "blocks": blocks.digest}
@@ -80,16 +97,18 @@ def measure(
 ) -> Evaluation:
     """One model on every asked pack and length, by default all of the settings."""
     scores: dict[EvalKey, TokenScores] = {}
+    rows: dict[EvalKey, NDArray[np.int32]] = {}
     token_digests: dict[EvalKey, str] = {}
     for request in evaluating(session.experiment) if asked is None else asked:
         blocks = session.blocks(base, request)
         name = f"{side.label}/{request.pack}/{request.seq_len}"
         stored = session.run(evaluated(session, side, blocks, name))
         scores[request.pack, request.seq_len] = stored.value
+        rows[request.pack, request.seq_len] = blocks.value.conversation_BS[blocks.value.scored_BS]
         token_digests[request.pack, request.seq_len] = blocks.digest
     plan_digest = side.mask.digest if side.mask else None
     return Evaluation(
-        side.label, side.model.digest, plan_digest, scores, token_digests,
+        side.label, side.model.digest, plan_digest, scores, rows, token_digests,
         conditions(session, side.model),
     )  # fmt: skip
 

@@ -17,11 +17,10 @@ from eaft_prune.pipeline import compensation
 from eaft_prune.pipeline.criterion import scoring_settings
 from eaft_prune.pipeline.requests import scoring
 from eaft_prune.pipeline.session import Session
-from eaft_prune.records.recipe import RecipeFile, plan_facts, recipe_text
+from eaft_prune.records.recipe import PACK_SETTINGS, RecipeFile, plan_facts, recipe_text
 from eaft_prune.records.scores import scores_file, scores_text
+from eaft_prune.records.signature import sign
 from eaft_prune.stages import export
-
-_PACK_SETTINGS = {"text_column", "format", "split", "profile_fraction"}
 
 
 def write(session: Session, base: Model, selection: Selection) -> Model:
@@ -39,13 +38,19 @@ def write_plan(
 ) -> Model:
     """A plan written as a checkpoint; `how` goes into its manifest, recipe and scores beside it."""
     path, key = target_of(session, base, plan)
+    made_from = _made_from(session, base, plan)
     repaired = compensation.compensated(session, base, plan)
     how = {**how, **repaired.facts}
     target = export.Target(
         path,
         key,
         session.experiment.export.max_shard_bytes,
-        {"base": origin(session, base), **how, **repaired.changed_tensors},
+        {
+            "base": origin(session, base),
+            **how,
+            **repaired.changed_tensors,
+            "made_from": made_from,
+        },
         _files_beside(session, base, plan, how, scores),
         session.experiment.export.pad_ragged,
         repaired.entries,
@@ -67,6 +72,8 @@ def write_plan(
     model = session.open(done.path, "pruned")
     if model.digest != done.digest:
         raise UserError(f"{done.path} is not what was exported: move it away and run again")
+    if session.experiment.export.sign:
+        sign(done.path, resolve_path(session.experiment.export.sign))
     session.observer.checkpoint("pruned", model.checkpoint, base.checkpoint, how)
     return model
 
@@ -74,20 +81,29 @@ def write_plan(
 def target_of(session: Session, base: Model, plan: KeepPlan) -> tuple[Path, str]:
     """Where a plan's checkpoint is written, and the digest of all that it is made from."""
     settings, runtime = session.experiment.export, session.experiment.runtime
-    name = f"{session.experiment.model.name}-keep{plan.size}-{plan.digest[:12]}"
+    # two bases of one name may come to one plan
+    whose = f"{session.experiment.model.name}-{base.digest[:8]}"
+    name = f"{whose}-keep{plan.size}-{plan.digest[:12]}"
     target = resolve_path(settings.path or str(Path(runtime.checkpoint_dir) / name))
+    made = _made_from(session, base, plan)
+    level = compensation.level(session, plan)
+    if level and settings.path is None:
+        target = target.with_name(f"{name}-{level}-{made['compensation'][:8]}")
+    return target, digest(made)
+
+
+def _made_from(session: Session, base: Model, plan: KeepPlan) -> dict[str, Any]:
+    """All that a plan's checkpoint is made from."""
     made: dict[str, Any] = {
         "stage": "export",
         "version": export.VERSION,
         "model": base.digest,
         "plan": plan.digest,
-        "max_shard_bytes": settings.max_shard_bytes,
+        "max_shard_bytes": session.experiment.export.max_shard_bytes,
     }
-    if level := compensation.level(session, plan):
+    if compensation.level(session, plan):
         made["compensation"] = compensation.key(session, base, plan)
-        if settings.path is None:
-            target = target.with_name(f"{name}-{level}-{made['compensation'][:8]}")
-    return target, digest(made)
+    return made
 
 
 def origin(session: Session, base: Model) -> Mapping[str, str]:
@@ -129,7 +145,7 @@ def _files_beside(
         gate=experiment.gate.name,
         plan=plan_facts(plan),
         settings={
-            "packs": experiment.packs.model_dump(include=_PACK_SETTINGS),
+            "packs": experiment.packs.model_dump(include=set(PACK_SETTINGS)),
             "profile": experiment.profile.model_dump(),
             "pruning": pruning.model_dump(),
             **({"marginal": experiment.marginal.model_dump()} if measures else {}),

@@ -26,6 +26,9 @@ class Observer(Protocol):
     def stage(self, record: StageRecord) -> None:
         """A stage ended or was found in the store."""
 
+    def needs(self, name: str, digest: str) -> None:
+        """What is made from this output is needed as the run's stages are: too much to name."""
+
     def dataset(self, name: str, source: str, digest: str, rows: int) -> None:
         """A pack was read."""
 

@@ -7,11 +7,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
+from numpy.typing import NDArray
+
 from eaft_prune.checkpoints.model import Model
 from eaft_prune.core.digests import digest
 from eaft_prune.core.types import EvalKey, Evaluation, TokenScores
 from eaft_prune.pipeline.compare import compare
-from eaft_prune.pipeline.evaluation import Side, evaluated, measure
+from eaft_prune.pipeline.evaluation import Order, Side, evaluated, measure
 from eaft_prune.pipeline.requests import evaluating
 from eaft_prune.pipeline.session import Session
 from eaft_prune.stages.pack import BlockRequest
@@ -26,9 +29,11 @@ def measure_all(session: Session, base: Model, sides: Sequence[Side]) -> list[Ev
 
     With eval.early_stop what the gate reads is evaluated in interim analyses, each about twice as
     many blocks as the one before and at least 30, for all sides, until every candidate is PASS or
-    FAIL. The chance of a wrong verdict is spent evenly over the analyses (Bonferroni): each is
-    judged with confidence 1 - alpha / analyses, and so is the last. Packs that the gate does not
-    read come whole.
+    FAIL. Blocks come in an order drawn by eval.seed: the first of UNION are of all packs and the
+    last of the longest alone, but an analysis must see a random part of what will be measured. The
+    chance of a wrong verdict is spent evenly over the analyses (Bonferroni): each is judged with
+    confidence 1 - alpha / analyses, and so is the last. Packs that the gate does not read come
+    whole.
     """
     experiment = session.experiment
     shares = experiment.eval.interim_shares
@@ -60,6 +65,7 @@ def measure_all(session: Session, base: Model, sides: Sequence[Side]) -> list[Ev
         replace(
             some,
             scores={**some.scores, **more.scores},
+            rows={**some.rows, **more.rows},
             token_digests={**some.token_digests, **more.token_digests},
         )
         for some, more in zip(found, rest, strict=True)
@@ -80,20 +86,26 @@ def _up_to(
     shares: Sequence[float],
 ) -> Evaluation:
     """One side on the first blocks of each request; a chunk a share, from the store if known."""
+    seed = session.experiment.eval.seed
+    assert seed is not None, "config requires eval.seed with eval.early_stop"
     scores: dict[EvalKey, TokenScores] = {}
+    rows: dict[EvalKey, NDArray[np.int32]] = {}
     digests: dict[EvalKey, str] = {}
     for request in read:
         blocks = session.blocks(base, request)
         total = len(blocks.value)
+        order = Order(f"random {seed}", np.random.default_rng(seed).permutation(total))
         ends = sorted({max(math.ceil(s * total), min(_LEAST, total)) for s in shares})
         where = f"{side.label}/{request.pack}/{request.seq_len}"
         parts = []
         for first, end in zip([0, *ends], ends, strict=False):
             name = f"{where}/{first}-{end}"
-            step = evaluated(session, side, blocks, name, (first, end))
+            step = evaluated(session, side, blocks, name, (first, end), order)
             parts.append((first, session.run(step).value))
         key = (request.pack, request.seq_len)
         scores[key] = TokenScores.joined(parts)
-        digests[key] = digest([blocks.digest, ends[-1]])
+        seen = order.order_B[: ends[-1]]
+        rows[key] = blocks.value.conversation_BS[seen][blocks.value.scored_BS[seen]]
+        digests[key] = digest([blocks.digest, order.name, ends[-1]])
     none = measure(session, base, side, [])
-    return replace(none, scores=scores, token_digests=digests)
+    return replace(none, scores=scores, rows=rows, token_digests=digests)

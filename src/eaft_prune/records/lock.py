@@ -23,6 +23,7 @@ from eaft_prune.core.store import load
 from eaft_prune.core.text import id_ranges
 from eaft_prune.core.types import UserError
 from eaft_prune.records.result import reports_by_name
+from eaft_prune.records.yaml_file import load_yaml
 
 FILE = "run.lock.yaml"
 _FORMAT = 1
@@ -34,6 +35,7 @@ _NOT_COMPARED = (
     "config.runtime.store_dir",
     "config.runtime.checkpoint_dir",
     "config.runtime.progress",
+    "config.export.sign",
     "code.status",
     "code.diff",
     "keys.inspect/",
@@ -104,14 +106,7 @@ def write_lock(out: Path, value: Mapping[str, Any]) -> Path:
 
 def read_lock(path: Path) -> dict[str, Any]:
     """Read a lock; raises UserError where `path` holds none."""
-    try:
-        value = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise UserError(f"replay.lock = {path} cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"replay.lock = {path} is not YAML: {' '.join(str(error).split())}"
-        ) from None
+    value = load_yaml(path, "replay.lock")
     if not isinstance(value, dict) or value.get("format") != _FORMAT:
         raise UserError(f"replay.lock = {path} is no {FILE} of format {_FORMAT}")
     missing = [name for name in _SECTIONS if not isinstance(value.get(name), dict)]

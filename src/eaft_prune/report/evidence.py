@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from eaft_prune.core.outcome import RunSummary
 from eaft_prune.maths.metrics import METRICS
@@ -61,6 +62,15 @@ class Run:
         keys = ("gate.name", "gate.seq_lens", "eval.seed", "eval.name")
         gate, lengths, seed, name = (self.kept.params.get(key, "?") for key in keys)
         return gate, lengths.strip("[]"), "file order" if seed == "null" else seed, name
+
+    @property
+    def result(self) -> tuple[Any, ...]:
+        """What a run found: equal where plan, evaluations and gate are, whoever ran it again."""
+        tags = self.kept.tags
+        made = sorted(v for tag, v in tags.items() if tag.startswith("stage.evaluate/"))
+        gate = sorted(item for item in self.kept.params.items() if item[0].startswith("gate."))
+        known = made or [self.kept.run_id]  # evaluated elsewhere
+        return (tags.get("plan.digest"), known, gate, self.evidence, self.status)
 
     def checks(self) -> list[Check]:
         """Every check of the gate, the one that used most of its limit first."""

@@ -30,7 +30,10 @@ def decision_memo(
     runs = [Run(one) for one in kept]
     judged = [run for run in runs if run.task in pruning_tasks and run.status and run.checks()]
     lines = ["# Decision memo", "", *(f"- {key}: {code(value)}" for key, value in sources.items())]
-    lines += [f"- {len(runs)} finished runs, {len(judged)} of them with a verdict on pruning", ""]
+    verdicts = f"{len(judged)} of them with a verdict on pruning"
+    if (results := len(_distinct(judged))) < len(judged):
+        verdicts += f", which are {results} distinct results"
+    lines += [f"- {len(runs)} finished runs, {verdicts}", ""]
     if not judged:
         lines += [
             "No finished run has a verdict on a pruned model: there is nothing to decide.",
@@ -43,10 +46,27 @@ def decision_memo(
     return "\n".join(lines).rstrip() + "\n"
 
 
+def recommended(kept: Sequence[RunSummary], pruning_tasks: Collection[str]) -> list[str]:
+    """The memo's recommendation for each base model, a line each, for a terminal."""
+    runs = [Run(one) for one in kept]
+    judged = [run for run in runs if run.task in pruning_tasks and run.status and run.checks()]
+    lines = []
+    for (name, digest), group in _grouped(judged, lambda run: run.model):
+        best = recommendation(group)
+        what = "none: no keep_n passes in every run of one method"
+        if best is not None:
+            keep_n, passing = best
+            labels = _labels([method for method, _ in _grouped(group, lambda run: run.method)])
+            how = f"{labels[passing[0].method]}, {_count(passing)}, all PASS"
+            what = f"keep_n = {keep_n} with {how}"
+        lines.append(f"{name} {digest[:8]}: {what}")
+    return lines or ["no finished run has a verdict on a pruned model: there is nothing to decide"]
+
+
 def recommendation(runs: Sequence[Run]) -> tuple[int, list[Run]] | None:
     """Smallest keep_n of any method whose every run passes, with those runs, or None."""
     passing = [
-        (keep_n, -len(group), method, group)
+        (keep_n, -len(_distinct(group)), method, group)
         for (method, keep_n), group in _grouped(runs, lambda run: (run.method, run.keep_n))
         if verdict(group) == "PASS"
     ]
@@ -94,7 +114,7 @@ def _model(name: str, digest: str, runs: Sequence[Run]) -> list[str]:
                     inline(labels[method]),
                     str(keep_n),
                     f"**{verdict(group)}**",
-                    str(len(group)),
+                    _count(group),
                     inline(tested),
                     inline(str(tightest)),
                     f"{inline(pack[0])} {100 * pack[1]:+.1f}%" if pack else "",
@@ -115,10 +135,13 @@ def _first_failure(label: str, runs: Sequence[Run]) -> list[str]:
         return []
     keep_n = max(run.keep_n for run in failing)
     lines = [f"- {inline(label)}, keep_n = {keep_n}:"]
-    for run in (run for run in failing if run.keep_n == keep_n):
+    for of_result in _distinct([run for run in failing if run.keep_n == keep_n]):
+        run = of_result[0]
         over = [check for check in run.checks() if check.usage > 1]
+        again = "" if len(of_result) == 1 else f", {len(of_result)} runs"
         what = "; ".join(map(str, over)) or run.kept.tags.get("gate.failed_checks", "?")
-        lines.append(f"  - seed {run.evidence[2]} ({inline(run.evidence[3])}): {inline(what)}")
+        where = f"seed {run.evidence[2]} ({inline(run.evidence[3])})"
+        lines.append(f"  - {where}{again}: {inline(what)}")
     passing = [run.keep_n for run in runs if run.status == "PASS" and run.keep_n < keep_n]
     if passing:
         lines.append(f"  - yet keep_n = {min(passing)} has runs that pass")
@@ -209,5 +232,17 @@ def _grouped(runs: Iterable[Run], key: Callable[[Run], Any], reverse: bool = Fal
     return [(value, list(group)) for value, group in groupby(ordered, key=key)]
 
 
+def _distinct(runs: Iterable[Run]) -> list[list[Run]]:
+    """Runs by what they found: a run that was repeated from the store is no further evidence."""
+    found: dict[str, list[Run]] = {}
+    for run in runs:
+        found.setdefault(repr(run.result), []).append(run)
+    return list(found.values())
+
+
 def _count(runs: Sequence[Run]) -> str:
-    return "1 run" if len(runs) == 1 else f"{len(runs)} runs"
+    """How many results, and how many runs where those are more."""
+    results, ran = len(_distinct(runs)), len(runs)
+    if results == ran:
+        return "1 run" if ran == 1 else f"{ran} runs"
+    return f"{results} result{'s' * (results > 1)}, {ran} runs"

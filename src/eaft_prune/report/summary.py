@@ -46,7 +46,7 @@ class Row:
 
     def estimate(self, name: str) -> Estimate | None:
         """What is known of a change, by the gate's name for it."""
-        return None if self.changes is None else self.changes.estimates.get(name)
+        return None if self.changes is None else self.changes.get(name)
 
 
 @dataclass(frozen=True)

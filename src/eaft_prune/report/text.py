@@ -149,8 +149,8 @@ def settling(verdict: GateVerdict) -> str:
     """What would settle an inconclusive verdict."""
     check = verdict.settled_by
     if check is None:
-        return "there are too few blocks to say how many would settle it"
-    return f"about {check.settled_at:,} blocks would settle {check.label}"
+        return "there are too few conversations to say how many would settle it"
+    return f"about {check.settled_at:,} conversations would settle {check.label}"
 
 
 def plain_clause(summary: CandidateSummary) -> str:

@@ -20,10 +20,13 @@ def diagnoses_table(found: Sequence[Diagnosis]) -> str:
 
 
 def garbage_table(
-    going: Sequence[tuple[str, str, int, float]], kept: Sequence[tuple[str, int]]
+    going: Sequence[tuple[str, str, int, float, str]], kept: Sequence[tuple[str, int]]
 ) -> str:
-    """What goes (what, path, bytes, age in days), and what stays by reason (reason, bytes)."""
-    goes = [(what, f"{size / 1e6:,.2f}", f"{age:,.1f}", path) for what, path, size, age in going]
+    """What goes (what, name, bytes, age in days, why), and what stays by reason (reason, bytes)."""
+    goes = [
+        (what, name, f"{size / 1e6:,.2f}", f"{age:,.1f}", why)
+        for what, name, size, age, why in going
+    ]
     reasons, counts = Counter[str](), Counter[str]()
     for reason, size in kept:
         reasons[reason] += size
@@ -31,7 +34,8 @@ def garbage_table(
     stays = [(str(counts[why]), f"{size / 1e6:,.2f}", why) for why, size in reasons.most_common()]
     shown = []
     if goes:
-        shown.append(listing(("what", "MB", "days", "path"), goes, right=("MB", "days")))
+        heads = ("goes", "name", "MB", "days", "because")
+        shown.append(listing(heads, goes, right=("MB", "days")))
     if stays:
         shown.append(listing(("stays", "MB", "because"), stays, right=("MB",)))
     return "\n".join(f"{table}\n" for table in shown)

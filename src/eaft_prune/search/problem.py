@@ -73,6 +73,8 @@ def open_problem(session: Session, base: Model) -> Problem:
     assert settings is not None, "config requires search settings for task=search"
     trace = trace_of(session, base)
     blocks = tuple(session.blocks(base, request) for request in searching(session.experiment))
+    for replicate, stored in enumerate(blocks):
+        session.observer.needs(f"search.{replicate}", stored.digest)  # what trials are scored on
     problem = Problem(session, base, trace.value, trace.digest, blocks)
     total = sum(replicate.value.ids_BS.size for replicate in blocks)
     with session.bars.bar("search: base", total, "tok") as on_tokens:

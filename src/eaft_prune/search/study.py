@@ -7,6 +7,7 @@ import warnings
 from typing import Any
 
 import optuna
+import sqlalchemy
 from filelock import FileLock
 from optuna.storages.journal import JournalFileBackend
 
@@ -16,8 +17,6 @@ from eaft_prune.core.provenance import redact
 from eaft_prune.core.types import UserError
 from eaft_prune.search.problem import Problem
 from eaft_prune.stages import evaluate, plan, score
-
-_ON_DISK = ("journal:", "sqlite:///")
 
 
 def open_study(problem: Problem) -> optuna.Study:
@@ -93,15 +92,17 @@ def _identity(problem: Problem) -> str:
 
 
 def _storage(url: str) -> Any:
-    for kind in _ON_DISK:
-        if url.startswith(kind):
-            path = resolve_path(url.removeprefix(kind))
-            path.parent.mkdir(parents=True, exist_ok=True)
-            url = f"{kind}{path}"
     if url.startswith("journal:"):
-        return optuna.storages.JournalStorage(JournalFileBackend(url.removeprefix("journal:")))
+        path = resolve_path(url.removeprefix("journal:"))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return optuna.storages.JournalStorage(JournalFileBackend(str(path)))
     patience = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else None
     try:
+        address = sqlalchemy.make_url(url)
+        if address.drivername.startswith("sqlite") and address.database:
+            path = resolve_path(address.database)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            url = address.set(database=str(path)).render_as_string(hide_password=False)
         return optuna.storages.RDBStorage(url, engine_kwargs=patience)
     except Exception as error:  # sqlalchemy and its drivers raise many unrelated types
         first = redact((str(error).strip() or type(error).__name__).splitlines()[0])

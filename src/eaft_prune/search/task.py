@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import shlex
 import time
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +20,7 @@ from eaft_prune.pipeline.evaluation import Side, measure
 from eaft_prune.pipeline.export import write
 from eaft_prune.pipeline.requests import evaluating
 from eaft_prune.pipeline.session import Session
+from eaft_prune.report import facts_text
 from eaft_prune.search.problem import Problem, open_problem
 from eaft_prune.search.record import write_trials
 from eaft_prune.search.space import check_space, distributions, settings_of
@@ -40,7 +45,7 @@ def run(session: Session, out: Path) -> Outcome:
         session.experiment
     ):  # what the winner is gated on: rows may be too few
         session.blocks(base, request)
-    check_target(session)
+    check_target(session, base)
     problem = open_problem(session, base)
     study = open_study(problem)
     before = len(finished(study))
@@ -62,7 +67,20 @@ def run(session: Session, out: Path) -> Outcome:
         "search_seconds": round(seconds, 2),
     }
     found = [measure(session, base, Side(m.label, m)) for m in (base, pruned)]
-    return judge(session, out, found, Origin(selection, base.checkpoint, pruned.checkpoint, facts))
+    origin = Origin(selection, base.checkpoint, pruned.checkpoint, facts)
+    return replace(judge(session, out, found, origin), text=_text(facts))
+
+
+def _text(facts: Mapping[str, Any]) -> str:
+    """The facts for people; the winner's settings as overrides, to be pasted into a shell."""
+    told = {name: value for name, value in facts.items() if name != "best_settings"}
+    overrides = [f"{name}={_as_override(v)}" for name, v in facts["best_settings"].items()]
+    return f"{facts_text(told)}\n{'best settings':<24} {shlex.join(overrides)}"
+
+
+def _as_override(value: Any) -> str:
+    """A number, a name, true, false or null as Hydra reads it."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _selected(problem: Problem, best: optuna.trial.FrozenTrial) -> Selection:

@@ -28,7 +28,13 @@ from eaft_prune.core.files import sync
 from eaft_prune.core.types import KeepPlan, UserError
 from eaft_prune.records.card import FILE as CARD
 from eaft_prune.records.card import card
-from eaft_prune.records.manifest import as_json, manifest_of, manifest_values, misfits
+from eaft_prune.records.manifest import (
+    as_json,
+    manifest_of,
+    manifest_values,
+    misfits,
+    read_manifest,
+)
 
 VERSION = 2
 
@@ -138,18 +144,28 @@ def check_outside(target: Path, base: Path) -> None:
         raise UserError(f"{target} is inside the base checkpoint: choose another export.path")
 
 
-def check_target(target: Path) -> None:
-    """Raise UserError if `target` exists and is no export: before any work is done for it."""
-    if target.exists() and not manifest_values(target):
+def check_target(target: Path, base: str) -> None:
+    """Raise UserError if `target` exists and is no export of the base with this digest."""
+    if not target.exists():
+        return
+    manifest = manifest_values(target)
+    if not manifest:
         raise UserError(
             f"{target} exists and is not an export: choose another export.path or move it away"
+        )
+    made_from = manifest.get("base", {}).get("digest", "?")
+    if made_from != base:
+        raise UserError(
+            f"{target} is an export of another base ({made_from[:8]}, this one is {base[:8]}): "
+            "choose another export.path or move it away"
         )
 
 
 def exported_digest(target: Path, key: str) -> str | None:
     """Digest of the finished export with this key at `target`, or None."""
-    manifest = manifest_values(target)
-    return manifest["digest"] if manifest.get("key") == key else None
+    if manifest_values(target).get("key") != key:
+        return None
+    return read_manifest(target).digest
 
 
 def _existing(target: Path, key: str) -> Exported:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from eaft_prune.config import GateSettings
 from eaft_prune.core.types import EvalKey, UserError
 from eaft_prune.core.verdict import Changes, Estimate, GateCheck, GateVerdict, PackReport, Status
-from eaft_prune.maths.intervals import student
-from eaft_prune.maths.metrics import Metric
+from eaft_prune.maths.intervals import bounds, least_rows
+
+_MOST_ROWS = 100_000_000  # more than these would not settle anything for anyone
 
 
 def gate(
@@ -21,46 +22,46 @@ def gate(
 ) -> GateVerdict:
     """Every |candidate - base| within its limit, on the gate's packs at each length.
 
-    |dPPL| <= min(max_dppl, max_dppl_relative * PPL_base); |dCC| <= max_dcc_rate;
+    |dPPL| <= max_dppl and <= max_dppl_relative * PPL_base; |dCC| <= max_dcc_rate;
     |d mean p| <= max_dmean_prob; JS2D <= max_js2d; the change of a metric of `gate.metrics` <= its
     limit there. `plain` reads the point estimates, as near-lossless-v1 was published. `status`
     reads the intervals of `changes`, with alpha = 1 - gate.confidence:
 
-    - PASS iff every check's one-sided bounds at alpha lie within its limit. All must hold, so no
-      check needs a correction: the chance to pass a model that breaks any limit is at most alpha
-      (intersection-union test; Berger, Technometrics 24, 1982; two one-sided tests a check;
-      Schuirmann, J. Pharmacokinetics and Biopharmaceutics 15, 1987).
+    - PASS iff every check's one-sided bounds at alpha lie within its limit, and there are
+      conversations enough to have met what befalls gate.rarest of them (exactly equal scores need
+      none). All must hold, so no check needs a correction: the chance to pass a model that breaks
+      any limit is at most alpha (intersection-union test; Berger, Technometrics 24, 1982; two
+      one-sided tests a check; Schuirmann, J. Pharmacokinetics and Biopharmaceutics 15, 1987).
     - FAIL iff some check's two-sided interval at alpha / (number of checks) lies wholly outside.
       Here one of many is enough, so the error is shared out among them (Bonferroni).
-    - INCONCLUSIVE otherwise; with fewer than 4 blocks nothing is sure but what is exactly equal.
+    - INCONCLUSIVE otherwise; with fewer than 8 conversations nothing is sure but what is exactly
+      equal.
 
-    A relative limit moves with the base's perplexity: its check is decided on PPL / PPL_base - 1.
-    JS2D's interval is of the bias-corrected estimate. Without `changes`, or with gate.confidence =
-    null, the status is the plain one. Raises UserError where a report is missing and ValueError
-    where one is empty, holds NaN or covers other tokens than its partner.
+    The absolute and the relative limit on PPL are two checks: which of them is smaller depends on
+    the base's PPL, itself an estimate. JS2D's interval is of the bias-corrected estimate. Without
+    `changes`, or with gate.confidence = null, the status is the plain one. Raises UserError where a
+    report is missing and ValueError where one is empty, holds NaN or covers other tokens than its
+    partner.
     """
     limits = settings.limits(dict.fromkeys(pack for pack, _ in base))
     checks: list[GateCheck] = []
-    estimates: list[Estimate | None] = []
     for key in [(pack, seq_len) for pack in limits for seq_len in settings.seq_lens]:
         b, c = _pair(key, base, candidate)
         for metric in settings.measured:
-            absolute, share = limits[key[0]].of(metric)
-            relative = None if share is None else share * b[metric.name]
-            limit = min((x for x in (absolute, relative) if x is not None), default=None)
-            if limit is None:
-                continue
-            value = metric.delta(b, c)
-            checks.append(GateCheck(metric.change, *key, value, limit, abs(value) <= limit))
-            known = (changes or {}).get(key)
-            estimates.append(
-                None if known is None else _estimate(known, metric, b, limit == relative)
-            )
+            absolute, relative = limits[key[0]].of(metric)
+            if absolute is not None:
+                value = metric.delta(b, c)
+                passed = abs(value) <= absolute
+                checks.append(GateCheck(metric.change, *key, value, absolute, passed))
+            if relative is not None:
+                share = metric.delta(b, c) / b[metric.name]
+                passed = abs(share) <= relative
+                checks.append(GateCheck(metric.relative_change, *key, share, relative, passed))
     confidence = None if changes is None else settings.confidence
-    if confidence is not None:
+    if changes is not None and confidence is not None:
+        needs = _Needs(confidence, least_rows(settings.rarest, confidence), len(checks))
         checks = [
-            _decide(check, estimate, confidence, len(checks), base[check.pack, check.seq_len])
-            for check, estimate in zip(checks, estimates, strict=True)
+            _decide(check, changes.get((check.pack, check.seq_len)), needs) for check in checks
         ]
     outcomes = {check.outcome for check in checks}
     status: Status = "PASS" if outcomes == {"PASS"} else "INCONCLUSIVE"
@@ -68,33 +69,59 @@ def gate(
     return GateVerdict(settings.name, status, tuple(checks), confidence)
 
 
-def _estimate(changes: Changes, metric: Metric, base: PackReport, relative: bool) -> Estimate:
-    """Of the change; where the limit moves with the base's number, of their ratio."""
-    if not relative:
-        return changes[metric.change]
-    ratio, size = changes[metric.relative_change], base[metric.name]
-    return Estimate(*(size * x for x in (ratio.value, ratio.error, ratio.low, ratio.high)))
+@dataclass(frozen=True)
+class _Needs:
+    """What decides: bounds within on enough rows, or outside at the error of one of n checks."""
+
+    confidence: float
+    least_rows: int
+    n_checks: int
+
+    def passes(self, estimate: Estimate, rows: int, limit: float) -> bool:
+        low, high = bounds(estimate, rows, self.confidence)
+        if low == high == 0:  # the scores are equal
+            return True
+        return rows >= self.least_rows and -limit <= low and high <= limit
+
+    def fails(self, estimate: Estimate, rows: int, limit: float) -> bool:
+        low, high = bounds(estimate, rows, 1 - (1 - self.confidence) / (2 * self.n_checks))
+        return low > limit or high < -limit
 
 
-def _decide(
-    check: GateCheck, estimate: Estimate | None, confidence: float, n_checks: int, base: PackReport
-) -> GateCheck:
-    """The check with its interval, outcome, and how many blocks would settle it."""
-    if estimate is None:
+def _decide(check: GateCheck, changes: Changes | None, needs: _Needs) -> GateCheck:
+    """The check with its interval, outcome, and how many rows would settle it."""
+    estimate = None if changes is None else changes.get(check.name)
+    if changes is None or estimate is None:
         return replace(check, decided="INCONCLUSIVE")
-    value, error, limit = estimate.value, estimate.error, check.limit
-    known = replace(check, estimate=value, low=estimate.low, high=estimate.high)
-    inside = student(confidence, base.blocks)
-    outside = student(1 - (1 - confidence) / (2 * n_checks), base.blocks)
-    if -limit <= estimate.low and estimate.high <= limit:
+    rows, limit = changes.rows, check.limit
+    known = replace(check, estimate=estimate.value, low=estimate.low, high=estimate.high, rows=rows)
+    if needs.passes(estimate, rows, limit):
         return replace(known, decided="PASS")
-    if abs(value) - outside * error > limit:
+    if needs.fails(estimate, rows, limit):
         return replace(known, decided="FAIL")
-    margin = limit - abs(value)
-    reach = (inside if margin >= 0 else outside) * error
-    # the standard error falls as 1 / sqrt(blocks)
-    needed = math.ceil(base.blocks * (reach / margin) ** 2) if margin else None
-    return replace(known, decided="INCONCLUSIVE", settled_at=needed)
+    return replace(
+        known, decided="INCONCLUSIVE", settled_at=_settled_at(estimate, rows, limit, needs)
+    )
+
+
+def _settled_at(estimate: Estimate, rows: int, limit: float, needs: _Needs) -> int | None:
+    """Rows at which the check is decided if value, spread and extremes stay; None: at no number."""
+    settled = needs.passes if abs(estimate.value) <= limit else needs.fails
+
+    def enough(more: int) -> bool:
+        error = estimate.error * math.sqrt((rows - 1) / (more - 1))
+        return settled(replace(estimate, error=error), more, limit)
+
+    most = rows
+    while not enough(most):
+        most *= 2
+        if most > _MOST_ROWS:
+            return None
+    least = most // 2
+    while most - least > 1:
+        middle = (least + most) // 2
+        least, most = (least, middle) if enough(middle) else (middle, most)
+    return most
 
 
 def _pair(
@@ -117,6 +144,9 @@ def _pair(
         raise ValueError(
             f"{key}: base scored {b.scored_tokens} tokens, candidate {c.scored_tokens}"
         )
-    if b.blocks != c.blocks:
-        raise ValueError(f"{key}: base scored {b.blocks} blocks, candidate {c.blocks}")
+    if (b.blocks, b.rows) != (c.blocks, c.rows):
+        raise ValueError(
+            f"{key}: base scored {b.blocks} blocks of {b.rows} rows, candidate {c.blocks} of "
+            f"{c.rows}"
+        )
     return b, c

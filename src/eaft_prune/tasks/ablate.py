@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from eaft_prune.config import AblateSettings, PruningSettings
 from eaft_prune.core.outcome import Outcome
 from eaft_prune.core.types import Evaluation, TokenScores, UserError
 from eaft_prune.maths.agreement import jaccard
+from eaft_prune.maths.influence import of_mean
+from eaft_prune.maths.intervals import of_influence
 from eaft_prune.maths.regions import REGIONS
 from eaft_prune.pipeline.arrow import Origin, check_plan_fits, judge, open_base
 from eaft_prune.pipeline.evaluation import Side, measure
@@ -87,31 +90,22 @@ def variants_of(pruning: PruningSettings) -> Mapping[str, PruningSettings]:
 
 
 def paired_interval(
-    settings: AblateSettings, reference: TokenScores, candidate: TokenScores
+    settings: AblateSettings,
+    reference: TokenScores,
+    candidate: TokenScores,
+    row_T: NDArray[np.int32],
 ) -> tuple[float, float, float]:
-    """dNLL = mean of ln p_reference - ln p_candidate, with its percentile bootstrap interval.
+    """dNLL = mean of ln p_reference - ln p_candidate, with its two-sided interval over rows.
 
-    Blocks are drawn with replacement, the same for both (Efron and Tibshirani, 1993, chapter 13);
-    above 0: the candidate is worse. Returns (value, low, high).
+    Above 0: the candidate is worse. Returns (value, low, high); infinite bounds of one row.
     """
-    change_B, tokens_B = _by_block(reference, candidate)
-    n = len(tokens_B)
-    draws = np.random.default_rng(settings.seed).multinomial(
-        n, np.full(n, 1 / n), size=settings.resamples
-    )
-    draws = draws[(draws @ tokens_B) > 0]
-    values = (draws * change_B).sum(axis=1) / (draws * tokens_B).sum(axis=1)
-    tail = (1 - settings.confidence) / 2
-    low, high = np.quantile(values, [tail, 1 - tail])
-    return float(change_B.sum() / tokens_B.sum()), float(low), float(high)
-
-
-def _by_block(
-    reference: TokenScores, candidate: TokenScores
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    change = reference.logp_T.astype(np.float64) - candidate.logp_T.astype(np.float64)
-    tokens_B = np.bincount(reference.block_T)
-    return np.bincount(reference.block_T, change).astype(np.float64), tokens_B
+    change_T = reference.logp_T.astype(np.float64) - candidate.logp_T.astype(np.float64)
+    value = float(change_T.mean())
+    pull = of_mean(change_T, np.unique(row_T, return_inverse=True)[1])
+    if len(pull) < 2:
+        return value, -math.inf, math.inf
+    estimate = of_influence(value, pull, (1 + settings.confidence) / 2)
+    return value, estimate.low, estimate.high
 
 
 def _row(
@@ -121,9 +115,10 @@ def _row(
     candidate: Evaluation,
     key: tuple[str, int],
 ) -> dict[str, float]:
-    dnll, low, high = paired_interval(settings, base.scores[key], candidate.scores[key])
+    rows = base.rows[key]
+    dnll, low, high = paired_interval(settings, base.scores[key], candidate.scores[key], rows)
     nll = -float(base.scores[key].logp_T.mean(dtype=np.float64))
-    beyond = paired_interval(settings, full.scores[key], candidate.scores[key])
+    beyond = paired_interval(settings, full.scores[key], candidate.scores[key], rows)
     return {
         "dppl": float(np.exp(nll + dnll) - np.exp(nll)),
         "dnll": dnll,

@@ -19,20 +19,23 @@ from eaft_prune.pipeline.evaluation import Side, measure
 from eaft_prune.pipeline.export import write
 from eaft_prune.pipeline.session import Session
 from eaft_prune.records.evaluation import load_evaluation
+from eaft_prune.report.selection import selection_table
 
 
 def run_profile(session: Session, out: Path) -> Outcome:
     """Trace, scores and plan; no evaluation."""
     base = session.base()
     check_plan_fits(session, base)
-    return Outcome(selection=select(session, base), base=base.checkpoint)
+    selection = select(session, base)
+    text = selection_table(selection)
+    return Outcome(selection=selection, base=base.checkpoint, text=text)
 
 
 def run_prune(session: Session, out: Path) -> Outcome:
     """From packs to the checkpoint on disk; no evaluation."""
     base = session.base()
     check_plan_fits(session, base)
-    check_target(session)
+    check_target(session, base)
     selection = select(session, base)
     pruned = write(session, base, selection)
     return Outcome(selection=selection, base=base.checkpoint, checkpoint=pruned.checkpoint)

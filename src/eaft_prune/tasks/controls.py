@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from eaft_prune.checks.io_probe import io_probe
@@ -14,6 +15,7 @@ from eaft_prune.pipeline.export import write_plan
 from eaft_prune.pipeline.requests import comparing_experts
 from eaft_prune.pipeline.sequential import measure_all
 from eaft_prune.pipeline.session import Session
+from eaft_prune.report import facts_text
 from eaft_prune.stages import export
 
 
@@ -39,12 +41,20 @@ def run_noop(session: Session, out: Path) -> Outcome:
 
 def run_expert_math(session: Session, out: Path) -> Outcome:
     """Our experts against transformers' eager loop and against float64, layer by layer."""
-    from eaft_prune.checks.expert_math import expert_math  # torch: not before settings are checked
+    from eaft_prune.checks.expert_math import TOLERANCE, expert_math  # torch: not at the start
 
     base = session.base()
     blocks = session.blocks(base, comparing_experts(session.experiment)).value
-    facts = expert_math(session.local_engine(base), blocks)
-    return Outcome(base=base.checkpoint, facts=facts)
+    engine = session.local_engine(base)
+    facts, limit = expert_math(engine, blocks), TOLERANCE[engine.dtype]
+    worst = max(facts, key=lambda name: math.inf if math.isnan(facts[name]) else facts[name])
+    passed = facts[worst] <= limit
+    text = (
+        f"{facts_text(facts)}\n\n{'PASS' if passed else 'FAIL'}  the largest relative error is "
+        f"{facts[worst]:.2g} ({worst}), {'at most' if passed else 'more than'} the {limit:g} that "
+        f"{engine.dtype} may differ by"
+    )
+    return Outcome(base=base.checkpoint, facts=facts, text=text, differs=not passed)
 
 
 def run_io_probe(session: Session, out: Path) -> Outcome:

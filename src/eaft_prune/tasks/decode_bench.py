@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,8 @@ from eaft_prune.engines.decoding import Api, Decoder, HttpDecoder, Prompts
 from eaft_prune.engines.sglang.server import Server, client, connect, launch
 from eaft_prune.pipeline.session import Session
 from eaft_prune.report.decode import decode_page, decode_table
+
+log = logging.getLogger(__name__)
 
 FILE = "decode_bench.json"
 _FORMAT = 1
@@ -43,47 +47,64 @@ def run_decode_bench(session: Session, out: Path) -> Outcome:
     """
     settings = session.experiment.decode_bench
     assert settings is not None, "config requires decode_bench.* for this task"
+    log.info("%s", _plan_of(settings))
     base = session.base()
     vocab = int(base.files.config["vocab_size"])
     sides = _sides(session, settings, base)
     points: list[Point] = []
     ended: dict[str, str] = {}
     facts: dict[str, dict[str, Any]] = {}
-    total = settings.repeats * len(sides) * len(settings.new_tokens)
-    with session.bars.bar("decode", total, "ladder") as on_ladder:
+    batches = len(settings.batch_sizes)
+    total = settings.repeats * len(sides) * (1 + len(settings.new_tokens)) * batches
+    with session.bars.bar("decode", total, "batch") as on_batches:
         for repeat in range(settings.repeats):
             for side in sides if repeat % 2 == 0 else sides[::-1]:
                 with _opened(session, side, settings.api, out) as decoder:
+                    log.info("round %d of %d: %s", repeat + 1, settings.repeats, side.name)
                     _warm_up(decoder, settings, vocab)
+                    on_batches(batches)
                     for new_tokens in settings.new_tokens:
-                        found, why = _climb(decoder, side, settings, vocab, new_tokens, repeat)
+                        texts = partial(_prompts, settings, vocab, [repeat, new_tokens])
+                        climb = ladder(
+                            decoder, side.name, settings.batch_sizes, new_tokens, repeat, texts
+                        )
+                        found, why = _climb(climb, side, on_batches)
                         points += found
+                        on_batches(batches - len(found))
                         if why:
                             ended[f"{side.name}/{new_tokens}"] = why
-                        on_ladder(1)
                     facts[side.name] = dict(decoder.facts)
     return _outcome(session, settings, out, sides, points, ended, facts)
 
 
+def _plan_of(settings: DecodeSettings) -> str:
+    """What will be timed, said before anything takes long."""
+    alone = settings.candidate is None and not settings.candidate_args
+    who = "the base alone (decode_bench.candidate=DIR compares)" if alone else "base and candidate"
+    new, batches = (", ".join(map(str, n)) for n in (settings.new_tokens, settings.batch_sizes))
+    return f"decoding {new} new tokens in batches of {batches}, {settings.repeats} rounds: {who}"
+
+
 def _climb(
-    decoder: Decoder, side: _Side, settings: DecodeSettings, vocab: int, new: int, repeat: int
+    climb: Iterator[Point | str], side: _Side, on_batches: Callable[[int], None]
 ) -> tuple[list[Point], str | None]:
+    """The points of one ladder, and why it ended where that was before its last."""
     found: list[Point] = []
-    why: str | None = None
-    texts = lambda batch: _prompts(settings, vocab, batch, [repeat, new, batch])  # noqa: E731
-    for item in ladder(decoder, side.name, settings.batch_sizes, new, repeat, texts):
-        if isinstance(item, Point):
-            found.append(item)
-        else:
-            why = item
-    if not found:
-        raise UserError(f"decode_bench: {side.name} decoded nothing: {why}")
-    return found, why
+    for item in climb:
+        if isinstance(item, str):
+            if not found:
+                raise UserError(f"decode_bench: {side.name} decoded nothing: {item}")
+            return found, item
+        found.append(item)
+        speed = f"{item.total_tokens_s:,.1f} tok/s"
+        log.info("%-10s %5d new  batch %-4d %s", side.name, item.new_tokens, item.batch, speed)
+        on_batches(1)
+    return found, None
 
 
-def _prompts(settings: DecodeSettings, vocab: int, batch: int, key: list[int]) -> Prompts:
+def _prompts(settings: DecodeSettings, vocab: int, key: Sequence[int], batch: int) -> Prompts:
     """Random ids, others every time: no cache of prefixes helps."""
-    rng = np.random.default_rng([settings.seed, *key])
+    rng = np.random.default_rng([settings.seed, *key, batch])
     ids: list[list[int]] = rng.integers(0, vocab, (batch, settings.prompt_tokens)).tolist()
     return ids
 
@@ -96,7 +117,7 @@ def _warm_up(decoder: Decoder, settings: DecodeSettings, vocab: int) -> None:
         settings.batch_sizes,
         settings.warmup_tokens,
         0,
-        lambda batch: _prompts(settings, vocab, batch, [2**31, batch]),
+        partial(_prompts, settings, vocab, [2**31]),
     )
     for _ in steps:
         pass  # what fails here fails again where it is recorded

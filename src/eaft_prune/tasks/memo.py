@@ -10,7 +10,7 @@ from eaft_prune.core.outcome import Outcome
 from eaft_prune.core.provenance import redact
 from eaft_prune.core.types import UserError
 from eaft_prune.pipeline.session import Session
-from eaft_prune.report.memo import FILE, decision_memo
+from eaft_prune.report.memo import FILE, decision_memo, recommended
 from eaft_prune.tasks.task import Task
 from eaft_prune.tracking.history import Archive
 
@@ -34,4 +34,8 @@ def run_memo(session: Session, out: Path, tasks: Mapping[str, Task]) -> Outcome:
     )
     write_atomically(out / FILE, decision_memo(finished, sources, pruning, controls))
     session.observer.artifact(out / FILE)
-    return Outcome(facts={"memo": str(out / FILE), "runs": len(finished)})
+    lines = [f"recommendation, from {len(finished)} finished runs:"]
+    lines += [f"  {line}" for line in recommended(finished, pruning)]
+    lines.append(f"{'memo':<11} {out / FILE}")
+    facts = {"memo": str(out / FILE), "runs": len(finished)}
+    return Outcome(facts=facts, text="\n".join(lines))

@@ -9,9 +9,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from eaft_prune.config import Experiment, resolve_path
+from eaft_prune.config import Experiment, ReplaySettings, resolve_path, runs_code
 from eaft_prune.core.outcome import Outcome
 from eaft_prune.core.store import Store
+from eaft_prune.core.text import shortened
 from eaft_prune.core.types import UserError
 from eaft_prune.packs import sources
 from eaft_prune.pipeline.session import Session
@@ -35,7 +36,8 @@ def run_replay(
     assert settings is not None, "config requires replay.* for this task"
     locked = read_lock(resolve_path(settings.lock))
     here = session.experiment
-    experiment = _experiment(validate, locked["config"], settings.set, here)
+    experiment = _experiment(validate, locked["config"], settings, here)
+    _check_task(tasks[experiment.task.name])
     _check_sources(experiment)
     fresh = tempfile.TemporaryDirectory(prefix="replay-", dir=out) if settings.fresh else None
     with fresh or nullcontext() as place:
@@ -64,16 +66,33 @@ def run_replay(
 
 
 def _experiment(
-    validate: Validate, config: Mapping[str, Any], changes: Mapping[str, Any], here: Experiment
+    validate: Validate, config: Mapping[str, Any], settings: ReplaySettings, here: Experiment
 ) -> Experiment:
-    """The locked settings with changes; tracking and directories are this machine's."""
+    """The locked settings with changes; tracking and directories are this machine's.
+
+    Raises UserError where settings of the lock's own run code and the lock is not trusted:
+    validating them would import it.
+    """
     values = {**config, "tracking": here.tracking.model_dump()}
-    for key, value in changes.items():
+    for key, value in settings.set.items():
         values = _with(values, key.split("."), value)
+    theirs = {name: value for name, value in runs_code(values).items() if name not in settings.set}
+    if theirs and not settings.trust:
+        named = ", ".join(f"{name} = {shortened(repr(value))}" for name, value in theirs.items())
+        raise UserError(
+            f"replay.lock = {settings.lock} starts programs or imports modules: {named}; read "
+            "them, then give replay.trust=true, or others by replay.set"
+        )
     locked = validate(values)
     names = ("store_dir", "checkpoint_dir", "progress")
     own = {name: getattr(here.runtime, name) for name in names}
-    return locked.model_copy(update={"runtime": locked.runtime.model_copy(update=own)})
+    return locked.model_copy(
+        update={
+            "runtime": locked.runtime.model_copy(update=own),
+            # a stranger's lock signs nothing with a key of this machine's
+            "export": locked.export.model_copy(update={"sign": here.export.sign}),
+        }
+    )
 
 
 def _with(values: Mapping[str, Any], path: list[str], value: Any) -> dict[str, Any]:
@@ -82,6 +101,12 @@ def _with(values: Mapping[str, Any], path: list[str], value: Any) -> dict[str, A
     if len(path) > 1:
         value = _with(inner if isinstance(inner, Mapping) else {}, path[1:], value)
     return {**values, path[0]: value}
+
+
+def _check_task(task: Task) -> None:
+    """Raise UserError for a task that leaves no lock: this one was not written by a run."""
+    if not (task.locked and task.tracked):
+        raise UserError(f"replay.lock names task={task.name}, which leaves no lock to repeat")
 
 
 def _check_sources(experiment: Experiment) -> None:
@@ -109,7 +134,7 @@ def _fresh(experiment: Experiment, place: Path) -> Experiment:
             "runtime": experiment.runtime.model_copy(update=directories),
             "export": experiment.export.model_copy(update={"path": None}),
             "search": search
-            and search.model_copy(update={"storage": f"sqlite:///{place / 'study.db'}"}),
+            and search.model_copy(update={"storage": f"journal:{place / 'study.log'}"}),
         }
     )
 

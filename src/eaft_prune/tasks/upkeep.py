@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from eaft_prune.checks import doctor, garbage
+from eaft_prune.checks.needs import lockfiles, needed
+from eaft_prune.checks.whereabouts import Whereabouts
 from eaft_prune.config import resolve_path
 from eaft_prune.core.outcome import Outcome, RunSummary
 from eaft_prune.core.store import Store
@@ -46,41 +49,65 @@ def run_gc(session: Session, out: Path) -> Outcome:
     experiment = session.experiment
     settings, runtime = experiment.gc, experiment.runtime
     assert settings is not None, "config requires gc.* for this task"
-    archive = Archive(experiment.tracking.uri)
+    archive, days = Archive(experiment.tracking.uri), settings.older_than_days
+    places = [resolve_path(place) for place in settings.lockfiles]
     runs = archive.runs()
-    files = garbage.lockfiles(map(resolve_path, settings.lockfiles))
-    needs = garbage.needed(runs, archive.aliased(), files)
-    now, days = time.time(), settings.older_than_days
-    bases = {Path(path) for run in runs if (path := run.tags.get("checkpoint.base.path"))}
+    files = lockfiles(places)
+    needs = needed(runs, archive.aliased(), files)
+    store, checkpoints = map(resolve_path, (runtime.store_dir, runtime.checkpoint_dir))
+    now = time.time()
     items = [
-        *garbage.survey_store(Store(resolve_path(runtime.store_dir)), needs, days, now),
-        *garbage.survey_checkpoints(
-            resolve_path(runtime.checkpoint_dir), needs, days, now, garbage.base_finder(bases)
-        ),
+        *garbage.survey_store(Store(store), now),
+        *garbage.survey_checkpoints(checkpoints, _whereabouts(runs), now),
     ]
-    going = [item for item in items if item.kept_by is None]
-    staying = [(item.kept_by, item.bytes) for item in items if item.kept_by is not None]
-    table = garbage_table(
-        [(item.what, str(item.path), item.bytes, item.age_days) for item in going], staying
-    )
+    reasons = [garbage.keeps(item, needs, days) for item in items]
+    going = [item for item, why in zip(items, reasons, strict=True) if why is None]
+    staying = [(why, item.bytes) for item, why in zip(items, reasons, strict=True) if why]
+    rows = [(i.what, i.name, i.bytes, i.age_days, needs.lost(i.names)) for i in going]
+    table = garbage_table(rows, staying)
     size = sum(item.bytes for item in going)
-    facts = {"runs": len(runs), "lockfiles": len(files), "unneeded": len(going), "bytes": size}
+    facts = {
+        "runs": len(runs),
+        "lockfiles": len(files),
+        "unneeded": len(going),
+        "bytes": size,
+        "paths": [str(item.path) for item in going],
+    }
+    where = f"in {store} and {checkpoints}"
     if not settings.delete:
         hint = "; gc.delete=true removes them" if going else ""
-        text = f"{len(going)} items, {size / 1e6:,.2f} MB, nobody needs{hint}"
+        text = f"{len(going)} items {where}, {size / 1e6:,.2f} MB, nobody needs{hint}"
         return Outcome(facts={**facts, "removed": 0}, text=f"{table}\n{text}")
-    _refuse_live(live(archive.runs()))
-    removed = [item for item in going if garbage.remove(item)]
+    if runs_now := live(archive.runs()):
+        raise UserError(f"gc.delete=true while {_busy(runs_now)}")
+
+    def why_now() -> Callable[[garbage.Item], str | None]:
+        """Another run may have begun, and even ended, since the survey."""
+        runs = archive.runs()
+        if busy := live(runs):
+            return lambda item: _busy(busy)
+        again = needed(runs, archive.aliased(), lockfiles(places))
+        return lambda item: garbage.keeps(item, again, days)
+
+    stayed = list(zip(going, garbage.remove(going, why_now), strict=True))
+    removed = [item for item, why in stayed if why is None]
     freed = sum(item.bytes for item in removed)
-    text = f"removed {len(removed)} of {len(going)} items, {freed / 1e6:,.2f} MB"
+    lines = [f"kept {item.what} {item.name}: {why}" for item, why in stayed if why is not None]
+    text = f"removed {len(removed)} of {len(going)} items {where}, {freed / 1e6:,.2f} MB"
     facts |= {"removed": len(removed), "freed": freed}
-    return Outcome(facts=facts, text=f"{table}\n{text}")
+    return Outcome(facts=facts, text="\n".join([table, *lines, text]))
 
 
-def _refuse_live(runs: list[RunSummary]) -> None:
-    if runs:
-        names = ", ".join(f"{run.run_id} ({run.name})" for run in runs)
-        raise UserError(
-            f"gc.delete=true while runs are live: {names}; wait for them, or end in MLflow those "
-            "that died on another host"
-        )
+def _whereabouts(runs: Sequence[RunSummary]) -> Whereabouts:
+    """Where the tracker's runs read their inputs."""
+    bases = {Path(path) for run in runs if (path := run.tags.get("checkpoint.base.path"))}
+    packs = {Path(path) for run in runs for path in run.packs.values()}
+    scores = {resolve_path(path) for run in runs if (path := run.params.get("scores"))}
+    return Whereabouts(frozenset(bases), frozenset(packs | scores))
+
+
+def _busy(runs: Sequence[RunSummary]) -> str:
+    names = ", ".join(f"{run.run_id} ({run.name})" for run in runs)
+    return (
+        f"runs are live: {names}; wait for them, or end in MLflow those that died on another host"
+    )

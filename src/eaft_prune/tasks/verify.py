@@ -9,8 +9,17 @@ from typing import Any
 
 from eaft_prune.checkpoints.families import family_of
 from eaft_prune.checkpoints.families.base import check_tensors
-from eaft_prune.checkpoints.read import ModelFiles, file_hashes, model_digest, open_model
+from eaft_prune.checkpoints.read import (
+    INDEX,
+    SIGNATURE,
+    ModelFiles,
+    file_hashes,
+    model_digest,
+    open_model,
+)
+from eaft_prune.checks.records import check_records
 from eaft_prune.checks.verify import (
+    Finding,
     check_base,
     check_files,
     smoke_load,
@@ -22,6 +31,7 @@ from eaft_prune.core.types import Checkpoint, UserError
 from eaft_prune.packs import sources
 from eaft_prune.pipeline.session import Session
 from eaft_prune.records.manifest import Manifest, read_manifest
+from eaft_prune.records.signature import unsigned
 from eaft_prune.report.terminal import listing
 
 
@@ -40,14 +50,20 @@ def run_verify(session: Session, out: Path) -> Outcome:
     with session.bars.bar("verify", work(manifest), "B") as on_bytes:
         found = check_files(manifest, on_bytes)
         found += check_base(family, manifest, base, hashes, on_bytes)
-    if settings.load:
+    found += check_records(manifest)
+    if settings.public_key and (why := unsigned(manifest.path, resolve_path(settings.public_key))):
+        found.append(Finding(SIGNATURE, why))
+    # with another config.json than the base's, loading might take whatever memory it asks for
+    loads = settings.load and not any(item.file in ("config.json", INDEX) for item in found)
+    if loads:
         found += smoke_load(family, manifest.path)
     checked = {
         "files": len(manifest.files) + len(manifest.records),
         "tensors": len(base.tensors),
         "compensation": manifest.compensation,
         "changed_tensors": len(manifest.changed_tensors),
-        "loaded": settings.load,
+        "loaded": loads,
+        "signed": settings.public_key is not None,
     }
     text = _sentence(checked, len(found))
     if found:
@@ -72,7 +88,7 @@ def _base_path(manifest: Manifest, given: str | None) -> Path:
         path = sources.model_path(settings, local_only=True)
         if not path.is_dir():
             raise UserError(f"{path} is not a directory")
-    except ValueError as error:
+    except (ValueError, OSError) as error:  # OSError: a name no disk takes
         raise UserError(
             f"{manifest.path} was cut from {manifest.base['label']} (digest "
             f"{manifest.base['digest'][:12]}), which is not where its manifest says "
@@ -99,4 +115,5 @@ def _sentence(checked: Mapping[str, Any], findings: int) -> str:
         level = checked["compensation"]
         what += f" ({changed} changed by compensation={level}: of them their hashes)"
     what += ", loaded and run" if checked["loaded"] else ", not loaded"
+    what += ", signed" if checked["signed"] and not findings else ""
     return f"VERIFIED  {what}" if not findings else f"DIFFERS  {findings} findings in {what}"

@@ -42,18 +42,26 @@ def resolve(uri: str) -> tuple[str, str | None]:
             raise UserError(f"tracking.uri = {uri!r} names no file; it takes sqlite:///FILE")
         database = Path(url.database).expanduser().resolve()
         database.parent.mkdir(parents=True, exist_ok=True)
-        absolute = url.set(database=str(database)).render_as_string(hide_password=False)
-        return absolute, (database.parent / "artifacts").as_uri()
+        return _absolute(url, database), (database.parent / "artifacts").as_uri()
     if kind in _DATABASES:
         return uri, Path("mlruns/artifacts").resolve().as_uri()
     if kind == "file" or (kind == "" and uri != "databricks"):
         # MLflow wants this word from whoever still chooses its file store
         os.environ["MLFLOW_ALLOW_FILE_STORE"] = "true"
-        path = local_file_uri_to_path(uri)
+        path = local_file_uri_to_path(uri) if kind else uri  # a plain path has no escapes
         return Path(path).expanduser().resolve().as_uri(), None
     if kind in ("http", "https") and not urlsplit(uri).hostname:
         raise UserError(f"tracking.uri = {redact(uri)!r} names no host; it takes http://HOST:PORT")
     return uri, None
+
+
+def _absolute(url: sqlalchemy.URL, database: Path) -> str:
+    """The URI of a database file, with whatever its path holds escaped."""
+    absolute = url.set(database=str(database)).render_as_string(hide_password=False)
+    if "%" not in absolute:
+        return absolute
+    # MLflow makes the directory that it reads behind sqlite:///, where it takes escapes for names
+    return absolute.replace("sqlite:", "sqlite+pysqlite:", 1)
 
 
 def root(error: BaseException) -> BaseException:
@@ -83,14 +91,16 @@ def one_creator(uri: str) -> Iterator[None]:
 def create_sqlite(uri: str) -> None:
     """Put MLflow's schema in place by one rename: half of it would never be completed.
 
-    Call it within `one_creator`: a draft that is there already is a dead process's.
+    An empty file is none: SQLite takes it for a database, and MLflow fills it in place. Call it
+    within `one_creator`: a draft that is there already is a dead process's.
     """
     database = Path(str(sqlalchemy.make_url(uri).database)) if scheme(uri) == "sqlite" else None
-    if database is None or database.exists():
+    if database is None or (database.exists() and database.stat().st_size):
         return
     draft = database.with_name(f".{database.name}.draft")
     draft.unlink(missing_ok=True)
-    engine = sqlalchemy.create_engine(f"sqlite:///{draft}", poolclass=sqlalchemy.NullPool)
+    address = sqlalchemy.URL.create("sqlite", database=str(draft))
+    engine = sqlalchemy.create_engine(address, poolclass=sqlalchemy.NullPool)
     try:
         _initialize_tables(engine)
         engine.dispose()

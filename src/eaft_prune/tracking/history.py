@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from eaft_prune.core import provenance
 from eaft_prune.core.outcome import RunSummary
@@ -107,6 +109,21 @@ class Archive:
             finally:
                 engine.dispose()
 
+    def damage(self) -> str | None:
+        """What SQLite finds wrong with its file, or None; of other databases their servers know."""
+        if not urlsplit(self.uri).scheme.startswith("sqlite"):
+            return None
+        import sqlalchemy
+
+        with self._reading(connect=False):
+            engine = sqlalchemy.create_engine(self._resolved(), poolclass=sqlalchemy.NullPool)
+            try:
+                with engine.connect() as connection:
+                    found = connection.exec_driver_sql("PRAGMA integrity_check(1)").scalar()
+                return None if found == "ok" else " ".join(str(found).split())
+            finally:
+                engine.dispose()
+
     def close(self, run: RunSummary, reason: str) -> None:
         """Set a zombie run to KILLED."""
         with self._reading() as client:
@@ -117,7 +134,7 @@ class Archive:
         from eaft_prune.tracking.address import resolve
 
         place = local_place(self.uri)
-        if place is not None and not place.exists():
+        if place is not None and not is_there(place):
             raise UserError(
                 f"tracking.uri = {self.uri!r}: {place} is not there: no run was tracked"
             )
@@ -149,10 +166,22 @@ def local_place(uri: str) -> Path | None:
     parts = urlsplit(uri)
     kind = parts.scheme.split("+")[0]
     if kind == "sqlite":
-        return Path(parts.path.removeprefix("/")).expanduser().resolve()
+        import sqlalchemy
+
+        try:
+            database = sqlalchemy.make_url(uri).database
+        except sqlalchemy.exc.ArgumentError:
+            database = None  # whoever opens it says what is wrong
+        return Path(database).expanduser().resolve() if database else None
     if kind in ("", "file") and uri != "databricks":
-        return Path(parts.path).expanduser().resolve()
+        path = url2pathname(parts.path) if kind else uri
+        return Path(path).expanduser().resolve()
     return None
+
+
+def is_there(place: Path) -> bool:
+    """Whether there is something to read: an empty file is no database yet."""
+    return place.is_dir() or (place.exists() and place.stat().st_size > 0)
 
 
 def is_database(uri: str) -> bool:
@@ -192,9 +221,19 @@ def _summaries(
             params=dict(run.data.params),
             tags=dict(run.data.tags),
             metrics=dict(run.data.metrics),
+            packs=dict(_packs(run)),
         )
         for run in found
     )
+
+
+def _packs(run: Any) -> Iterator[tuple[str, str]]:
+    """sha256 and path of every pack that a run noted as read from this machine."""
+    for entry in run.inputs.dataset_inputs if run.inputs else ():
+        source = json.loads(entry.dataset.source)
+        digests = [tag.value for tag in entry.tags if tag.key == "digest"]
+        if digests and "uri" in source:
+            yield digests[0], source["uri"]
 
 
 def _pages(page: Callable[[str | None], Any]) -> Iterator[Any]:

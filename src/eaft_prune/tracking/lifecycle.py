@@ -31,6 +31,7 @@ RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
 
 UTILITIES = "-utilities"  # appended to the experiment's name
 
+_ENDING = (signal.SIGTERM, signal.SIGHUP)
 _ERROR_LENGTH = 500
 _NOTE_LENGTH = 8000  # of a tag in MLflow
 
@@ -48,7 +49,7 @@ _ENVIRONMENT = {
 
 
 class Terminated(BaseException):
-    """SIGTERM arrived while a run was tracked; unwinds like KeyboardInterrupt."""
+    """SIGTERM or SIGHUP, which it names, came while a run was tracked; like KeyboardInterrupt."""
 
 
 def set_environment() -> None:
@@ -95,9 +96,10 @@ def track(
     name: str,
     utility: bool = False,
 ) -> Iterator[MlflowRun]:
-    """A run that ends FINISHED, FAILED on an exception, KILLED on Ctrl-C or SIGTERM.
+    """A run that ends FINISHED, FAILED on an exception, KILLED on Ctrl-C, SIGTERM or SIGHUP.
 
-    Stale runs are closed first. In the main thread SIGTERM raises Terminated within the block.
+    Stale runs are closed first. In the main thread SIGTERM and SIGHUP raise Terminated within the
+    block; a SIGHUP that is ignored (nohup) stays ignored.
     Raises UserError if tracking cannot start; TrackingError if it breaks later (when the block has
     failed already, that becomes a note on its exception).
     """
@@ -116,7 +118,7 @@ def track(
     }
     if settings.parent_run_id:
         tags["mlflow.parentRunId"] = settings.parent_run_id
-    with _sigterm_raises() as hold:
+    with _signals_raise() as hold:
         run_id = server.create_run(settings.run_name or name, process)
         run = MlflowRun(server, run_id, experiment)
         try:
@@ -200,7 +202,7 @@ def _close_broken(server: Server, run: MlflowRun, error: BaseException) -> None:
     tags = {"error": what}
     if isinstance(error, KeyboardInterrupt | Terminated):
         status = "KILLED"
-        tags = {"killed.reason": "SIGINT" if isinstance(error, KeyboardInterrupt) else "SIGTERM"}
+        tags = {"killed.reason": str(error) if isinstance(error, Terminated) else "SIGINT"}
     # the status first: a full disk must not keep it from being true
     server.log(run.run_id, Batch(tags=tags))
     server.terminate(run.run_id, status)
@@ -210,15 +212,17 @@ def _close_broken(server: Server, run: MlflowRun, error: BaseException) -> None:
 
 
 @contextmanager
-def _sigterm_raises() -> Iterator[Callable[[], None]]:
-    """Raise Terminated on SIGTERM until the yielded function is called (main thread only).
+def _signals_raise() -> Iterator[Callable[[], None]]:
+    """Raise Terminated on SIGTERM and SIGHUP until the yielded function is called.
 
-    A signal that comes later waits for the end of the block: closing a run is not cut short.
+    In the main thread only. A signal that comes later waits for the end of the block: closing a run
+    is not cut short.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: None
         return
-    held = terminated = late = False
+    held = terminated = False
+    late: int | None = None
 
     def hold() -> None:
         nonlocal held
@@ -227,16 +231,18 @@ def _sigterm_raises() -> Iterator[Callable[[], None]]:
     def on_signal(signum: int, frame: FrameType | None) -> None:
         nonlocal terminated, late
         if held:
-            late = True
+            late = signum
             return
         hold()
         terminated = True
-        raise Terminated("SIGTERM")
+        raise Terminated(signal.Signals(signum).name)
 
-    previous = signal.signal(signal.SIGTERM, on_signal)
+    asked = [one for one in _ENDING if signal.getsignal(one) is not signal.SIG_IGN]
+    previous = {one: signal.signal(one, on_signal) for one in asked}
     try:
         yield hold
     finally:
-        signal.signal(signal.SIGTERM, previous or signal.SIG_DFL)
-        if late and not terminated:
-            signal.raise_signal(signal.SIGTERM)
+        for one, handler in previous.items():
+            signal.signal(one, handler or signal.SIG_DFL)
+        if late is not None and not terminated:
+            signal.raise_signal(late)

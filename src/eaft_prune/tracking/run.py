@@ -82,6 +82,9 @@ class MlflowRun:
         if not record.cached:
             self.flush()
 
+    def needs(self, name: str, digest: str) -> None:
+        self._log({}, {f"needs.{name}": digest})
+
     def dataset(self, name: str, source: str, digest: str, rows: int) -> None:
         self._server.dataset(self.run_id, name, redact(source), digest, rows)
         self._log({}, {f"dataset.{name}.digest": digest})

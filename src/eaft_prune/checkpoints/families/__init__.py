@@ -7,6 +7,7 @@ from typing import Any
 
 from eaft_prune.checkpoints.families import gpt_oss, mixtral, qwen3_moe
 from eaft_prune.checkpoints.families.base import Family
+from eaft_prune.core.text import shortened
 from eaft_prune.core.types import UserError
 
 FAMILIES: Mapping[str, Family] = {
@@ -19,7 +20,7 @@ def family_of(config: Mapping[str, Any]) -> Family:
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise UserError(
-            f"config.json: model_type = {model_type!r} is not supported; "
+            f"config.json: model_type = {shortened(repr(model_type))} is not supported; "
             f"allowed: {', '.join(sorted(FAMILIES))} (a family is one file in families/)"
         )
     return FAMILIES[model_type]

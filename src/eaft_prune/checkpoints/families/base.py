@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from eaft_prune.checkpoints.formats.base import Format
 from eaft_prune.checkpoints.read import INPUT, OUTPUT, ModelFiles
 from eaft_prune.checkpoints.slice import Slices
+from eaft_prune.core.text import shortened
 from eaft_prune.core.types import KeepPlan, UserError
 
 if TYPE_CHECKING:
@@ -88,6 +89,7 @@ def _made_by_loaders(model: ModelFiles, table: Table) -> dict[str, TensorSpec]:
 
 def check_tensors(family: Family, model: ModelFiles) -> None:
     """Raise UserError unless the checkpoint holds exactly the family's tensors in their shapes."""
+    _check_counts(family, model)
     layout = _layout(family, model)
     made = _made_by_loaders(model, layout)
     table = {**layout, **made}
@@ -113,6 +115,19 @@ def check_tensors(family: Family, model: ModelFiles) -> None:
             )
     if made:
         log.info("%s stores what loaders make, copied as it is: %s", model.path, _some([*made]))
+
+
+def _check_counts(family: Family, model: ModelFiles) -> None:
+    """Raise UserError where the table of what config.json asks for would only fill the memory.
+
+    Every layer has tensors of its own, every expert bytes.
+    """
+    layers, experts = family.n_layers(model.config), family.n_experts(model.config)
+    if layers > len(model.tensors) or layers * experts > model.weight_bytes:
+        raise UserError(
+            f"{model.path / 'config.json'} asks for {shortened(str(layers))} layers of "
+            f"{shortened(str(experts))} experts, more than its weights hold"
+        )
 
 
 def _check_quantised(family: Family, model: ModelFiles) -> None:
@@ -215,7 +230,7 @@ def positive(config: Config, key: str) -> int:
     """A positive integer of config.json."""
     value = config.get(key)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise UserError(f"config.json: {key} = {value!r} is not a positive integer")
+        raise UserError(f"config.json: {key} = {shortened(repr(value))} is not a positive integer")
     return value
 
 

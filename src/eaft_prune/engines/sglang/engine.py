@@ -13,12 +13,16 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from eaft_prune.core.text import shortened
 from eaft_prune.core.types import Blocks, KeepPlan, TokenScores, Trace, UserError
 from eaft_prune.engines.base import OnTokens
 from eaft_prune.engines.sglang.server import Server
 
 Floats = NDArray[np.float64]
 _TOP = "input_top_logprobs"
+_NUMBER = 128  # bytes of a log-prob with its id as JSON, amply
+_BESIDE = 1 << 20  # bytes of an answer besides
+_FLOATS = ("float16", "float32", "float64")
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,8 @@ class SglangEngine:
             "return_flat_raw_top_logprobs_b64": True,
         }
         try:
-            answers = self.server.client.post("/generate", body)
+            most = request.ids_bS.size * (self.entropy_top_k + 1) * _NUMBER + _BESIDE
+            answers = self.server.client.post("/generate", body, most)
             return [
                 _scores(answer["meta_info"], ids, scored, start, self.entropy_top_k)
                 for answer, ids, scored, start in zip(
@@ -109,10 +114,11 @@ class SglangEngine:
             ]
         except UserError:
             raise
-        except (KeyError, TypeError, ValueError, IndexError) as error:
+        except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
+            why = shortened(str(error), 200)
             raise UserError(
                 f"{self.server.client.base_url}/generate: not an answer to what was asked "
-                f"({type(error).__name__}: {error}); sglang {self.server.version}"
+                f"({type(error).__name__}: {why}); sglang {self.server.version}"
             ) from error
 
     def check_ids(self, blocks: Blocks) -> None:
@@ -149,6 +155,8 @@ def _scores(
         raise UserError(f"the server answered top log-probs {top.shape}, not {expected - 1, top_k}")
     if not np.isfinite(top).all():
         raise UserError("the server answered null or infinite top log-probs")
+    if (top > 1e-6).any() or (np.exp(top).sum(axis=1) > 1 + 1e-3).any():
+        raise UserError("the server answered top log-probs above 0, or that sum to more than 1")
     chosen = np.flatnonzero(scored_S[start + 1 :])
     best = top.max(axis=1)
     if (logp > np.minimum(best + 1e-3, 1e-6)).any():
@@ -175,12 +183,17 @@ def _flat_top(meta: Mapping[str, Any], expected: int) -> Floats:
     """Contiguous values after `null_prefix` rows without any (return_flat_raw_top_logprobs)."""
     name = f"{_TOP}_val_flat"
     if f"{name}_b64" in meta:
-        kind = np.dtype(meta[f"{name}_b64_dtype"]).newbyteorder("<")
-        values = np.frombuffer(base64.b64decode(meta[f"{name}_b64"]), kind)
+        kind = meta[f"{name}_b64_dtype"]
+        if kind not in _FLOATS:
+            raise UserError(f"the server answered top log-probs as {shortened(repr(kind))}")
+        values = np.frombuffer(
+            base64.b64decode(meta[f"{name}_b64"]), np.dtype(kind).newbyteorder("<")
+        )
     else:
         values = np.array(meta[name], np.float64)
     if meta[f"{_TOP}_null_prefix"] != 1:
-        raise UserError(f"the server answered {meta[f'{_TOP}_null_prefix']} rows of nulls, not 1")
+        found = shortened(repr(meta[f"{_TOP}_null_prefix"]))
+        raise UserError(f"the server answered {found} rows of nulls, not 1")
     return values.astype(np.float64).reshape(meta[f"{_TOP}_shape"])
 
 

@@ -12,10 +12,12 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
+from eaft_prune.core.foreign import json_in
 from eaft_prune.core.types import UserError
 
 Json = Mapping[str, Any]
 _SHOWN = 300  # characters of a server's own message
+_MOST = 16 << 20  # bytes of an answer of which nothing else is known
 
 
 class _Retry(Exception):
@@ -25,6 +27,8 @@ class _Retry(Exception):
 @dataclass(frozen=True, eq=False)
 class HttpClient:
     """One server; safe to use from several threads.
+
+    `timeout_s` are those of a whole request, however slowly its bytes come.
 
     A request is tried again after connection errors, timeouts, cut answers, status 429 and 5xx,
     `retries` times, after backoff_s, 2 backoff_s, 4 backoff_s ... Raises UserError after the last,
@@ -37,16 +41,16 @@ class HttpClient:
     retries: int = 4
     backoff_s: float = 1.0
     alive: Callable[[], str | None] = lambda: None  # None: for all we know
-    _open: set[http.client.HTTPConnection] = field(default_factory=set)
+    _open: set[socket.socket] = field(default_factory=set)
     _aborted: threading.Event = field(default_factory=threading.Event)
 
     def get(self, path: str) -> Any:
         """The JSON that GET answers with."""
         return self._tried("GET", path, None)
 
-    def post(self, path: str, body: Json) -> Any:
-        """The JSON that POST answers with; the request must be safe to repeat."""
-        return self._tried("POST", path, body)
+    def post(self, path: str, body: Json, most: int = _MOST) -> Any:
+        """The JSON that POST answers with, in `most` bytes; it must be safe to repeat."""
+        return self._tried("POST", path, body, most)
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -56,39 +60,62 @@ class HttpClient:
             yield
         except BaseException:
             self._aborted.set()
-            for connection in list(self._open):
-                if connection.sock is not None:
-                    with suppress(OSError):  # closed by its own thread meanwhile
-                        connection.sock.shutdown(socket.SHUT_RDWR)
+            for sock in list(self._open):
+                _shut(sock)
             raise
 
     @contextmanager
     def answer(
         self, method: str, path: str, body: Json | None
     ) -> Iterator[http.client.HTTPResponse]:
-        """One try, the answer's body still to be read; raises OSError and HTTPException."""
+        """One try, the answer's body still to be read; raises OSError and HTTPException.
+
+        TimeoutError once timeout_s are over: then the socket is shut, whoever waits at it.
+        """
         parts = urlsplit(self.base_url)
         secure = parts.scheme == "https"
         kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
         connection = kind(parts.hostname or "", parts.port, timeout=self.timeout_s)
-        self._open.add(connection)
+        sockets: list[socket.socket] = []
+        over = threading.Event()
+
+        def end() -> None:
+            over.set()
+            for sock in sockets:
+                _shut(sock)
+
+        # a socket's own timeout begins anew at every byte
+        watch = threading.Timer(self.timeout_s, end)
+        watch.daemon = True
+        watch.start()
         try:
+            connection.connect()
+            sockets.append(connection.sock)
+            self._open.add(connection.sock)
             text = None if body is None else json.dumps(body)
             headers = {"Content-Type": "application/json", "Connection": "close"}
             connection.request(method, parts.path.rstrip("/") + path, text, headers)
             if self._aborted.is_set():  # before the socket was there to be shut down
                 raise ConnectionAbortedError("given up")
-            yield connection.getresponse()
+            with connection.getresponse() as response:
+                yield response
+            if over.is_set():  # an answer without a length ends where its socket is shut
+                raise TimeoutError
+        except (OSError, http.client.HTTPException) as error:
+            if over.is_set():
+                raise TimeoutError(f"no whole answer within {self.timeout_s:g} s") from error
+            raise
         finally:
-            self._open.discard(connection)
+            watch.cancel()
+            self._open.difference_update(sockets)
             connection.close()
 
-    def _tried(self, method: str, path: str, body: Json | None) -> Any:
+    def _tried(self, method: str, path: str, body: Json | None, most: int = _MOST) -> Any:
         for attempt in range(self.retries + 1):
             if self._aborted.is_set():
                 break
             try:
-                return self._once(method, path, body)
+                return self._once(method, path, body, most)
             except _Retry as error:
                 reason = str(error)
             if dead := self.alive():
@@ -102,23 +129,32 @@ class HttpClient:
             )
         raise UserError(f"{self.base_url}{path}: given up, as another request failed")
 
-    def _once(self, method: str, path: str, body: Json | None) -> Any:
+    def _once(self, method: str, path: str, body: Json | None, most: int) -> Any:
         try:
             with self.answer(method, path, body) as response:
-                content = response.read()
-                status = response.status
+                content = response.read(most + 1)
+                status, missing = response.status, response.length
         except TimeoutError:
             raise _Retry(f"no answer within {self.timeout_s:g} s") from None
         except (OSError, http.client.HTTPException) as error:
             raise _Retry(f"{type(error).__name__}: {error}") from None
+        if len(content) > most:
+            raise UserError(f"{self.base_url}{path}: an answer of more than {most:,} bytes")
+        if missing:
+            raise _Retry(f"IncompleteRead: {missing:,} bytes of the answer are missing")
         if status == 429 or status >= 500:
             raise _Retry(f"status {status}: {_text(content)}")
         if status != 200:
             raise UserError(f"{self.base_url}{path}: status {status}: {_text(content)}")
         try:
-            return json.loads(content)
-        except ValueError:
+            return json_in(content, "an answer that is not JSON")
+        except UserError:
             raise _Retry(f"an answer that is not JSON: {_text(content)}") from None
+
+
+def _shut(sock: socket.socket) -> None:
+    with suppress(OSError):  # closed by its own thread meanwhile
+        sock.shutdown(socket.SHUT_RDWR)
 
 
 def _text(content: bytes) -> str:

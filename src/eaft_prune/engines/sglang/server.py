@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import http.client
 import os
 import socket
 import subprocess
@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from eaft_prune.config import EngineSettings
+from eaft_prune.core.foreign import json_in
+from eaft_prune.core.text import shortened
 from eaft_prune.core.types import UserError
 from eaft_prune.engines.sglang import lifeline
 from eaft_prune.engines.sglang.http import HttpClient
@@ -51,8 +53,9 @@ class Server:
     def overrides(self) -> dict[str, Any]:
         """What the server was told to read differently in config.json."""
         text = self.args.get("json_model_override_args") or "{}"
-        found: dict[str, Any] = json.loads(text) if isinstance(text, str) else dict(text)
-        return found
+        if isinstance(text, str):
+            text = json_in(text.encode(), "the server's json_model_override_args is not JSON")
+        return dict(text)
 
 
 class Launched:
@@ -156,13 +159,23 @@ def _described(asker: HttpClient, process: Launched | None) -> Server:
     model, info = asker.get("/get_model_info"), asker.get("/get_server_info")
     try:
         path, version = str(model["model_path"]), str(info["version"])
-    except (TypeError, KeyError) as error:
+        capacity, memory = _whole(info.get("max_total_num_tokens")), _memory_gb(info)
+        server = Server(asker, path, version, normalised(info), capacity, memory, process)
+        _whole(server.overrides.get("num_experts_per_tok"))
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
+        why = f"{type(error).__name__}: {shortened(str(error), 200)}"
         raise UserError(
-            f"{asker.base_url} does not say its model_path and version ({error}): is it an SGLang "
-            "server of version 0.5 or later?"
+            f"{asker.base_url} does not say its model_path and version, or what it says of itself "
+            f"makes no sense ({why}): is it an SGLang server of version 0.5 or later?"
         ) from None
-    capacity = info.get("max_total_num_tokens")
-    return Server(asker, path, version, normalised(info), capacity, _memory_gb(info), process)
+    return server
+
+
+def _whole(value: Any) -> int | None:
+    """An integer or nothing; raises ValueError."""
+    if value is not None and type(value) is not int:
+        raise ValueError(f"{shortened(repr(value))} is no integer")
+    return value
 
 
 def _memory_gb(info: Mapping[str, Any]) -> float | None:
@@ -185,7 +198,7 @@ def _wait_until_ready(asker: HttpClient, process: Launched, ready_s: float) -> N
             with asker.answer("GET", "/health_generate", None) as response:
                 if response.status == 200:
                     return
-        except OSError:
+        except (OSError, http.client.HTTPException):
             pass  # not listening yet
         time.sleep(_READY_POLL_S)
     process.stop()

@@ -93,10 +93,15 @@ def test_the_card_of_a_checkpoint_tells_its_verdict(world: World, tmp_path: Path
     (report,) = first["reports"]["pruned"]["UNION"].values()
     told = (path / "README.md").read_text()
     assert f"**{first['gate']['status']}** on {report['scored_tokens']:,} tokens" in told
-    assert [line.split()[1:3] for line in told.splitlines() if "| UNION | 64 |" in line] == [
-        name.split()
-        for name in ("Δ PPL", "Δ CC", "Δ mean", "JS2D |")[: len(first["gate"]["checks"])]
-    ]
+    labels = {
+        "dppl": "Δ PPL",
+        "dppl_relative": "Δ PPL / PPL",
+        "dcc_rate": "Δ CC rate",
+        "dmean_prob": "Δ mean p",
+        "js2d": "JS2D",
+    }
+    rows = [line.split(" | ")[0] for line in told.splitlines() if "| UNION | 64 |" in line]
+    assert rows == [f"| {labels[check['name']]}" for check in first["gate"]["checks"]]
     (path / "README.md").write_text(f"{told}\nmine\n")
     second = place.run("gate.max_js2d=1e-9", "gate.max_dmean_prob=1e-9").result
     assert second["gate"]["status"] != "PASS"

@@ -170,7 +170,7 @@ def test_every_failing_check_is_in_every_verdict(pair: Comparison, page: str) ->
     last = comparison_table(pair, width=100, color=False).strip().splitlines()[-1]
     twin = markdown_report(pair, None, {}).replace("\\", "")
     assert last.startswith("FAIL ")
-    assert twin.startswith("## FAIL on 3,000 tokens: keep24 against base\n")
+    assert twin.startswith("## FAIL on 3,000 tokens of 10 conversations: keep24 against base\n")
     for label in verdict.failed_checks:
         assert label in last
         assert label in twin
@@ -189,8 +189,9 @@ def test_an_inconclusive_verdict_says_what_is_open_and_what_would_settle_it() ->
     table = comparison_table(unsure, width=100, color=False)
     twin = markdown_report(unsure, None, {}).replace("\\", "")
     last = table.strip().splitlines()[-1]
-    assert last.startswith("INCONCLUSIVE on 3,000 tokens: ")
-    assert twin.startswith("## INCONCLUSIVE on 3,000 tokens: keep28 against base\n")
+    rests = "INCONCLUSIVE on 3,000 tokens of 10 conversations: "
+    assert last.startswith(rests)
+    assert twin.startswith(f"## {rests}keep28 against base\n")
     for report in (last, twin):
         for label in (*verdict.undecided_checks, *verdict.plain_failed_checks):
             assert label in report
@@ -204,6 +205,10 @@ def test_an_inconclusive_verdict_says_what_is_open_and_what_would_settle_it() ->
         assert check.high is not None
         sign = check.name != "js2d"
         ends = [oracle_number(end, 4, signed=sign) for end in (check.low, check.high)]
+        if check.name == "dppl_relative":  # a share
+            ends = [f"{100 * end:+.2f}%" for end in (check.low, check.high)]
+            row = [f"{100 * check.value:+.2f}%", *" to ".join(ends).split(), "5.00%"]
+            assert row in [line.split()[-7:-2] for line in table.splitlines()]
         bounds = " to ".join(ends)
         assert bounds in table
         assert f"| {bounds} |" in twin
@@ -270,6 +275,8 @@ def test_a_change_has_one_interval_on_every_screen(pair: Comparison) -> None:
     twin = markdown_report(other, None, {}).replace("\\", "")
     names = [f"d{field}" for field in FIELDS]
     for check in checks:
+        if check.name == "dppl_relative":  # of PPL as a share: no column shows it
+            continue
         decimals, sign = FIELDS.get(check.name[1:], 4), check.name != "js2d"
         low, high = (oracle_number(end, decimals, signed=sign) for end in (check.low, check.high))
         at = next(i for i, row in enumerate(table) if row[:2] == ["UNION", str(check.seq_len)])
@@ -282,33 +289,25 @@ def test_a_change_has_one_interval_on_every_screen(pair: Comparison) -> None:
         assert "±" not in report
 
 
-def test_a_verdict_says_on_how_much_it_rests(pair: Comparison) -> None:
-    """The least of what the gate reads: tokens, and conversations where they are counted."""
-    few, many, unread = ("UNION", 1024), ("UNION", 2048), (PACKS[0], 1024)
-    sizes = {few: (2_594, 12), many: (162_266, 3_000), unread: (7, 1)}
-
-    def sized(counted: bool) -> Comparison:
-        reports = {
-            label: {
-                key: replace(
-                    report,
-                    scored_tokens=sizes.get(key, (9_999, 0))[0],
-                    further={"rows": sizes[key][1]} if counted and key in sizes else {},
-                )
-                for key, report in by_key.items()
-            }
-            for label, by_key in pair.reports.items()
+@pytest.mark.parametrize(("rows", "told"), [(12, "12 conversations"), (1, "1 conversation")])
+def test_a_verdict_says_on_how_much_it_rests(pair: Comparison, rows: int, told: str) -> None:
+    """The least of what the gate reads."""
+    sizes = {("UNION", 1024): (162_266, rows), ("UNION", 2048): (2_594, 3_000)}
+    reports = {
+        label: {
+            key: replace(report, scored_tokens=size[0], rows=size[1])
+            for key, report in by_key.items()
+            for size in [sizes.get(key, (7, 0))]  # the gate reads no other
         }
-        return replace(pair, reports=reports)
-
-    for counted, said in (
-        (False, "on 2,594 tokens"),
-        (True, "on 2,594 tokens of 12 conversations"),
-    ):
-        told = sized(counted)
-        assert f"FAIL {said}: " in comparison_table(told, width=100, color=False)
-        assert markdown_report(told, None, {}).startswith(f"## FAIL {said}: ")
-        assert f'<span class="status fail">FAIL</span> {said}</p>' in html_report(told, None, {})
+        for label, by_key in pair.reports.items()
+    }
+    resting = replace(pair, reports=reports)
+    said = f"FAIL on 2,594 tokens of {told}: "
+    assert said in comparison_table(resting, width=100, color=False)
+    assert markdown_report(resting, None, {}).startswith(f"## {said}")
+    page = html_report(resting, None, {})
+    assert f'<span class="status fail">FAIL</span> on 2,594 tokens of {told}</p>' in page
+    assert f"<title>{said}keep24 against base</title>" in page
 
 
 def test_the_change_of_perplexity_is_the_largest_that_the_gate_reads(pair: Comparison) -> None:
@@ -318,8 +317,11 @@ def test_the_change_of_perplexity_is_the_largest_that_the_gate_reads(pair: Compa
         if key[0] == "UNION"
     }
     (pack, seq_len), most = max(changes.items(), key=lambda item: abs(item[1]))
+    change = pair.changes["keep24"][pack, seq_len]["dppl_relative"]
+    said = f"PPL {most:+.2%} ({change.low:+.2%} to {change.high:+.2%}), "
     for report in (html_report(pair, None, {}), markdown_report(pair, None, {})):
-        assert re.search(rf"PPL \+{most:.2%} \(\S+ → \S+\) on {pack} at {seq_len}", report)
+        plain = report.replace("\u2212", "-").replace("\\", "")
+        assert re.search(rf"{re.escape(said)}\S+ → \S+ on {pack} at {seq_len}", plain)
 
 
 def test_what_was_run_stands_in_page_and_twin(pair: Comparison) -> None:
@@ -480,7 +482,8 @@ def test_base_alone_has_a_table_but_no_report(pair: Comparison) -> None:
 def test_leaderboard_puts_passing_before_failing_and_small_dppl_first() -> None:
     several = comparison({"worst": 2.0, "same": 0.0, "middle": 0.9}, tokens=20_000)
     twin = markdown_report(several, None, {})
-    assert twin.startswith("## 1 of 3 candidates pass")
+    head = "## 1 of 3 candidates pass on 20,000 tokens of 66 conversations\n"
+    assert twin.startswith(head)
     places = [twin.index(f"| {label} |") for label in ("same", "middle", "worst")]
     assert places == sorted(places)
     table = comparison_table(several, color=False).splitlines()

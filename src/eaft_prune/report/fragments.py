@@ -63,7 +63,7 @@ def headline(summaries: Sequence[CandidateSummary], base: str) -> str:
     rest = f"; {unsure} more {'is' if unsure == 1 else 'are'} not decided" if unsure else ""
     return (
         f'<p class="tally"><strong class="{state}">{passed} of {len(summaries)}</strong> '
-        f"candidates pass the gate against {text(base)}{rest}.</p>"
+        f"candidates pass the gate against {text(base)} {evidence(summaries[0])}{rest}.</p>"
     )
 
 

@@ -26,6 +26,7 @@ from eaft_prune.report.fragments import (
 )
 from eaft_prune.report.plots import plot_data
 from eaft_prune.report.summary import CandidateSummary, leaderboard, summarise
+from eaft_prune.report.text import evidence
 
 
 def html_report(
@@ -75,7 +76,8 @@ def html_report(
 
 def _title(summaries: list[CandidateSummary], base: str) -> str:
     if len(summaries) == 1:
-        return f"{summaries[0].verdict.status}: {summaries[0].label} against {base}"
+        status = f"{summaries[0].verdict.status} {evidence(summaries[0])}"
+        return f"{status}: {summaries[0].label} against {base}"
     return f"{sum(s.passed for s in summaries)} of {len(summaries)} pass against {base}"
 
 

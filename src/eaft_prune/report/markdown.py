@@ -92,7 +92,7 @@ def _leaderboard(summaries: Sequence[CandidateSummary]) -> list[str]:
         for s in summaries
     ]
     return [
-        f"## {passed} of {len(summaries)} candidates pass",
+        f"## {passed} of {len(summaries)} candidates pass {evidence(summaries[0])}",
         "",
         *table(("candidate", "verdict", "failed checks", "undecided", "worst Δ PPL"), rows, left=2),
     ]

@@ -104,12 +104,11 @@ class CandidateSummary:
         return row.candidate.scored_tokens
 
     @property
-    def evidence(self) -> tuple[int, int | None]:
-        """Fewest scored tokens that a check rests on, and conversations where they are counted."""
+    def evidence(self) -> tuple[int, int]:
+        """Fewest scored tokens and conversations that a check rests on."""
         judged = {(check.pack, check.seq_len) for check in self.verdict.checks}
-        reports = [r.candidate.values() for r in self.rows if (r.pack, r.seq_len) in judged]
-        least = min(reports, key=lambda values: int(values["scored_tokens"]))
-        return least["scored_tokens"], least.get("rows")
+        reports = [r.candidate for r in self.rows if (r.pack, r.seq_len) in judged]
+        return min(r.scored_tokens for r in reports), min(r.rows for r in reports)
 
     @property
     def js2d_heads(self) -> tuple[str, str]:

@@ -83,7 +83,7 @@ def interval(summary: CandidateSummary, metric: Metric, row: Row) -> tuple[str, 
 def evidence(summary: CandidateSummary) -> str:
     """What the verdict rests on, as it goes on after PASS."""
     tokens, rows = summary.evidence
-    return f"on {tokens:,} tokens" + ("" if rows is None else f" of {rows:,} conversations")
+    return f"on {tokens:,} tokens of {rows:,} conversation{'' if rows == 1 else 's'}"
 
 
 def verdict_sentence(summary: CandidateSummary) -> str:
@@ -131,7 +131,10 @@ def ppl_sentence(summary: CandidateSummary) -> str:
     row = max(rows, key=lambda row: abs(row.candidate.ppl / row.base.ppl - 1))
     base, candidate, _ = metric_numbers(PPL, row.values(PPL))
     change = row.candidate.ppl / row.base.ppl - 1
-    return f"PPL {change:+.2%} ({base} → {candidate}) on {row.pack} at {row.seq_len}"
+    ends = summary.bounds(PPL.relative_change, row)
+    within = "" if ends is None else f" ({ends[0]:+.2%} to {ends[1]:+.2%})"
+    where = f"on {row.pack} at {row.seq_len}"
+    return f"PPL {change:+.2%}{within}, {base} → {candidate} {where}"
 
 
 def agreement_sentence(summary: CandidateSummary) -> str:

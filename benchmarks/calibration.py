@@ -146,7 +146,7 @@ def stopped_early(draw: Draw, true: Mapping[str, float], rows: int, draws: int) 
     """Share of draws that pass, at one of five looks, a gate that a check's truth breaks by 2%."""
     rng = np.random.default_rng(rows)
     shares = EvalSettings(
-        name="", seq_lens=(2,), num_blocks=1, seed=0, early_stop=True
+        name="looks", seq_lens=(2,), num_blocks=1, seed=0, early_stop=True
     ).interim_shares
     wrong = dict.fromkeys(true, 0)
     for _ in range(draws):

@@ -310,6 +310,32 @@ def test_a_verdict_says_on_how_much_it_rests(pair: Comparison, rows: int, told: 
     assert f"<title>{said}keep24 against base</title>" in page
 
 
+def test_it_says_what_so_few_conversations_can_have_missed(pair: Comparison) -> None:
+    """And that bounds within their limits do not decide where there are too few."""
+    verdict, (rows,) = pair.verdicts["keep24"], {r.rows for r in pair.reports["base"].values()}
+    within = replace(
+        verdict.checks[0], value=0.0, estimate=0.0, low=-0.1, high=0.1, limit=0.2,
+        decided="INCONCLUSIVE",
+    )  # fmt: skip
+    reaching = replace(within, seq_len=2048, high=0.3)
+    checks = (within, reaching)
+    unsure = replace(verdict, status="INCONCLUSIVE", checks=checks)
+    shown = replace(pair, verdicts={"keep24": unsure})
+    pages = (
+        comparison_table(shown, width=100, color=False),
+        markdown_report(shown, None, {}),
+        html_report(shown, None, {}),
+    )
+    for page in pages:
+        said = re.search(rf"{rows} conversations may hold none of what befalls (\S+)% of all", page)
+        assert said
+        assert (1 - float(said[1]) / 100) ** rows == pytest.approx(0.05, rel=0.1)
+        assert "of all: too few for a check whose bounds lie within the limit" in page
+    assert "may hold none of" not in comparison_table(
+        replace(shown, verdicts={"keep24": replace(unsure, confidence=None)}), color=False
+    )
+
+
 def test_the_change_of_perplexity_is_the_largest_that_the_gate_reads(pair: Comparison) -> None:
     changes = {
         key: pair.reports["keep24"][key].ppl / pair.reports["base"][key].ppl - 1

@@ -29,6 +29,7 @@ from eaft_prune.report.text import (
     fact_groups,
     interval,
     metric_numbers,
+    missed_sentence,
     number,
     plain_clause,
     plain_note,
@@ -109,7 +110,7 @@ def verdict_block(summary: CandidateSummary, base: str) -> str:
         settled = settling(verdict)
         sentence += f". {text(settled[0].upper() + settled[1:])}"
     sentence += f"{text(_numeral(plain_clause(summary)))}."
-    sentences = (ppl_sentence, worst_pack_sentence, agreement_sentence)
+    sentences = (missed_sentence, ppl_sentence, worst_pack_sentence, agreement_sentence)
     said = [_numeral(sentence(summary)) for sentence in sentences]
     further = "".join(f"<p>{text(part[0].upper() + part[1:])}.</p>" for part in said if part)
     return (

@@ -30,6 +30,7 @@ from eaft_prune.report.text import (
     fact_groups,
     interval,
     metric_numbers,
+    missed_sentence,
     number,
     plain_sentences,
     ppl_sentence,
@@ -75,7 +76,8 @@ def verdict_section(comparison: Comparison, label: str, metrics: Sequence[Metric
     (summary,) = (s for s in summarise(comparison, metrics) if s.label == label)
     status = f"**{summary.verdict.status}** {evidence(summary)}"
     said = [f"{status}: {inline(verdict_sentence(summary))}.", ""]
-    further = _sentences([ppl_sentence(summary), worst_pack_sentence(summary)])
+    sentences = (missed_sentence, ppl_sentence, worst_pack_sentence)
+    further = _sentences(sentence(summary) for sentence in sentences)
     return "\n".join([*said, *further, *_checks(summary)])
 
 
@@ -116,9 +118,8 @@ def _checks(summary: CandidateSummary) -> list[str]:
 
 
 def _candidate(summary: CandidateSummary, base: str) -> list[str]:
-    further = [
-        ppl_sentence(summary), worst_pack_sentence(summary), agreement_sentence(summary)
-    ]  # fmt: skip
+    sentences = (missed_sentence, ppl_sentence, worst_pack_sentence, agreement_sentence)
+    further = [sentence(summary) for sentence in sentences]
     note = "" if summary.verdict.confidence is None else ", changes with their bounds"
     labels = [label for metric in summary.columns for label in (metric.label, "Δ")]
     header = ("pack", "length", *labels, JS2D.label, summary.js2d_heads[1], "tokens")

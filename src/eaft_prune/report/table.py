@@ -29,6 +29,7 @@ from eaft_prune.report.text import (
     evidence,
     interval,
     metric_numbers,
+    missed_sentence,
     number,
     plain_sentences,
     printable,
@@ -61,9 +62,8 @@ def comparison_table(
     for summary in summaries:
         parts.append(Text(f"{printable(summary.label)} against {base}", style="bold"))
         parts += ["", _metrics(summary, base), "", _checks(summary), ""]
-        sentences = (
-            *plain_sentences(summary), worst_pack_sentence(summary), agreement_sentence(summary)
-        )  # fmt: skip
+        said = (missed_sentence, worst_pack_sentence, agreement_sentence)
+        sentences = (*plain_sentences(summary), *(sentence(summary) for sentence in said))
         parts += [Text(printable(sentence)) for sentence in sentences if sentence]
         parts += [_verdict(summary), ""]
     if len(summaries) > 1:

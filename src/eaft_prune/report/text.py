@@ -83,7 +83,35 @@ def interval(summary: CandidateSummary, metric: Metric, row: Row) -> tuple[str, 
 def evidence(summary: CandidateSummary) -> str:
     """What the verdict rests on, as it goes on after PASS."""
     tokens, rows = summary.evidence
-    return f"on {tokens:,} tokens of {rows:,} conversation{'' if rows == 1 else 's'}"
+    return f"on {tokens:,} tokens of {_conversations(rows)}"
+
+
+def missed_sentence(summary: CandidateSummary) -> str:
+    """What so few conversations may hold none of, and which checks that leaves undecided.
+
+    A kind that befalls a share s of conversations is in none of n with chance (1 - s)^n. Empty
+    without intervals.
+    """
+    verdict, (_, rows) = summary.verdict, summary.evidence
+    if verdict.confidence is None:
+        return ""
+    missed = 1 - (1 - verdict.confidence) ** (1 / rows)
+    within = [
+        check
+        for check in verdict.checks
+        if check.outcome == "INCONCLUSIVE"
+        and (ends := bounds(check)) is not None
+        and max(map(abs, ends)) <= check.limit
+    ]
+    checks = "a check" if len(within) == 1 else f"{len(within)} checks"
+    too_few = f": too few for {checks} whose bounds lie within the limit" if within else ""
+    return (
+        f"{_conversations(rows)} may hold none of what befalls {100 * missed:.2g}% of all{too_few}"
+    )
+
+
+def _conversations(rows: int) -> str:
+    return "1 conversation" if rows == 1 else f"{rows:,} conversations"
 
 
 def verdict_sentence(summary: CandidateSummary) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from support.runs import Done, World, main
@@ -17,6 +17,8 @@ from support.runs import Done, World, main
 from eaft_prune.checkpoints.families import family_of
 from eaft_prune.checkpoints.read import file_hashes, model_digest, open_model
 from eaft_prune.cli.arguments import parse
+from eaft_prune.cli.grammar import written
+from eaft_prune.cli.main import check
 from eaft_prune.core.store import load
 from eaft_prune.core.types import ExpertScores, KeepPlan, UserError
 from eaft_prune.records.recipe import read_recipe, recipe_text
@@ -274,3 +276,46 @@ def test_a_recipe_with_a_module_wants_it_typed_too(quick: Done, tmp_path: Path) 
     assert "pruning.function='criterion:gate'" in parse(typed).overrides
     with pytest.raises(UserError, match="read it"):
         parse([typed[0], "pruning.function=criterion:other"])
+
+
+WEIGHTS = st.dictionaries(
+    st.sampled_from(["reasoning_style", "tool_agentic", "calib_prompt"]),
+    st.floats(0.001, 1000),
+    min_size=1,
+)
+OPTIONS = st.fixed_dictionaries(
+    {},
+    optional={
+        "pruning.pack_weights": WEIGHTS,
+        "pruning.w_conflict": st.floats(-50, 50),
+        "pruning.w_good": st.floats(0.001, 50),
+        "pruning.seed": st.integers(0, 2**40),
+        "pruning.regions": st.sampled_from(["strict", "policy", "soft"]),
+        "profile.seed": st.none() | st.integers(0, 2**40),
+        "profile.num_blocks": st.just("all") | st.integers(1, 10**6),
+        "marginal.num_blocks": st.integers(1, 10**6),
+        "compensation.ridge": st.just("auto") | st.floats(1e-6, 10),
+        "compensation.seed": st.integers(0, 2**40),
+        "packs.profile_fraction": st.floats(0.001, 0.999),
+    },
+)
+
+
+@given(asked=OPTIONS)
+@settings(max_examples=15)
+def test_a_recipe_stands_for_the_settings_it_was_written_from(
+    asked: dict[str, Any], quick: Done, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Through YAML, Hydra's grammar and the settings' own models, to the last bit."""
+    overrides = [f"{name}={written(value)}" for name, value in asked.items()]
+    ours = check(overrides).experiments[0].model_dump(mode="json")
+    recipe = read_recipe(beside(quick, "reap-recipe.yaml"))
+    sections = {
+        section: {key: ours[section][key] for key in values}
+        for section, values in recipe.settings.items()
+    }
+    path = tmp_path_factory.getbasetemp() / "recipe.yaml"
+    path.write_text(recipe_text(recipe.model_copy(update={"settings": sections})))
+    again = check([f"recipe={path}"]).experiments[0].model_dump(mode="json")
+    for section, values in sections.items():
+        assert {key: again[section][key] for key in values} == values

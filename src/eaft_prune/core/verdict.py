@@ -56,11 +56,6 @@ class Estimate:
     lowest: float = 0.0
     burst: float = 0.0  # of a rare kind of token: what one conversation may hold, none having any
 
-    @property
-    def reach(self) -> float:
-        """From the value to its upper bound; the lower one is as far, JS2D's not below 0."""
-        return self.high - self.value
-
 
 @dataclass(frozen=True)
 class Changes:

@@ -165,10 +165,13 @@ class Server:
             source=json.dumps({"uri" if "://" not in source else "url": source}),
             profile=json.dumps({"num_rows": rows}),
         )
+        inputs = [DatasetInput(entry, [InputTag("digest", digest), InputTag("pack", name)])]
         with self._reaching():
-            self._client.log_inputs(
-                run_id, [DatasetInput(entry, [InputTag("digest", digest), InputTag("pack", name)])]
-            )
+            try:
+                self._client.log_inputs(run_id, inputs)
+            except MlflowException:
+                # MLflow looks for the dataset before it inserts it: another run may do so between
+                self._client.log_inputs(run_id, inputs)
 
     def model(
         self,

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from support import runs
-from support.runs import Done, World
+from support.runs import REPOSITORY, Done, World
 from support.worlds import LENGTHS
 
 pytest_plugins = ("support.worlds",)
@@ -486,3 +489,19 @@ def test_the_process_gives_the_exit_code(world: World, tmp_path: Path) -> None:
     assert done.code == 2
     assert "config.json" in done.result["error"]
     assert done.err == f"error: {done.result['error']}\n"
+
+
+@pytest.mark.process
+def test_the_first_line_comes_before_any_library_is_loaded(world: World) -> None:
+    """With MLflow and torch out of reach a run says what begins, and only then fails."""
+    code = (
+        "import sys; sys.modules['mlflow'] = sys.modules['torch'] = None\n"
+        "from eaft_prune.cli.main import main\n"
+        f"main({[*world.arguments, 'runtime.progress=true']!r})"
+    )
+    env = {**os.environ, "PYTHONPATH": str(REPOSITORY / "src")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=world.home, env=env
+    )
+    first = done.stderr.splitlines()[0]
+    assert first.startswith("task=pipeline model=local packs=local, results in ")

@@ -384,6 +384,38 @@ def test_a_run_that_ends_by_sys_exit_is_failed(uri: str, tmp_path: Path, code: i
     assert only_run(uri).info.status == "FAILED"
 
 
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_what_was_being_sent_when_a_signal_came_is_kept(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """Ctrl-C within MLflow's own call, before it has written anything and after."""
+    send, calls = MlflowClient.log_batch, []
+
+    def interrupted(self: MlflowClient, run_id: str, *what: Any, **how: Any) -> Any:
+        first = any(tag.key == "first" for part in what for tag in part if hasattr(tag, "key"))
+        calls.append(first)
+        if first and calls.count(True) == 1:
+            if when == "after":
+                send(self, run_id, *what, **how)
+            raise KeyboardInterrupt
+        return send(self, run_id, *what, **how)
+
+    monkeypatch.setattr(MlflowClient, "log_batch", interrupted)
+
+    def work() -> None:
+        with tracking.track(settings(uri), tmp_path, [], VERSIONS, "x") as run:
+            run.facts({"first": "a", "size": 2.5})
+            run.flush()
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    found = only_run(uri)
+    assert found.info.status == "KILLED"
+    assert found.data.tags["first"] == "a"
+    assert found.data.metrics["values/size"] == 2.5
+    assert calls.count(True) == 2
+
+
 def child(uri: str, body: Callable[[tracking.MlflowRun], object], directory: Path) -> Fork:
     """A process in `directory` that tracks a run and does `body` in it."""
 

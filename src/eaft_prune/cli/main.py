@@ -75,6 +75,8 @@ def _main(argv: Sequence[str]) -> int:
         where = f"hydra.{section}.dir = {str(invocation.out)!r}"
         print(f"error: {where} cannot be written: {error.strerror}", file=sys.stderr)
         return runner.MISUSED
+    if invocation.experiments[0].runtime.progress:
+        print(_first_line(invocation), file=sys.stderr, flush=True)
     if invocation.multirun:
         code = run_multirun(invocation, _hydra)
     else:
@@ -82,6 +84,17 @@ def _main(argv: Sequence[str]) -> int:
     if code == runner.INTERRUPTED:
         print("interrupted; the same command goes on from here", file=sys.stderr)
     return code
+
+
+def _first_line(invocation: Invocation) -> str:
+    """What begins now: libraries and models take seconds to load and say nothing."""
+    first = invocation.experiments[0]
+    jobs = f"{len(invocation.experiments)} jobs: " if invocation.multirun else ""
+    words = [f"task={first.task.name}"]
+    reads = task_of(first).reads
+    words += [f"model={first.model.name}"] if "model" in reads else []
+    words += [f"packs={first.packs.name}"] if "packs" in reads else []
+    return f"{jobs}{' '.join(words)}, results in {invocation.out}"
 
 
 def _check_sources(experiment: Experiment) -> None:

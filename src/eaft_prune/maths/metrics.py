@@ -201,8 +201,9 @@ def pack_report(
         for metric in metrics
         if metric.label and metric.distance is None
     }
+    itself = scores is base  # of which every distance is 0
     corrected = {
-        metric.name: metric.distance(base, scores, rows).value
+        metric.name: 0.0 if itself else metric.distance(base, scores, rows).value
         for metric in metrics
         if metric.distance is not None
     }
@@ -214,7 +215,7 @@ def pack_report(
         cc_rate_base_thr=cc_rate_below(
             scores.p_T, scores.entropy_T, *thresholds(base.p_T, base.entropy_T, cc_quantile)
         ),
-        js2d=js2d(base, scores),
+        js2d=0.0 if itself else js2d(base, scores),
         js2d_corrected=corrected.pop("js2d"),
         scored_tokens=len(scores),
         blocks=len(np.unique(scores.block_T)),

@@ -238,10 +238,13 @@ class MlflowRun:
             self.flush()
 
     def flush(self) -> None:
-        """Send what waits: a run that is looked at while it goes lags by a second at most."""
+        """Send what waits: a run that is looked at while it goes lags by a second at most.
+
+        It waits on until it is sent: an interrupted run sends all of it again at its end.
+        """
         self._written = time.monotonic()
-        batch, self._waiting = self._waiting, Batch()
-        self._server.log(self.run_id, batch)
+        self._server.log(self.run_id, self._waiting)
+        self._waiting = Batch()
 
     def _shortened(self, values: Mapping[str, str], folder: str) -> dict[str, str]:
         short = dict(values)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ class Blocks:
     def scored_tokens(self) -> int:
         return int(self.scored_BS.sum())
 
-    @property
+    @cached_property
     def conversation_BS(self) -> NDArray[np.int32]:
         """The conversation of every token: its row, equal rows being one; -1 on separators.
 

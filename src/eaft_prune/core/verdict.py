@@ -109,6 +109,11 @@ class GateCheck:
     def outcome(self) -> Status:
         return self.decided or ("PASS" if self.passed else "FAIL")
 
+    @property
+    def decisive(self) -> float:
+        """The number it is decided on: what its interval is about, else the plain one."""
+        return self.value if self.estimate is None else self.estimate
+
 
 @dataclass(frozen=True)
 class GateVerdict:

@@ -19,8 +19,8 @@ from eaft_prune.core.verdict import (
 from eaft_prune.maths.metrics import JS2D, METRICS, PPL, Metric
 
 CORRECTED_MEANING = (
-    "JS2D without the bias of small samples, from pairs of different blocks; about 0 it may be "
-    "negative. Its interval decides the JS2D check."
+    "JS2D without the bias of small samples, from pairs of different conversations; about 0 it may "
+    "be negative. Its interval decides the JS2D check."
 )
 PLAIN_MEANING = (
     "JS2D of the two histograms as they are. Chance alone sets them apart, so it is biased upward, "
@@ -37,7 +37,7 @@ class Row:
     seq_len: int
     base: PackReport
     candidate: PackReport
-    changes: Changes | None  # None: too few blocks, or no intervals were asked for
+    changes: Changes | None  # None: too few rows, or no intervals were asked for
 
     def values(self, metric: Metric) -> tuple[float, float, float]:
         """(base, candidate, candidate - base)."""
@@ -142,11 +142,6 @@ class CandidateSummary:
         return min((check.limit for check in own or near or checks), default=None)
 
 
-def decisive(check: GateCheck) -> float:
-    """The number that a check is decided on: what its interval is about, else the plain one."""
-    return check.value if check.estimate is None else check.estimate
-
-
 def bounds(check: GateCheck) -> tuple[float, float] | None:
     """What a check was decided by, if an interval was made."""
     return None if check.low is None or check.high is None else (check.low, check.high)
@@ -154,7 +149,7 @@ def bounds(check: GateCheck) -> tuple[float, float] | None:
 
 def usage(check: GateCheck) -> float:
     """Share of its limit that a check's number takes."""
-    return share(decisive(check), check.limit)
+    return share(check.decisive, check.limit)
 
 
 def share(value: float, limit: float) -> float:
@@ -166,7 +161,7 @@ def share(value: float, limit: float) -> float:
 
 def margin(check: GateCheck) -> float:
     """What a check's number leaves of its limit, negative where it is exceeded."""
-    return check.limit - abs(decisive(check))
+    return check.limit - abs(check.decisive)
 
 
 def columns(metrics: Sequence[Metric]) -> tuple[Metric, ...]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from eaft_prune.core.verdict import GateCheck, GateVerdict, Status
 from eaft_prune.maths.metrics import JS2D, METRICS, PPL, Metric
-from eaft_prune.report.summary import CandidateSummary, Row, bounds, decisive, margin
+from eaft_prune.report.summary import CandidateSummary, Row, bounds, margin
 
 _SHARES = {metric.relative_change for metric in METRICS if metric.relative_limit}  # as percent
 RESULTS: Mapping[Status, str] = {"PASS": "pass", "FAIL": "FAIL", "INCONCLUSIVE": "undecided"}
@@ -48,7 +48,7 @@ def check_numbers(check: GateCheck) -> tuple[str, str, str, str]:
         return number(value, decimals, signed=signed)
 
     return (
-        shown(decisive(check)),
+        shown(check.decisive),
         " to ".join(map(shown, ends)),
         shown(check.limit, False),
         shown(margin(check), True),

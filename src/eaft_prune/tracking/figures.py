@@ -72,7 +72,7 @@ def summary(verdict: GateVerdict, model: str, reports: Reports, base: str) -> di
     for check in verdict.checks:
         if check.name != "dppl":
             name = f"summary/{check.name}"
-            found[name] = max(found.get(name, 0.0), decisive(check), key=abs)
+            found[name] = max(found.get(name, 0.0), check.decisive, key=abs)
     return {name: value for name, value in found.items() if math.isfinite(value)}
 
 
@@ -126,12 +126,7 @@ def _percent(report: PackReport, base: PackReport) -> float:
     return 100 * (report.ppl / base.ppl - 1)
 
 
-def decisive(check: GateCheck) -> float:
-    """The number that a check is decided on: what its interval is about, else the plain one."""
-    return check.value if check.estimate is None else check.estimate
-
-
 def _left(check: GateCheck) -> float:
     if check.limit:
-        return 1 - abs(decisive(check)) / check.limit
-    return 0.0 if decisive(check) == 0 else -math.inf
+        return 1 - abs(check.decisive) / check.limit
+    return 0.0 if check.decisive == 0 else -math.inf

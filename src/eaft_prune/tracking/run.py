@@ -20,7 +20,6 @@ from eaft_prune.tracking.figures import (
     Batch,
     Figure,
     Telemetry,
-    decisive,
     summary,
     tables,
     verdict_figures,
@@ -269,7 +268,7 @@ def _split(facts: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, str]]:
 
 def _verdict_table(verdict: GateVerdict) -> str:
     rows = [
-        f"| {check.name} | {check.pack} | {check.seq_len} | {decisive(check):+.5f} "
+        f"| {check.name} | {check.pack} | {check.seq_len} | {check.decisive:+.5f} "
         f"| {_bounds(check)} | {check.limit:.5f} "
         f"| {'pass' if check.outcome == 'PASS' else f'**{check.outcome}**'} |"
         for check in verdict.checks

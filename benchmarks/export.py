@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 
 from eaft_prune.checkpoints.families import family_of
-from eaft_prune.checkpoints.families.base import check_tensors
 from eaft_prune.checkpoints.read import open_model
 from eaft_prune.core.progress import Bars
 from eaft_prune.core.types import KeepPlan
@@ -33,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     files = open_model(options.path)
     family = family_of(files.config)
-    check_tensors(family, files)
+    family.table(files)
     layers, experts = family.n_layers(files.config), family.n_experts(files.config)
     rng = np.random.default_rng(0)
     kept = tuple(

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from eaft_prune.checkpoints.families.gpt_oss import FAMILY
+from eaft_prune.checkpoints.families.gpt_oss import tensor_table
 
 SHAPES: dict[str, dict[str, int]] = {
     "20b": {"num_hidden_layers": 24, "num_local_experts": 32},
@@ -135,7 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for file in options.tokenizer.glob("*token*") if options.tokenizer else ():
         shutil.copy(file, options.out)
     entries = []
-    for name, spec in FAMILY.tensor_tables(config)[0].items():
+    for name, spec in tensor_table(config).items():
         width = 1 if spec.dtype == "U8" else 2
         entries.append((name, spec.dtype or "BF16", spec.shape, width * int(np.prod(spec.shape))))
     shards: list[list[Entry]] = [[]]

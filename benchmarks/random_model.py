@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from random_checkpoint import config_json
 
-from eaft_prune.checkpoints.families.gpt_oss import FAMILY
+from eaft_prune.checkpoints.families.gpt_oss import FAMILY, tensor_table
 from eaft_prune.checkpoints.read import ModelFiles, TensorEntry
 from eaft_prune.engines.loading import register
 from eaft_prune.engines.packed import PackedWeight
@@ -25,7 +25,7 @@ def random_files(model: str, layers: int | None = None) -> ModelFiles:
     folder = Path(tempfile.mkdtemp())
     (folder / "config.json").write_text(json.dumps(config))
     tensors = {}
-    for name, spec in FAMILY.tensor_tables(config)[0].items():
+    for name, spec in tensor_table(config).items():
         size = int(np.prod(spec.shape)) * (1 if spec.dtype == "U8" else 2)
         tensors[name] = TensorEntry(name, "", spec.dtype or "BF16", spec.shape, 0, size)
     return ModelFiles(folder, config, tensors, (), ())

@@ -13,7 +13,6 @@ import torch
 from support import tiny
 
 from eaft_prune.checkpoints.families import family_of
-from eaft_prune.checkpoints.families.base import check_tensors
 from eaft_prune.checkpoints.pad import padded
 from eaft_prune.checkpoints.read import open_model
 from eaft_prune.core.types import Blocks, KeepPlan, UserError
@@ -76,7 +75,7 @@ def test_the_table_is_what_a_checkpoint_holds(tmp_path: Path, dtype: str, quanti
     changes = {} if quantized else {"quantization_config": None}
     model = open_model(tiny.write_checkpoint(tmp_path / "m", dtype=dtype, **changes))
     family = family_of(model.config)
-    check_tensors(family, model)
+    family.table(model)
     table = family.tensor_tables(model.config)[0]
     assert {n: spec.shape for n, spec in table.items()} == {
         n: entry.shape for n, entry in model.tensors.items()

@@ -19,7 +19,6 @@ from safetensors import SafetensorError, safe_open
 from support import tiny
 
 from eaft_prune.checkpoints.families import family_of
-from eaft_prune.checkpoints.families.base import check_tensors
 from eaft_prune.checkpoints.read import (
     INDEX,
     file_hashes,
@@ -47,7 +46,7 @@ def copy(checkpoint: Path, tmp_path: Path) -> Path:
 def opened(path: Path) -> None:
     """All that is checked of a checkpoint before it is used."""
     model = open_model(path)
-    check_tensors(family_of(model.config), model)
+    family_of(model.config).table(model)
     file_hashes(model, nothing)
 
 

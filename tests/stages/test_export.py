@@ -25,7 +25,6 @@ from support import tiny
 from transformers import AutoTokenizer
 
 from eaft_prune.checkpoints.families import family_of
-from eaft_prune.checkpoints.families.base import check_tensors
 from eaft_prune.checkpoints.read import INDEX, file_hashes, model_digest, open_model
 from eaft_prune.core.types import KeepPlan, UserError
 from eaft_prune.stages.export import Exported, Target, export, exported_digest, identical_tensors
@@ -218,7 +217,7 @@ def test_only_the_expert_count_changes_in_the_config(
     assert ours == {**theirs, "num_local_experts": keep}
     assert list(ours) == list(theirs)
     model = open_model(tmp_path / "out")
-    check_tensors(family_of(model.config), model)
+    family_of(model.config).table(model)
 
 
 def test_companions_are_copies_not_links(checkpoint: Path, tmp_path: Path) -> None:
@@ -401,7 +400,7 @@ def test_a_ragged_plan_is_filled_up_with_experts_nobody_is_routed_to(
         if name == "model.layers.0.mlp.router.bias":
             expected[[0, 2]] = -torch.inf
         assert raw(written[name]) == raw(expected), name
-    check_tensors(family, open_model(done.path))
+    family.table(open_model(done.path))
     config = json.loads((done.path / "config.json").read_text())
     assert config["num_local_experts"] == 5
     manifest = json.loads((done.path / "manifest.json").read_text())

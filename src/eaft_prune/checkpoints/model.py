@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from eaft_prune.checkpoints.families.base import Family
 from eaft_prune.checkpoints.read import ModelFiles
@@ -42,6 +43,16 @@ class Model:
         return self.family.n_experts(self.files.config)
 
     @property
+    def language(self) -> Mapping[str, Any]:
+        """What config.json says of the language model alone."""
+        return self.family.language(self.files.config)
+
+    @property
+    def groups(self) -> int:
+        """Groups of experts, of which a router chooses some first; 1: none."""
+        return self.family.groups(self.files.config)
+
+    @property
     def top_k(self) -> int:
         """Experts a token."""
         return self.family.top_k(self.files.config)
@@ -56,7 +67,7 @@ def with_top_k(model: Model, top_k: int) -> Model:
         )
     if top_k == model.top_k:
         return model
-    config = {**model.files.config, "num_experts_per_tok": top_k}  # its name in every family
+    config = model.family.with_top_k(model.files.config, top_k)
     return replace(
         model,
         files=replace(model.files, config=config),

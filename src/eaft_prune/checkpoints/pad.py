@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from eaft_prune.checkpoints.cut import router_biases
 from eaft_prune.checkpoints.families.base import Family
 from eaft_prune.checkpoints.read import ModelFiles, tensor_bytes
 from eaft_prune.core.types import KeepPlan, UserError
@@ -23,29 +24,28 @@ def padded(plan: KeepPlan) -> KeepPlan:
     return KeepPlan(tuple(layers), plan.n_experts)
 
 
-def router_bias(family: Family) -> Callable[[int], str]:
-    """Name of a layer's router bias; raises UserError for a family whose routers have none."""
-    if family.router_bias is None:
+def check_switches(family: Family, files: ModelFiles) -> tuple[str, ...]:
+    """Per layer the router's bias; raises UserError for a family whose routers have none."""
+    names = router_biases(family, files)
+    if names is None:
         raise UserError(
             f"export.pad_ragged = true: routers of {family.model_type} have no bias to switch "
             "experts off with; use pruning.selection=uniform, or eval.candidates=[masked]"
         )
-    return family.router_bias
+    return names
 
 
 def with_routers_off(
-    family: Family, source: ModelFiles, plan: KeepPlan, scratch: Path
+    source: ModelFiles, biases: Sequence[str], plan: KeepPlan, scratch: Path
 ) -> ModelFiles:
-    """`source` with router biases of -inf for the experts outside the plan.
+    """`source` with router biases, one a layer, of -inf for the experts outside the plan.
 
-    The changed biases are written to the file `scratch`, and their entries point there. Raises
-    UserError for a family whose router has no bias.
+    The changed biases are written to the file `scratch`, and their entries point there.
     """
-    name_of = router_bias(family)
     tensors = dict(source.tensors)
     with scratch.open("xb") as file:
         for layer, kept in enumerate(plan.kept):
-            entry = tensors[name_of(layer)]
+            entry = tensors[biases[layer]]
             infinity = _MINUS_INFINITY[entry.dtype]
             bias = b"".join(tensor_bytes(source, entry.name))
             size = len(infinity)

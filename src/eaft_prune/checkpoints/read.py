@@ -229,15 +229,19 @@ def model_digest(hashes: Mapping[str, str]) -> str:
     return digest(dict(hashes))
 
 
-def tensor_bytes(model: ModelFiles, name: str, index: int | None = None) -> Iterator[bytes]:
-    """The bytes of a tensor, or of one index of its axis 0, in chunks."""
+def tensor_bytes(
+    model: ModelFiles, name: str, index: int | None = None, axis: int = 0
+) -> Iterator[bytes]:
+    """The bytes of a tensor, or of one index of an axis, in chunks."""
     entry = model.tensors[name]
-    start, length = entry.start, entry.nbytes
+    outer, length, step = 1, entry.nbytes, 0
     if index is not None:
-        length = entry.nbytes // entry.shape[0]
-        start += index * length
+        outer = math.prod(entry.shape[:axis])
+        step = entry.nbytes // outer
+        length = step // entry.shape[axis]
     with (model.path / entry.file).open("rb") as file:
-        yield from _read(file, start, length)
+        for block in range(outer):
+            yield from _read(file, entry.start + block * step + (index or 0) * length, length)
 
 
 def _check_index(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,7 +21,16 @@ _SYNC = 256 << 20
 _HEADER_BYTES = 64  # length prefix, __metadata__, padding
 _ENTRY_BYTES = 160  # dtype, shape and offsets of one tensor as JSON
 
-Slices = Mapping[str, Sequence[int] | None]  # tensor -> kept indices of axis 0, None = all of it
+
+@dataclass(frozen=True)
+class Slice:
+    """The indices of one axis of a tensor that are kept."""
+
+    kept: tuple[int, ...]
+    axis: int = 0
+
+
+Slices = Mapping[str, Slice | None]  # of every tensor; None: all of it
 
 
 @dataclass(frozen=True)
@@ -42,10 +52,12 @@ def write_sliced(
     unknown = sorted(set(model.tensors) ^ set(slices))
     if unknown:
         raise UserError(f"no rule says what to do with the tensors {unknown[:5]}")
-    for name, kept in slices.items():
-        rows = model.tensors[name].shape[:1]
-        if kept is not None and not all(0 <= index < rows[0] for index in kept):
-            raise UserError(f"tensor {name} has {rows[0]} slices, the plan asks for {list(kept)}")
+    for name, part in slices.items():
+        if part is None:
+            continue
+        rows = model.tensors[name].shape[part.axis]
+        if not all(0 <= index < rows for index in part.kept):
+            raise UserError(f"tensor {name} has {rows} slices, the plan asks for {[*part.kept]}")
     files: dict[str, str] = {}
     weight_map: dict[str, str] = {}
     plans = list(_plan_shards(model, slices, max_shard_bytes))
@@ -61,7 +73,7 @@ def write_sliced(
         files.update(zip(names, shas, strict=True))
     for name, shard in zip(names, plans, strict=True):
         weight_map.update({entry.name: name for entry, _ in shard})
-    total = sum(_sliced_bytes(entry, slices[entry.name]) for shard in plans for entry, _ in shard)
+    total = sum(sliced_bytes(entry, slices[entry.name]) for shard in plans for entry, _ in shard)
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
     files[INDEX] = write_text(out / INDEX, json.dumps(index, indent=2) + "\n")
     return Written(files, total)
@@ -87,8 +99,18 @@ def write_text(path: Path, text: str) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _sliced_bytes(entry: TensorEntry, kept: Sequence[int] | None) -> int:
-    return entry.nbytes if kept is None else entry.nbytes // entry.shape[0] * len(kept)
+def sliced_bytes(entry: TensorEntry, part: Slice | None) -> int:
+    """Bytes that are kept of a tensor."""
+    if part is None:
+        return entry.nbytes
+    return entry.nbytes // entry.shape[part.axis] * len(part.kept)
+
+
+def sliced_shape(entry: TensorEntry, part: Slice | None) -> tuple[int, ...]:
+    """The shape of what is kept of a tensor."""
+    if part is None:
+        return entry.shape
+    return (*entry.shape[: part.axis], len(part.kept), *entry.shape[part.axis + 1 :])
 
 
 def _plan_shards(
@@ -97,7 +119,7 @@ def _plan_shards(
     shard: list[tuple[TensorEntry, int]] = []
     used = _HEADER_BYTES
     for entry in model.tensors.values():
-        length = _sliced_bytes(entry, slices[entry.name])
+        length = sliced_bytes(entry, slices[entry.name])
         header = len(json.dumps(entry.name)) + _ENTRY_BYTES
         if _HEADER_BYTES + header + length > max_shard_bytes:
             raise UserError(
@@ -123,11 +145,9 @@ def _write_shard(
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for entry, length in shard:
-        kept = slices[entry.name]
-        shape = entry.shape if kept is None else (len(kept), *entry.shape[1:])
         header[entry.name] = {
             "dtype": entry.dtype,
-            "shape": list(shape),
+            "shape": list(sliced_shape(entry, slices[entry.name])),
             "data_offsets": [offset, offset + length],
         }
         offset += length
@@ -195,13 +215,17 @@ def _copy_range(reader: BinaryIO, writer: BinaryIO, start: int, length: int) -> 
         start, length = start + done, length - done
 
 
-def _runs(entry: TensorEntry, kept: Sequence[int] | None) -> Iterator[tuple[int, int]]:
-    if kept is None:
+def _runs(entry: TensorEntry, part: Slice | None) -> Iterator[tuple[int, int]]:
+    """Offset and length of every run of bytes that is kept."""
+    if part is None:
         yield entry.start, entry.nbytes
         return
-    stride = entry.nbytes // entry.shape[0]
-    for index in kept:
-        yield entry.start + index * stride, stride
+    outer = math.prod(entry.shape[: part.axis])
+    stride = entry.nbytes // (outer * entry.shape[part.axis])
+    for block in range(outer):
+        first = entry.start + block * stride * entry.shape[part.axis]
+        for index in part.kept:
+            yield first + index * stride, stride
 
 
 def _chunks(start: int, length: int) -> Iterator[tuple[int, int]]:

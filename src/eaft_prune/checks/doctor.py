@@ -12,8 +12,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from packaging.requirements import Requirement
 
+from eaft_prune.checkpoints.cut import cut
 from eaft_prune.checkpoints.families import family_of
-from eaft_prune.checkpoints.families.base import check_tensors, renumbered, slices_of
 from eaft_prune.checkpoints.read import MANIFEST, ModelFiles, open_model
 from eaft_prune.checkpoints.size import parameters
 from eaft_prune.config import Experiment, resolve_path
@@ -114,7 +114,7 @@ def check_model(experiment: Experiment) -> Iterable[Diagnosis]:
     command = _predownload(f"model={settings.name}")
     try:
         files = local_model(experiment)
-        check_tensors(family_of(files.config), files)
+        family_of(files.config).table(files)
     except UserError as error:
         yield Diagnosis("model", False, str(error), command if settings.hub_id else "")
     else:
@@ -150,8 +150,8 @@ def check_disk(experiment: Experiment) -> Iterable[Diagnosis]:
     n_experts, n_layers = family.n_experts(files.config), family.n_layers(files.config)
     keep_n = min(experiment.pruning.keep_n, n_experts)
     plan = KeepPlan((tuple(range(keep_n)),) * n_layers, n_experts)
-    kept = renumbered(family, files, plan)
-    need = bytes_needed(kept, slices_of(family, kept, plan))
+    kept = cut(family, files, plan)
+    need = bytes_needed(kept.files, kept.slices)
     path = resolve_path(experiment.export.path or experiment.runtime.checkpoint_dir)
     free = shutil.disk_usage(_existing(path)).free
     what = f"{path} has {free / 1e9:.2f} GB free, keep_n = {keep_n} takes {need / 1e9:.2f} GB"

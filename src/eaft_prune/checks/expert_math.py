@@ -73,10 +73,9 @@ def _float64(
     for t in range(len(hidden)):
         for k in range(ids.shape[1]):
             expert = int(ids[t, k])
-            inner = module._apply_gate(
-                _linear64(module, "gate_up_proj", expert, hidden[t].double())
-            )
-            value = _linear64(module, "down_proj", expert, inner)
+            first = experts.first_projection(module)
+            inner = experts.activated(module, _linear64(module, first, expert, hidden[t].double()))
+            value = experts.normed(module, _linear64(module, "down_proj", expert, inner))
             norms[t, k] = value.norm()
             out[t] += weights[t, k].double() * value
     return out, norms

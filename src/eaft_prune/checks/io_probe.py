@@ -11,9 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from eaft_prune.checkpoints.families.base import Family, renumbered, slices_of
+from eaft_prune.checkpoints.cut import cut
+from eaft_prune.checkpoints.families.base import Family
 from eaft_prune.checkpoints.read import ModelFiles
-from eaft_prune.checkpoints.slice import write_sliced
+from eaft_prune.checkpoints.slice import sliced_bytes, write_sliced
 from eaft_prune.core.types import KeepPlan, UserError
 
 
@@ -36,9 +37,9 @@ def io_probe(
     if not 0 <= layer < layers:
         raise UserError(f"probe.layer = {layer}: the model has layers 0..{layers - 1}")
     plan = KeepPlan((tuple(range(keep_n)),) * layers, n_experts)
-    kept_files = renumbered(family, source, plan)
-    slices = slices_of(family, kept_files, plan)
-    here = f".layers.{layer}."
+    kept = cut(family, source, plan)
+    kept_files, slices = kept.files, kept.slices
+    here = f".layers.{family.layer_numbers(config)[layer]}."
     mine = [name for name in kept_files.tensors if here in name]
     part = replace(kept_files, tensors={name: kept_files.tensors[name] for name in mine})
     folder.mkdir(parents=True, exist_ok=True)
@@ -53,11 +54,7 @@ def io_probe(
     finally:
         shutil.rmtree(target)
 
-    def kept_bytes(name: str) -> int:
-        entry, kept = kept_files.tensors[name], slices[name]
-        return entry.nbytes if kept is None else entry.nbytes // entry.shape[0] * len(kept)
-
-    whole = sum(kept_bytes(name) for name in slices)
+    whole = sum(sliced_bytes(kept_files.tensors[name], part) for name, part in slices.items())
     return {
         "layer": layer,
         "layer_bytes": sum(e.nbytes for name, e in source.tensors.items() if here in name),

@@ -15,14 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from eaft_prune.checkpoints.families.base import (
-    Family,
-    compensated_tensors,
-    owners_of,
-    renumbered,
-    slices_of,
-)
-from eaft_prune.checkpoints.pad import padded, with_routers_off
+from eaft_prune.checkpoints.cut import compensated_tensors, cut
+from eaft_prune.checkpoints.families.base import Family
+from eaft_prune.checkpoints.pad import check_switches, padded, with_routers_off
 from eaft_prune.checkpoints.read import (
     INDEX,
     MANIFEST,
@@ -34,6 +29,7 @@ from eaft_prune.checkpoints.read import (
     read_json,
     tensor_bytes,
 )
+from eaft_prune.checkpoints.slice import Slice, sliced_shape
 from eaft_prune.core.foreign import check_inside
 from eaft_prune.core.text import shortened
 from eaft_prune.core.types import KeepPlan, UserError
@@ -106,8 +102,9 @@ def check_base(
     plan = padded(manifest.plan) if manifest.padded else manifest.plan
     if plan.uniform_keep_n is None:
         raise UserError(f"{path}: its plan keeps other numbers of experts in other layers")
-    base = renumbered(family, base, plan)
-    slices, owners = slices_of(family, base, plan), owners_of(family, base, plan)
+    biases = check_switches(family, base) if manifest.padded else ()
+    kept = cut(family, base, plan)
+    base = kept.files
     found = []
     if manifest.plan.digest != manifest.plan_digest:
         found.append(Finding(MANIFEST, "the plan's digest is not that of its experts"))
@@ -118,7 +115,7 @@ def check_base(
     filled = [sorted({*a} - {*b}) for a, b in zip(plan.kept, manifest.plan.kept, strict=True)]
     if list(map(list, manifest.padding)) != filled:
         found.append(Finding(MANIFEST, f"its padding is not {shortened(str(filled))}"))
-    found += _check_mapping(plan, path / MAPPING)
+    found += _check_mapping(plan, family.layer_numbers(base.config), path / MAPPING)
     found += _check_config(family.patch_config(base.config, plan.uniform_keep_n), path)
     for name in sorted(set(base.companions) | _companions(manifest)):
         ours = manifest.files.get(name, {}).get("sha256")
@@ -135,14 +132,14 @@ def check_base(
     both = [name for name in base.tensors if name in model.tensors]
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(_THREADS) as pool:
         if manifest.padded:
-            base = with_routers_off(family, base, manifest.plan, Path(folder) / "router")
+            base = with_routers_off(base, biases, manifest.plan, Path(folder) / "router")
         compared = pool.map(
             lambda name: _check_tensor(
-                model, base, name, slices[name], manifest.changed_tensors.get(name), on_bytes
+                model, base, name, kept.slices[name], manifest.changed_tensors.get(name), on_bytes
             ),
             both,
         )
-        return [*found, *(_owned(item, owners) for item in chain.from_iterable(compared))]
+        return [*found, *(_owned(item, kept.owners) for item in chain.from_iterable(compared))]
 
 
 def _no_file(path: Path, name: str) -> str | None:
@@ -166,7 +163,7 @@ def _owned(finding: Finding, owners: Mapping[str, tuple[int, int]]) -> Finding:
 def smoke_load(family: Family, path: Path) -> list[Finding]:
     """transformers loads model and tokenizer and runs a few tokens: all logits must be finite."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     from eaft_prune.core.quiet import quiet
 
@@ -176,19 +173,17 @@ def smoke_load(family: Family, path: Path) -> list[Finding]:
                 path, local_files_only=True, trust_remote_code=False
             )
             # bfloat16 is what dequantised experts are stored in: half the memory of float32
-            model = AutoModelForCausalLM.from_pretrained(
+            model = family.load(
                 path,
+                read_json(path / "config.json"),
                 dtype=torch.bfloat16,
-                local_files_only=True,
-                trust_remote_code=False,  # left out, transformers asks, and `yes |` answers
                 # config.json may name kernels of the hub for either
                 attn_implementation="eager",
                 experts_implementation="eager",
-                **family.load_arguments(read_json(path / "config.json")),
             )
         ids = torch.tensor([tokenizer(_TEXT, add_special_tokens=False)["input_ids"]])
         with torch.inference_mode():
-            logits = model.to("cpu").eval()(input_ids=ids).logits
+            logits = model.to("cpu").eval()(input_ids=ids, use_cache=False).logits
     # whatever a damaged checkpoint makes a library raise is what was to be found out
     except Exception as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -198,17 +193,17 @@ def smoke_load(family: Family, path: Path) -> list[Finding]:
     return []
 
 
-def _check_mapping(plan: KeepPlan, path: Path) -> list[Finding]:
+def _check_mapping(plan: KeepPlan, numbers: Sequence[int], path: Path) -> list[Finding]:
     wanted = {
         str(layer): {str(new): old for new, old in enumerate(ids)}
-        for layer, ids in enumerate(plan.kept)
+        for layer, ids in zip(numbers, plan.kept, strict=True)
     }
     try:
         mapping = read_json(path).get("new_to_old")
     except UserError as error:
         return [Finding(MAPPING, str(error))]
     if not isinstance(mapping, dict) or set(mapping) != set(wanted):
-        return [Finding(MAPPING, f"does not map layers 0..{len(wanted) - 1}")]
+        return [Finding(MAPPING, f"does not map the layers {shortened(str([*numbers]))}")]
     return [
         Finding(
             MAPPING,
@@ -246,12 +241,12 @@ def _check_tensor(
     model: ModelFiles,
     base: ModelFiles,
     name: str,
-    kept: Sequence[int] | None,
+    part: Slice | None,
     changed: str | None,
     on_bytes: OnBytes,
 ) -> list[Finding]:
     ours, theirs = model.tensors[name], base.tensors[name]
-    shape = theirs.shape if kept is None else (len(kept), *theirs.shape[1:])
+    shape = sliced_shape(theirs, part)
     if (ours.dtype, ours.shape) != (theirs.dtype, shape):
         what = f"{name} is {ours.dtype} {list(ours.shape)}, not {theirs.dtype} {list(shape)}"
         return [Finding(ours.file, what, name)]
@@ -262,14 +257,15 @@ def _check_tensor(
             on_bytes(len(chunk))
         what = f"{name} has sha256 {sha.hexdigest()[:12]}, not {changed[:12]}"
         return [] if sha.hexdigest() == changed else [Finding(ours.file, what, name)]
-    if kept is None:
+    if part is None:
         at = _first_difference(tensor_bytes(model, name), tensor_bytes(base, name), on_bytes)
         what = f"{name} differs from byte {at} on"
         return [] if at is None else [Finding(ours.file, what, name)]
     found = []
-    for new, old in enumerate(kept):
-        pair = tensor_bytes(model, name, new), tensor_bytes(base, name, old)
-        at = _first_difference(*pair, on_bytes)
+    for new, old in enumerate(part.kept):
+        mine = tensor_bytes(model, name, new, part.axis)
+        other = tensor_bytes(base, name, old, part.axis)
+        at = _first_difference(mine, other, on_bytes)
         if at is not None:
             what = f"{name}: expert {new} (the base's {old}) differs from byte {at} on"
             found.append(Finding(ours.file, what, name, new, old))

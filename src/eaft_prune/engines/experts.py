@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from eaft_prune.checkpoints.families.sliced_routers import KEPT
 from eaft_prune.checkpoints.formats import FLOATS, MXFP4, format_of
 from eaft_prune.engines.packed import PackedWeight
 
@@ -26,8 +27,11 @@ def experts_forward(
     """sum over k of g_k f_k(x), the experts' matmuls run on tokens sorted by expert.
 
     Where the module carries an `eaft_recorder` it is told ids, weights and ||f_k(x)||_2 (float32,
-    unweighted, bias included).
+    unweighted, bias included). Where it carries `eaft_kept`, ids are those of the experts kept.
     """
+    kept = getattr(module, KEPT, None)
+    if kept is not None:
+        ids_NK = kept[ids_NK]
     inner = _fused if hidden_ND.device.type == "cuda" and _is_gpt_oss(module) else _plain
     parts = [part.split(TOKENS) for part in (hidden_ND, ids_NK, gates_NK)]
     done = [inner(module, *part) for part in zip(*parts, strict=True)]
@@ -73,6 +77,23 @@ def replaced(
             matrices_EIO[ids] = own_KIO
 
 
+def first_projection(module: Any) -> str:
+    """The projection before the activation: gate and up in one, or up alone."""
+    return "gate_up_proj" if module.has_gate else "up_proj"
+
+
+def activated(module: Any, inner: torch.Tensor) -> torch.Tensor:
+    """What comes between an expert's projections."""
+    out: torch.Tensor = module._apply_gate(inner) if module.has_gate else module.act_fn(inner)
+    return out
+
+
+def normed(module: Any, out: torch.Tensor) -> torch.Tensor:
+    """An expert's output with the norm that some models put behind it."""
+    behind = getattr(module, "has_post_expert_norm", False)
+    return module.post_expert_norm(out) if behind else out
+
+
 def _plain(
     module: Any, hidden_ND: torch.Tensor, ids_NK: torch.Tensor, gates_NK: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -99,8 +120,8 @@ def _looped(
         if count == 0:
             continue
         rows = x[start : start + count]
-        inner = module._apply_gate(_linear(module, "gate_up_proj", expert, rows))
-        parts.append(_linear(module, "down_proj", expert, inner))
+        inner = activated(module, _linear(module, first_projection(module), expert, rows))
+        parts.append(normed(module, _linear(module, "down_proj", expert, inner)))
         start += count
     return torch.cat(parts)
 
@@ -116,8 +137,9 @@ def _grouped(
     module: Any, x: torch.Tensor, sorted_ids: torch.Tensor, counts_E: torch.Tensor
 ) -> torch.Tensor:
     ends = torch.cumsum(counts_E, 0).to(torch.int32)
-    inner = module._apply_gate(_grouped_linear(module, "gate_up_proj", x, sorted_ids, ends))
-    return _grouped_linear(module, "down_proj", inner, sorted_ids, ends)
+    first = _grouped_linear(module, first_projection(module), x, sorted_ids, ends)
+    inner = activated(module, first)
+    return normed(module, _grouped_linear(module, "down_proj", inner, sorted_ids, ends))
 
 
 def _grouped_linear(

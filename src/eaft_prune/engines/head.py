@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Protocol
 
 import torch
 
@@ -11,16 +12,24 @@ _CPU_BYTES = 256 << 20
 _CUDA_BYTES = 2 << 30
 
 
+class Head(Protocol):
+    """Logits [T, V] of last hidden states [T, H]."""
+
+    @property
+    def vocab(self) -> int: ...
+
+    def __call__(self, hidden_TH: torch.Tensor, /) -> torch.Tensor: ...
+
+
 def token_scores(
-    head: torch.nn.Module, hidden_TH: torch.Tensor, targets_T: torch.Tensor, top_k: int
+    head: Head, hidden_TH: torch.Tensor, targets_T: torch.Tensor, top_k: int
 ) -> tuple[torch.Tensor, ...]:
     """ln softmax(head(hidden))[target] and normalised entropy of the top k, float32 [T] each; and
     of the top k themselves ln p, float32 [T, k], and ids, int32 [T, k].
     """
-    vocab: int = head.weight.shape[0]  # type: ignore[assignment, union-attr, index]
     cuda = hidden_TH.device.type == "cuda"
     width = hidden_TH.element_size() if cuda else 4
-    rows = max(1, _budget(hidden_TH.device) // (width * vocab))
+    rows = max(1, _budget(hidden_TH.device) // (width * head.vocab))
     scored = []
     for part, target in zip(
         torch.split(hidden_TH, rows), torch.split(targets_T, rows), strict=True

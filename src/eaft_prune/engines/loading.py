@@ -9,6 +9,7 @@ import torch
 
 from eaft_prune.checkpoints.families import family_of
 from eaft_prune.checkpoints.families.base import Family
+from eaft_prune.checkpoints.families.gpt_oss import FAMILY as GPT_OSS
 from eaft_prune.checkpoints.read import ModelFiles
 from eaft_prune.config import RuntimeSettings
 from eaft_prune.config.runtime import ExpertsMode
@@ -18,6 +19,7 @@ from eaft_prune.core.types import UserError
 from eaft_prune.engines import attention, experts, packed_model
 from eaft_prune.engines.base import EngineOptions
 from eaft_prune.engines.parallel import ParallelEngine, load_everywhere
+from eaft_prune.engines.plain_check import check_against_plain
 from eaft_prune.engines.transformers import TransformersEngine
 from eaft_prune.engines.world import world_size
 
@@ -28,6 +30,8 @@ _CPU_TOKENS = 2048
 _CUDA_TOKENS = 32768
 _SMALL_CUDA_TOKENS = 8192  # where there is less than
 _LARGE_CUDA = 40e9  # bytes
+# whose masks ours knows: windows come as an argument, sinks too
+_OUR_ATTENTION = ("gpt_oss", "mixtral", "qwen3_moe")
 
 
 def resolve_device(runtime: RuntimeSettings) -> torch.device:
@@ -61,7 +65,7 @@ def load_files(files: ModelFiles, options: EngineOptions) -> TransformersEngine:
     entropy_top_k = options.entropy_top_k
     if runtime.threads is not None:
         torch.set_num_threads(runtime.threads)
-    vocab = files.config.get("vocab_size", 0)
+    vocab = family.language(files.config).get("vocab_size", 0)
     if entropy_top_k > vocab:
         raise UserError(f"eval.entropy_top_k = {entropy_top_k} exceeds the vocabulary of {vocab}")
     register()
@@ -73,7 +77,7 @@ def load_files(files: ModelFiles, options: EngineOptions) -> TransformersEngine:
         )
     else:
         model = _load_plain(files, family, device, dtype, runtime, mode)
-    return TransformersEngine(
+    engine = TransformersEngine(
         model=model,
         family=family,
         device=device,
@@ -85,6 +89,14 @@ def load_files(files: ModelFiles, options: EngineOptions) -> TransformersEngine:
         keep_top=options.top_logprobs,
         kernels=mode == "kernels",
     )
+    if family is not GPT_OSS:  # which is proven by tests, and has its experts packed
+        check_against_plain(model, lambda ids: _logits(engine, ids), dtype)
+    return engine
+
+
+def _logits(engine: TransformersEngine, ids: torch.Tensor) -> torch.Tensor:
+    hidden, head = engine.body(ids)
+    return head(hidden)
 
 
 def load(files: ModelFiles, options: EngineOptions) -> TransformersEngine | ParallelEngine:
@@ -135,9 +147,10 @@ def _load_plain(
 ) -> Any:
     # transformers has a bar of its own: shown where loading takes long enough to want one
     bar = runtime.progress and files.weight_bytes > 1e9
-    ours = {"attn_implementation": attention.NAME}
+    known = family.model_type in _OUR_ATTENTION
+    ours = {"attn_implementation": attention.NAME} if known else {}
     if mode == "kernels":
-        model = _from_pretrained(files, dtype, bar, **ours, **_kernels_arguments(device))
+        model = _from_pretrained(files, family, dtype, bar, **ours, **_kernels_arguments(device))
         _refuse_dequantised(model)
     else:
         ours["experts_implementation"] = experts.NAME
@@ -147,25 +160,18 @@ def _load_plain(
 
 def load_dense(files: ModelFiles, family: Family, dtype: str, bar: bool, **chosen: str) -> Any:
     """transformers' model on the CPU, all of it in one dtype, its experts dequantised."""
-    arguments = family.load_arguments(files.config)
-    model = _from_pretrained(files, dtype, bar, **chosen, **arguments)
+    model = _from_pretrained(files, family, dtype, bar, **chosen)
     for module in family.experts(model):
         # some versions of transformers leave dequantised experts in bfloat16, asked or not
         module.to(getattr(torch, dtype))
     return model
 
 
-def _from_pretrained(files: ModelFiles, dtype: str, bar: bool, **arguments: Any) -> Any:
-    from transformers import AutoModelForCausalLM
-
+def _from_pretrained(
+    files: ModelFiles, family: Family, dtype: str, bar: bool, **arguments: Any
+) -> Any:
     with quiet(bar=bar):
-        return AutoModelForCausalLM.from_pretrained(
-            files.path,
-            dtype=getattr(torch, dtype),
-            local_files_only=True,
-            trust_remote_code=False,
-            **arguments,
-        )
+        return family.load(files.path, files.config, dtype=getattr(torch, dtype), **arguments)
 
 
 def _kernels_arguments(device: torch.device) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from eaft_prune.checkpoints.families.base import Family
 from eaft_prune.core.types import Blocks, KeepPlan, TokenScores, Trace, UserError
 from eaft_prune.engines import experts as moe
 from eaft_prune.engines.base import OnTokens
-from eaft_prune.engines.head import token_scores
+from eaft_prune.engines.head import Head, token_scores
+from eaft_prune.engines.logits import OwnHead, PlainHead
 
 
 @dataclass(frozen=True)
@@ -118,18 +119,19 @@ class TransformersEngine:
         self, ids: torch.Tensor, predictors: torch.Tensor, targets: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
         """ln p and entropy of a batch's scored tokens, and their likeliest ones."""
-        hidden = self._hidden(ids)[predictors]
-        head = self.model.get_output_embeddings()
-        return token_scores(head, hidden, targets, self.entropy_top_k)
+        hidden, head = self.body(ids)
+        return token_scores(head, hidden[predictors], targets, self.entropy_top_k)
 
-    def _hidden(self, ids: torch.Tensor) -> torch.Tensor:
+    def body(self, ids: torch.Tensor) -> tuple[torch.Tensor, Head]:
+        """Last hidden states [b * S, H] of tokens [b, S], and what makes logits of them."""
         if self.device.type == "cuda" and self.dtype == "bfloat16" and self._is_gpt_oss:
             from eaft_prune.engines.gpt_oss_cuda import hidden_states
 
-            return hidden_states(self.model, ids)
-        out = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-        flat: torch.Tensor = out.reshape(-1, out.shape[-1])
-        return flat
+            return hidden_states(self.model, ids), PlainHead(self.model)
+        out = self.model.base_model(input_ids=ids, use_cache=False)
+        hidden = out.last_hidden_state
+        head = PlainHead(self.model) if self._is_gpt_oss else OwnHead(self.model, out)
+        return hidden.reshape(-1, hidden.shape[-1]), head
 
     @property
     def _is_gpt_oss(self) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from eaft_prune.checkpoints.model import Model
-from eaft_prune.checkpoints.pad import router_bias
+from eaft_prune.checkpoints.pad import check_switches
 from eaft_prune.config import resolve_path
 from eaft_prune.core.outcome import Outcome, Selection
 from eaft_prune.core.types import Checkpoint, Evaluation, UserError
@@ -116,7 +116,7 @@ def check_padding(session: Session, base: Model) -> None:
     """Raise UserError if layers are to be filled up that this model's routers cannot leave out."""
     experiment = session.experiment
     if experiment.export.pad_ragged and experiment.pruning.selection != "uniform":
-        router_bias(base.family)
+        check_switches(base.family, base.files)
 
 
 def check_plan_fits(session: Session, base: Model) -> None:

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 def check_length(base: Model, request: BlockRequest) -> None:
     """Raise UserError where blocks are longer than the model has positions."""
-    most = max_positions(base.files.config)
+    most = max_positions(base.language)
     if most is not None and request.seq_len > most:
         raise UserError(
             f"pack {request.pack}: blocks of {request.seq_len:,} tokens are longer than the "
@@ -29,7 +29,7 @@ def check_length(base: Model, request: BlockRequest) -> None:
 
 def check_ids(base: Model, request: BlockRequest, blocks: Stored[Blocks]) -> None:
     """Raise UserError where the model has no embedding for a token."""
-    size, largest = base.files.config["vocab_size"], int(blocks.value.ids_BS.max())
+    size, largest = base.language["vocab_size"], int(blocks.value.ids_BS.max())
     if largest >= size:
         raise UserError(
             f"pack {request.pack}: the tokenizer of {base.files.path} gives token {largest}, and "

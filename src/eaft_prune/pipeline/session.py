@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from eaft_prune.checkpoints.families import family_of
-from eaft_prune.checkpoints.families.base import check_tensors
 from eaft_prune.checkpoints.model import Hashes, Model
 from eaft_prune.checkpoints.read import file_hashes, model_digest, open_model
 from eaft_prune.config import Experiment
@@ -87,7 +86,7 @@ class Session:
         """Read, check and hash a checkpoint; the hashes of unchanged files are not made twice."""
         files = open_model(path)
         family = family_of(files.config)
-        check_tensors(family, files)
+        family.table(files)
         names = ["config.json", *files.companions, *files.shards]
         stats = {name: (files.path / name).stat() for name in names}
         identity = {

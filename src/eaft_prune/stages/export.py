@@ -12,8 +12,9 @@ from typing import Any
 
 from filelock import FileLock
 
-from eaft_prune.checkpoints.families.base import Family, renumbered, slices_of
-from eaft_prune.checkpoints.pad import padded, with_routers_off
+from eaft_prune.checkpoints.cut import cut, router_biases
+from eaft_prune.checkpoints.families.base import Family
+from eaft_prune.checkpoints.pad import check_switches, padded, with_routers_off
 from eaft_prune.checkpoints.read import (
     MANIFEST,
     MAPPING,
@@ -23,7 +24,13 @@ from eaft_prune.checkpoints.read import (
     open_model,
     tensor_bytes,
 )
-from eaft_prune.checkpoints.slice import Slices, copy_file, write_sliced, write_text
+from eaft_prune.checkpoints.slice import (
+    Slices,
+    copy_file,
+    sliced_bytes,
+    write_sliced,
+    write_text,
+)
 from eaft_prune.core.files import sync
 from eaft_prune.core.types import KeepPlan, UserError
 from eaft_prune.records.card import FILE as CARD
@@ -85,16 +92,18 @@ def export(
     layout, path, changed = target.layout(plan), target.path, target.changed
     if layout.uniform_keep_n is None:
         counts = sorted({len(ids) for ids in plan.kept})
+        switches = router_biases(family, source) is not None
         raise UserError(
             f"the plan keeps {counts} experts in different layers; a {family.model_type} "
             "checkpoint holds one number for all layers: evaluate it with eval.candidates=[masked]"
-            + (", or fill the layers up with export.pad_ragged=true" if family.router_bias else "")
+            + (", or fill the layers up with export.pad_ragged=true" if switches else "")
         )
     check_outside(path, source.path)
     started = time.perf_counter()
-    base, source = source, renumbered(family, source, layout)
-    slices = {**slices_of(family, source, layout), **dict.fromkeys(changed)}
-    source = replace(source, tensors={**source.tensors, **changed})
+    biases = () if layout == plan else check_switches(family, source)
+    kept = cut(family, source, layout)
+    slices = {**kept.slices, **dict.fromkeys(changed)}
+    base, source = source, replace(kept.files, tensors={**kept.files.tensors, **changed})
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.draft")
     scratch = path.with_name(f".{path.name}.router")
@@ -106,7 +115,7 @@ def export(
         _check_space(source, slices, path)
         draft.mkdir()
         try:
-            tensors = source if layout == plan else with_routers_off(family, source, plan, scratch)
+            tensors = source if not biases else with_routers_off(source, biases, plan, scratch)
             digest, written = _write(family, tensors, slices, plan, draft, target, on_bytes)
             said = card(base, open_model(draft), plan, layout, target.provenance)
             write_text(draft / CARD, said)
@@ -182,10 +191,7 @@ def _existing(target: Path, key: str) -> Exported:
 def bytes_needed(source: ModelFiles, slices: Slices) -> int:
     """Disk space that an export takes, a little more than its files."""
     need = sum((source.path / name).stat().st_size for name in source.companions) + (16 << 20)
-    for name, kept in slices.items():
-        entry = source.tensors[name]
-        need += entry.nbytes if kept is None else entry.nbytes // entry.shape[0] * len(kept)
-    return need
+    return need + sum(sliced_bytes(source.tensors[name], part) for name, part in slices.items())
 
 
 def _check_space(source: ModelFiles, slices: Slices, target: Path) -> None:
@@ -215,9 +221,10 @@ def _write(
     for name in source.companions:
         (draft / name).parent.mkdir(parents=True, exist_ok=True)
         hashes[name] = copy_file(source.path / name, draft / name)
+    numbers = family.layer_numbers(source.config)
     mapping = {
         str(layer): {str(new): old for new, old in enumerate(ids)}
-        for layer, ids in enumerate(layout.kept)
+        for layer, ids in zip(numbers, layout.kept, strict=True)
     }
     texts = {MAPPING: as_json({"new_to_old": mapping}), **target.files_beside}
     records = {name: write_text(draft / name, text) for name, text in texts.items()}

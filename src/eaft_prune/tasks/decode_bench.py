@@ -49,7 +49,7 @@ def run_decode_bench(session: Session, out: Path) -> Outcome:
     assert settings is not None, "config requires decode_bench.* for this task"
     log.info("%s", _plan_of(settings))
     base = session.base()
-    vocab = int(base.files.config["vocab_size"])
+    vocab = int(base.language["vocab_size"])
     sides = _sides(session, settings, base)
     points: list[Point] = []
     ended: dict[str, str] = {}

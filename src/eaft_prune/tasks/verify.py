@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from eaft_prune.checkpoints.families import family_of
-from eaft_prune.checkpoints.families.base import check_tensors
 from eaft_prune.checkpoints.read import (
     INDEX,
     SIGNATURE,
@@ -45,7 +44,7 @@ def run_verify(session: Session, out: Path) -> Outcome:
     manifest = read_manifest(resolve_path(settings.path))
     base = open_model(_base_path(manifest, settings.base))
     family = family_of(base.config)
-    check_tensors(family, base)
+    family.table(base)
     hashes = _base_hashes(session, manifest, base)
     with session.bars.bar("verify", work(manifest), "B") as on_bytes:
         found = check_files(manifest, on_bytes)

@@ -1,30 +1,41 @@
-"""gpt-oss: router with a bias, fused gate_up and down projections, MXFP4 or plain experts."""
+"""gpt-oss: router with a bias, fused gate_up and down projections, MXFP4 or plain experts.
+
+Written out, as the one family whose published format fuses what is packed, whose experts stay
+packed in memory, and which a laptop has to open without importing torch.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eaft_prune.checkpoints.families.base import (
     Config,
     Family,
+    Table,
     TensorSpec,
     check_plan,
-    experts,
-    layers,
-    plain,
     positive,
+)
+from eaft_prune.checkpoints.families.table import (
+    check_counts,
+    checked,
+    plain,
     stored,
+    without_quantisation,
 )
 from eaft_prune.checkpoints.formats import MXFP4
+from eaft_prune.checkpoints.read import ModelFiles
 from eaft_prune.core.types import KeepPlan, UserError
 
 if TYPE_CHECKING:
     import torch
 
 
-def _tensor_table(config: Config) -> dict[str, TensorSpec]:
+def tensor_table(config: Config) -> dict[str, TensorSpec]:
+    """Every tensor of a checkpoint with this config.json."""
     hidden, inner = positive(config, "hidden_size"), positive(config, "intermediate_size")
     count, head = positive(config, "num_local_experts"), positive(config, "head_dim")
     heads, kv_heads = (
@@ -57,20 +68,33 @@ def _tensor_table(config: Config) -> dict[str, TensorSpec]:
                 prefix + "self_attn.o_proj.bias": plain(hidden),
             }
         table |= {
-            prefix + "mlp.router.weight": TensorSpec(None, (count, hidden), per_expert=True),
-            prefix + "mlp.router.bias": TensorSpec(None, (count,), per_expert=True),
+            prefix + "mlp.router.weight": TensorSpec(None, (count, hidden), layer, axis=0),
+            prefix + "mlp.router.bias": TensorSpec(None, (count,), layer, axis=0),
         }
         for name, rows, columns in (
             ("gate_up_proj", 2 * inner, hidden),
             ("down_proj", hidden, inner),
         ):
             expert = prefix + f"mlp.experts.{name}"
-            table[expert + "_bias"] = TensorSpec(None, (count, rows), per_expert=True)
+            table[expert + "_bias"] = TensorSpec(None, (count, rows), layer, axis=0)
             if _is_mxfp4(config):
-                table |= stored(expert, MXFP4, (count, rows, columns))
+                table |= stored(expert, MXFP4, (count, rows, columns), layer)
             else:
-                table[expert] = TensorSpec(None, (count, columns, rows), per_expert=True)
+                table[expert] = TensorSpec(None, (count, columns, rows), layer, axis=0)
     return table
+
+
+def _table(model: ModelFiles) -> Table:
+    check_counts(model, _n_layers(model.config), _n_experts(model.config))
+    table = tensor_table(model.config)
+    if _is_mxfp4(model.config) and set(table) - set(model.tensors):
+        floats = tensor_table(without_quantisation(model).config)
+        if not set(floats) - set(model.tensors):
+            raise UserError(
+                f"{model.path / 'config.json'}: quantization_config says mxfp4, but the weights "
+                "are plain floats: remove quantization_config"
+            )
+    return checked("gpt_oss", table, model)
 
 
 def _patch_config(config: Config, keep_n: int) -> dict[str, Any]:
@@ -94,14 +118,25 @@ def _check_groups(**sizes: int) -> None:
             )
 
 
-def _load_arguments(config: Config) -> dict[str, Any]:
-    # what `eval.top_k` changes; otherwise what config.json says anyway
-    arguments: dict[str, Any] = {"num_experts_per_tok": positive(config, "num_experts_per_tok")}
-    if _is_mxfp4(config):
+def _load(path: Path, config: Config, **arguments: Any) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    if _is_mxfp4(config) and "quantization_config" not in arguments:
         from transformers import Mxfp4Config
 
         arguments["quantization_config"] = Mxfp4Config(dequantize=True)
-    return arguments
+    return AutoModelForCausalLM.from_pretrained(
+        path,
+        # what `eval.top_k` changes; otherwise what config.json says anyway
+        num_experts_per_tok=positive(config, "num_experts_per_tok"),
+        local_files_only=True,
+        trust_remote_code=False,  # left out, transformers asks, and `yes |` answers
+        **arguments,
+    )
+
+
+def _layers(model: torch.nn.Module) -> list[Any]:
+    return list(model.get_submodule("model.layers").children())
 
 
 @contextmanager
@@ -111,7 +146,7 @@ def _masked(model: torch.nn.Module, plan: KeepPlan) -> Iterator[None]:
     Exact: the router takes the top k logits and softmaxes over the chosen, so a dropped expert
     changes neither the choice among the kept ones nor their weights.
     """
-    routers = [layer.mlp.router for layer in layers(model)]
+    routers = [layer.mlp.router for layer in _layers(model)]
     check_plan(plan, len(routers), routers[0].num_experts)
     originals = [router.bias.data for router in routers]
     try:
@@ -125,16 +160,27 @@ def _masked(model: torch.nn.Module, plan: KeepPlan) -> Iterator[None]:
             router.bias.data = original
 
 
+def _n_layers(config: Config) -> int:
+    return positive(config, "num_hidden_layers")
+
+
+def _n_experts(config: Config) -> int:
+    return positive(config, "num_local_experts")
+
+
 FAMILY = Family(
     model_type="gpt_oss",
-    n_layers=lambda config: positive(config, "num_hidden_layers"),
-    n_experts=lambda config: positive(config, "num_local_experts"),
+    n_layers=_n_layers,
+    n_experts=_n_experts,
     top_k=lambda config: positive(config, "num_experts_per_tok"),
-    tensor_tables=lambda config: [_tensor_table(config)],
+    groups=lambda config: 1,
+    layer_numbers=lambda config: tuple(range(_n_layers(config))),
+    language=lambda config: config,
+    table=_table,
     patch_config=_patch_config,
-    load_arguments=_load_arguments,
-    experts=experts,
+    with_top_k=lambda config, top_k: {**config, "num_experts_per_tok": top_k},
+    load=_load,
+    experts=lambda model: [layer.mlp.experts for layer in _layers(model)],
     masked=_masked,
-    router_bias=lambda layer: f"model.layers.{layer}.mlp.router.bias",
     compensated=lambda layer: f"model.layers.{layer}.mlp.experts.",
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from eaft_prune.checkpoints.families import family_of
 from eaft_prune.checkpoints.read import ModelFiles
 from eaft_prune.config import EngineSettings
 from eaft_prune.core.types import UserError
@@ -16,7 +17,7 @@ def serve(
     settings: EngineSettings, files: ModelFiles, top_k: int, entropy_top_k: int, log: Path
 ) -> SglangEngine:
     """Connect or launch; raises UserError unless the server serves this very directory."""
-    vocab = int(files.config.get("vocab_size", 0))
+    vocab = int(family_of(files.config).language(files.config).get("vocab_size", 0))
     if entropy_top_k > vocab:
         raise UserError(f"eval.entropy_top_k = {entropy_top_k} exceeds the vocabulary of {vocab}")
     if settings.base_url is None:

@@ -1,0 +1,87 @@
+"""What a keep plan does to a checkpoint's tensors: left out, renumbered, sliced or copied."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from eaft_prune.checkpoints.families.base import Family, TensorSpec, check_plan
+from eaft_prune.checkpoints.read import ModelFiles
+from eaft_prune.checkpoints.slice import Slice, Slices
+from eaft_prune.core.types import KeepPlan
+
+# level of compensation -> how the names that it may change go on
+COMPENSATED = {
+    "bias": ("down_proj_bias",),
+    "down_proj": ("down_proj",),
+    "experts": ("down_proj", "gate_up_proj"),
+}
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A checkpoint less the tensors of dropped experts, those of kept ones under their new ids.
+
+    slices: of every tensor the rows to keep, or None to copy it. owners: new and old id of the one
+    expert that a tensor holds.
+    """
+
+    files: ModelFiles
+    slices: Slices
+    owners: Mapping[str, tuple[int, int]]
+
+
+def cut(family: Family, files: ModelFiles, plan: KeepPlan) -> Cut:
+    """The plan applied; raises UserError where it is for another model."""
+    check_plan(plan, family.n_layers(files.config), family.n_experts(files.config))
+    new_ids = [{old: new for new, old in enumerate(ids)} for ids in plan.kept]
+    tensors, slices, owners = {}, dict[str, Slice | None](), dict[str, tuple[int, int]]()
+    table = family.table(files)
+    for old_name, entry in files.tensors.items():  # in the order they are stored
+        name, spec = old_name, table[old_name]
+        if spec.further and not plan.keeps_all:
+            continue
+        if spec.expert is not None:
+            assert spec.layer is not None, "an expert's tensor is a layer's"
+            new = new_ids[spec.layer].get(spec.expert)
+            if new is None:
+                continue
+            name = old_name.replace(f".experts.{spec.expert}.", f".experts.{new}.")
+            entry = replace(entry, name=name)
+            owners[name] = new, spec.expert
+        tensors[name] = entry
+        slices[name] = _slice(spec, plan)
+    return Cut(replace(files, tensors=tensors), slices, owners)
+
+
+def _slice(spec: TensorSpec, plan: KeepPlan) -> Slice | None:
+    if spec.axis is None:
+        return None
+    assert spec.layer is not None, "rows of experts are a layer's"
+    more = range(plan.n_experts, spec.shape[spec.axis])  # of no expert: always kept
+    return Slice((*plan.kept[spec.layer], *more), spec.axis)
+
+
+def compensated_tensors(family: Family, files: ModelFiles, level: str) -> frozenset[str]:
+    """Names of the tensors that a level of compensation may change."""
+    if family.compensated is None:
+        return frozenset()
+    stems = tuple(
+        family.compensated(layer) + stem
+        for layer in range(family.n_layers(files.config))
+        for stem in COMPENSATED.get(level, ())
+    )
+    return frozenset(name for name in files.tensors if name.startswith(stems))
+
+
+def router_biases(family: Family, files: ModelFiles) -> tuple[str, ...] | None:
+    """Per layer the router's bias, which -inf switches an expert off with; None: there is none."""
+    count, layers = family.n_experts(files.config), range(family.n_layers(files.config))
+    found = [
+        (spec.layer, name)
+        for name, spec in family.table(files).items()
+        if spec.axis is not None and spec.shape == (count,)
+        if name.endswith("bias") and ".experts." not in name
+    ]
+    whole = sorted(layer for layer, _ in found if layer is not None) == [*layers]
+    return tuple(name for _, name in sorted(found)) if whole else None

@@ -1,0 +1,208 @@
+"""What of a model depends on its number of experts, asked of transformers on the meta device.
+
+The model is built twice, with E and with 2E experts: what differs is the experts'. So no router's
+formula, no tensor's name and no shape has to be known here.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from eaft_prune.core.quiet import quiet
+from eaft_prune.core.text import shortened
+from eaft_prune.core.types import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+Config = Mapping[str, Any]
+
+# how config.json calls the experts of a layer, those of a token, and groups of experts
+COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+CHOSEN = (
+    "num_experts_per_tok",
+    "num_experts_per_token",
+    "top_k_experts",
+    "moe_topk",
+    "moe_k",
+)
+_GROUPS = ("n_group", "num_expert_group")
+# what config.json holds besides the language model
+OTHERS = ("vision_config", "audio_config", "speech_config", "quantization_config")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer with experts: its number in the model, and where its experts and their block are."""
+
+    number: int
+    experts: str  # path of the module
+    block: str  # path of the module that holds routers and experts
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """A model's layers with experts, and the tensors that have a row an expert."""
+
+    n_experts: int
+    top_k: int
+    groups: int  # of which the router chooses some first; 1: none
+    layers: tuple[Layer, ...]
+    language: Mapping[str, Any]  # settings of the language model alone
+    # tensor in memory -> axis of the experts; along it may lie more rows, after theirs
+    axes: Mapping[str, int]
+
+    def layer_of(self, name: str) -> int:
+        """Which of `layers` a tensor with rows of experts belongs to."""
+        for index, layer in enumerate(self.layers):
+            if name.startswith((layer.experts + ".", layer.block + ".")):
+                return index
+        raise AssertionError(f"{name} belongs to no layer with experts")
+
+
+def anatomy(config: Config) -> Anatomy:
+    """Of the model that a config.json describes; raises UserError where it has no experts."""
+    return _anatomy(json.dumps(config, sort_keys=True))
+
+
+@lru_cache(maxsize=16)
+def _anatomy(config_json: str) -> Anatomy:
+    settings = config_of(json.loads(config_json))
+    model = build(settings)
+    modules = {name: module for name, module in model.named_modules() if is_experts(module)}
+    kind = settings.model_type
+    if not modules:
+        raise UserError(
+            f"config.json: model_type = {kind!r}: transformers runs no experts of this model "
+            "through its experts interface, so none can be profiled or dropped"
+        )
+    counts = {len(module.down_proj) for module in modules.values()}
+    if len(counts) > 1:
+        raise UserError(
+            f"config.json: model_type = {kind!r}: layers with {sorted(counts)} experts; one number "
+            "for all is wanted"
+        )
+    (count,) = counts
+    axes = _axes(model, build(with_count(settings, 2 * count)), count)
+    layers = tuple(_layer(name) for name in modules)
+    text = settings.get_text_config()
+    groups = next((value for key in _GROUPS if (value := getattr(text, key, None))), 1)
+    found = Anatomy(count, chosen(text), groups, layers, text.to_dict(), axes)
+    for name in axes:
+        found.layer_of(name)
+    return found
+
+
+def config_of(config: Config) -> Any:
+    """transformers' settings of what a config.json says; raises UserError where it takes it not."""
+    from transformers import CONFIG_MAPPING
+
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
+        raise UserError(
+            f"config.json: model_type = {shortened(repr(model_type))} is not known to this version "
+            "of transformers: update it, or check the name"
+        )
+    plain = {key: value for key, value in config.items() if key != "quantization_config"}
+    try:
+        return CONFIG_MAPPING[model_type].from_dict(plain)
+    # a class of settings raises whatever its own checks raise
+    except Exception as error:
+        raise UserError(
+            f"config.json: {shortened(str(error).replace(chr(10), ' '), 300)}"
+        ) from None
+
+
+def build(settings: Any) -> torch.nn.Module:
+    """The model on the meta device: shapes without bytes."""
+    import torch
+
+    with torch.device("meta"), quiet():
+        try:
+            model: torch.nn.Module = auto_class(settings).from_config(
+                settings, trust_remote_code=False
+            )
+        # whatever a class raises for sizes that do not fit together
+        except Exception as error:
+            first = shortened(str(error).replace("\n", " "), 300)
+            raise UserError(
+                f"config.json describes no {settings.model_type} model: {first}"
+            ) from None
+    return model
+
+
+def auto_class(settings: Any) -> Any:
+    """transformers' class for language models, or for those that see, where there is only one."""
+    from transformers import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        AutoModelForCausalLM,
+        AutoModelForImageTextToText,
+    )
+
+    if type(settings) in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return AutoModelForCausalLM
+    return AutoModelForImageTextToText
+
+
+def with_count(settings: Any, count: int) -> Any:
+    """A copy of transformers' settings with another number of experts."""
+    changed = copy.deepcopy(settings)
+    text = changed.get_text_config()
+    for key in COUNTS:
+        value = getattr(text, key, None)
+        if isinstance(value, int) and not isinstance(value, bool):
+            setattr(text, key, count)
+    return changed
+
+
+def chosen(text: Any) -> int:
+    """Experts a token, of the settings of the language model."""
+    for key in CHOSEN:
+        value = getattr(text, key, None)
+        if isinstance(value, int):
+            return value
+        if isinstance(value, list) and len(set(value)) == 1:
+            return int(value[0])
+    raise UserError(f"config.json gives none of {', '.join(CHOSEN)}: experts a token")
+
+
+def is_experts(module: Any) -> bool:
+    """Whether transformers runs it through its experts interface."""
+    return hasattr(module, "_is_expert_parallel") and hasattr(module, "down_proj")
+
+
+def _axes(model: Any, twice: Any, count: int) -> dict[str, int]:
+    """Per tensor that grows with the experts the axis along which it does."""
+    axes = {}
+    larger = dict(tensors(twice))
+    for name, tensor in tensors(model):
+        grown = [
+            axis
+            for axis, (size, other) in enumerate(zip(tensor.shape, larger[name].shape, strict=True))
+            if size != other
+        ]
+        if not grown:
+            continue
+        if len(grown) > 1 or larger[name].shape[grown[0]] - tensor.shape[grown[0]] != count:
+            raise UserError(
+                f"tensor {name} has no row an expert: it grows from {list(tensor.shape)} to "
+                f"{list(larger[name].shape)} with twice as many"
+            )
+        axes[name] = grown[0]
+    return axes
+
+
+def tensors(model: Any) -> list[tuple[str, torch.Tensor]]:
+    """Parameters and buffers, stored or not."""
+    return [*model.named_parameters(), *model.named_buffers()]
+
+
+def _layer(experts: str) -> Layer:
+    numbers = re.findall(r"\.layers\.(\d+)\.", f".{experts}")
+    return Layer(int(numbers[-1]), experts, experts.rpartition(".")[0])

@@ -1,0 +1,82 @@
+"""A pruned model inside the resident one: routers with the rows of kept experts only.
+
+Routers of any formula are exact by construction: they are those of the pruned model. What they
+choose among the kept experts is mapped back to ids of all where the experts are run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from eaft_prune.checkpoints.families.meta import build, is_experts, with_count
+from eaft_prune.core.types import KeepPlan
+
+if TYPE_CHECKING:
+    import torch
+
+KEPT = "eaft_kept"  # attribute of an experts module: old id of each new one
+_ABSENT = object()
+
+
+@contextmanager
+def masked(model: torch.nn.Module, plan: KeepPlan) -> Iterator[None]:
+    """Inside, the model is the one that an export with this plan holds."""
+    import torch
+
+    pruned = {n: build(with_count(model.config, n)) for n in {len(ids) for ids in plan.kept}}
+    undo: list[tuple[dict[str, Any], str, Any]] = []
+
+    def put(where: dict[str, Any], key: str, value: Any) -> None:
+        undo.append((where, key, where.get(key, _ABSENT)))
+        where[key] = value
+
+    try:
+        paths = [name for name, module in model.named_modules() if is_experts(module)]
+        for path, kept in zip(paths, plan.kept, strict=True):
+            experts: Any = model.get_submodule(path)
+            block = path.rpartition(".")[0]
+            smaller = pruned[len(kept)].get_submodule(block)
+            _slice(model.get_submodule(block), smaller, experts, kept, put)
+            put(vars(experts), KEPT, torch.tensor(kept, device=experts.down_proj.device))
+        yield
+    finally:
+        for where, key, value in reversed(undo):
+            if value is _ABSENT:
+                del where[key]
+            else:
+                where[key] = value
+
+
+def _slice(block: Any, smaller: Any, experts: Any, kept: Sequence[int], put: Any) -> None:
+    """Give every module of a block but its experts the rows and counts that the smaller one has."""
+    inside = set(experts.modules())
+    for path, module in block.named_modules():
+        if module in inside:
+            continue
+        mirror = smaller.get_submodule(path)
+        for held in (module._parameters, module._buffers):
+            for name, tensor in held.items():
+                if tensor is None:
+                    continue
+                shape = getattr(mirror, name).shape
+                if shape != tensor.shape:
+                    put(held, name, _rows(tensor, shape, kept))
+        for name, value in vars(mirror).items():
+            differs = type(value) is int and value != vars(module).get(name)
+            if differs or (name == "config" and "config" in vars(module)):
+                put(vars(module), name, value)
+
+
+def _rows(tensor: torch.Tensor, shape: Sequence[int], kept: Sequence[int]) -> Any:
+    """The kept experts' rows, and those that are no expert's and come after them."""
+    import torch
+
+    (axis,) = (
+        i for i, (old, new) in enumerate(zip(tensor.shape, shape, strict=True)) if old != new
+    )
+    more = shape[axis] - len(kept)
+    rows = [*kept, *range(tensor.shape[axis] - more, tensor.shape[axis])]
+    sliced = tensor.data.index_select(axis, torch.tensor(rows, device=tensor.device))
+    return torch.nn.Parameter(sliced, False) if isinstance(tensor, torch.nn.Parameter) else sliced

@@ -1,0 +1,50 @@
+"""A loaded model run our way against the same model run as transformers runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from eaft_prune.core.types import UserError
+from eaft_prune.engines import attention, experts
+
+_TOKENS = 64
+_SEED = 0
+# mean |d ln p| over all tokens of the vocabulary: what the order of sums leaves, and no more
+_LIMITS = {"float32": 1e-4, "bfloat16": 0.1, "float16": 0.05}
+
+
+@torch.inference_mode()
+def check_against_plain(
+    model: Any, ours: Callable[[torch.Tensor], torch.Tensor], dtype: str
+) -> float:
+    """Mean |d ln p| between both on made-up tokens, whose logits `ours` gives; [1, S] -> [S, V].
+
+    Raises UserError where they differ by more than rounding, so that no architecture that our
+    experts, attention or head do not fit is silently wrong.
+    """
+    text = model.config.get_text_config()
+    generator = torch.Generator().manual_seed(_SEED)
+    ids = torch.randint(text.vocab_size, (1, _TOKENS), generator=generator)
+    ids = ids.to(next(model.parameters()).device)
+    mine = ours(ids).float().log_softmax(-1)
+    chosen = model.config._attn_implementation
+    try:
+        model.set_experts_implementation("eager")
+        if chosen == attention.NAME:
+            model.set_attn_implementation("eager")
+        logits = model(input_ids=ids, use_cache=False).logits[0]
+    finally:
+        model.set_experts_implementation(experts.NAME)
+        if chosen == attention.NAME:
+            model.set_attn_implementation(chosen)
+    gap = float((mine - logits.float().log_softmax(-1)).abs().mean())
+    if not gap <= _LIMITS[dtype]:
+        raise UserError(
+            f"a {model.config.model_type} model gives other probabilities here than in "
+            f"transformers: mean |d ln p| = {gap:.2g} on {_TOKENS} tokens in {dtype}, at most "
+            f"{_LIMITS[dtype]:g} is rounding; this architecture cannot be pruned yet"
+        )
+    return gap

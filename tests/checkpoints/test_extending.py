@@ -1,4 +1,4 @@
-"""A family and a format of docs/examples work like ours, once they are listed."""
+"""A format of docs/examples works like ours, once it is listed."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 from support import tiny
-from support.runs import REPOSITORY, World
+from support.runs import REPOSITORY
 
-from eaft_prune.checkpoints import families, formats
-from eaft_prune.checkpoints.families import family_of, gpt_oss
-from eaft_prune.checkpoints.families.base import check_tensors, stored
+from eaft_prune.checkpoints import formats
+from eaft_prune.checkpoints.families import gpt_oss
+from eaft_prune.checkpoints.families.table import checked, stored
 from eaft_prune.checkpoints.read import file_hashes, open_model, tensor_bytes
 from eaft_prune.core.types import KeepPlan, UserError
 from eaft_prune.stages.export import Target, export
@@ -42,30 +42,6 @@ def nothing(done: int) -> None:
     pass
 
 
-@pytest.mark.parametrize("fused", [True, False])
-def test_a_family_of_the_users_is_pruned_and_judged(
-    fused: bool, example: Any, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = tiny.write_moe(tmp_path / "model", "olmoe", fused)
-    asked = (f"model.path={model}", "packs.format=plain")
-    with pytest.raises(UserError, match=r"model_type = 'olmoe'.*allowed"):
-        family_of(open_model(model).config)
-    monkeypatch.setattr(
-        families, "FAMILIES", {**families.FAMILIES, "olmoe": example("family").FAMILY}
-    )
-    done = world.run(*asked, "eval.candidates=[masked,pruned]", f"export.path={tmp_path / 'out'}")
-    assert done.code == 0, done.out + done.err
-    reports = done.result["reports"]
-    masked, pruned = (reports[name]["UNION"]["64"] for name in ("masked", "pruned"))
-    assert masked["ppl"] == pytest.approx(pruned["ppl"], rel=1e-5)
-    kept, base = open_model(Path(done.result["checkpoint"]["path"])), open_model(model)
-    check_tensors(example("family").FAMILY, kept)
-    for layer, ids in enumerate(done.result["plan"]["kept"]):
-        router = f"model.layers.{layer}.mlp.gate.weight"
-        rows = b"".join(part for i in ids for part in tensor_bytes(base, router, i))
-        assert b"".join(tensor_bytes(kept, router)) == rows
-
-
 def int8_checkpoint(path: Path, form: Any) -> Path:
     """tiny's gpt-oss with float experts, their projections stored as the format has them."""
     tiny.write_checkpoint(path, shards=1)
@@ -87,18 +63,23 @@ def int8_checkpoint(path: Path, form: Any) -> Path:
 def family_with(form: Any) -> Any:
     """gpt-oss whose projections are stored so."""
 
-    def tables(config: Any) -> list[Any]:
-        (table,) = gpt_oss.FAMILY.tensor_tables(config)
+    def table(model: Any) -> Any:
+        config = model.config
         count = gpt_oss.FAMILY.n_experts(config)
         hidden, inner = config["hidden_size"], config["intermediate_size"]
-        table = {k: v for k, v in table.items() if not k.endswith(("_blocks", "_scales"))}
+        table = {
+            name: spec
+            for name, spec in gpt_oss.tensor_table(config).items()
+            if not name.endswith(("_blocks", "_scales"))
+        }
         for layer in range(gpt_oss.FAMILY.n_layers(config)):
             experts = f"model.layers.{layer}.mlp.experts."
-            table |= stored(f"{experts}gate_up_proj", form, (count, 2 * inner, hidden))
-            table |= stored(f"{experts}down_proj", form, (count, hidden, inner))
-        return [table]
+            gate_up, down = (count, 2 * inner, hidden), (count, hidden, inner)
+            table |= stored(f"{experts}gate_up_proj", form, gate_up, layer)
+            table |= stored(f"{experts}down_proj", form, down, layer)
+        return checked("gpt_oss", table, model)
 
-    return replace(gpt_oss.FAMILY, tensor_tables=tables)
+    return replace(gpt_oss.FAMILY, table=table)
 
 
 def test_a_format_of_the_users_is_read_sliced_and_checked(
@@ -108,7 +89,7 @@ def test_a_format_of_the_users_is_read_sliced_and_checked(
     monkeypatch.setattr(formats, "FORMATS", (*formats.FORMATS, form))
     base = open_model(int8_checkpoint(tmp_path / "base", form))
     family = family_with(form)
-    check_tensors(family, base)
+    family.table(base)
     stem = "model.layers.1.mlp.experts.down_proj"
     found = formats.format_of(stem, base.tensors)
     assert found is form

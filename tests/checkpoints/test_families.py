@@ -13,6 +13,7 @@ import torch
 from support import tiny
 
 from eaft_prune.checkpoints.families import family_of
+from eaft_prune.checkpoints.families.gpt_oss import tensor_table
 from eaft_prune.checkpoints.pad import padded
 from eaft_prune.checkpoints.read import open_model
 from eaft_prune.core.types import Blocks, KeepPlan, UserError
@@ -65,7 +66,7 @@ def test_the_table_is_the_models_state_dict(bias: bool, tie: bool) -> None:
     state = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     if tie:
         del state["lm_head.weight"]  # saved once, as the embedding
-    table = family_of(config).tensor_tables(config)[0]
+    table = tensor_table(config)
     assert {name: spec.shape for name, spec in table.items()} == state
 
 
@@ -76,7 +77,7 @@ def test_the_table_is_what_a_checkpoint_holds(tmp_path: Path, dtype: str, quanti
     model = open_model(tiny.write_checkpoint(tmp_path / "m", dtype=dtype, **changes))
     family = family_of(model.config)
     family.table(model)
-    table = family.tensor_tables(model.config)[0]
+    table = tensor_table(model.config)
     assert {n: spec.shape for n, spec in table.items()} == {
         n: entry.shape for n, entry in model.tensors.items()
     }
@@ -85,7 +86,7 @@ def test_the_table_is_what_a_checkpoint_holds(tmp_path: Path, dtype: str, quanti
 def test_the_table_of_gpt_oss_20b_adds_up_to_its_published_size() -> None:
     """13,761,264,768 bytes: `total_size` in the index of openai/gpt-oss-20b."""
     family = family_of(GPT_OSS_20B)
-    table = family.tensor_tables(GPT_OSS_20B)[0]
+    table = tensor_table(GPT_OSS_20B)
     size = sum(
         int(np.prod(spec.shape, dtype=np.int64)) * (1 if spec.dtype == "U8" else 2)
         for spec in table.values()
@@ -97,12 +98,12 @@ def test_the_table_of_gpt_oss_20b_adds_up_to_its_published_size() -> None:
 
 def test_exactly_routers_and_experts_have_an_expert_axis() -> None:
     config = tiny.config(num_local_experts=7)  # 7 is the leading dimension of nothing else
-    for name, spec in family_of(config).tensor_tables(config)[0].items():
-        assert spec.per_expert == (".mlp." in name) == (spec.shape[0] == 7), name
+    for name, spec in tensor_table(config).items():
+        assert (spec.axis == 0) == (".mlp." in name) == (spec.shape[0] == 7), name
 
 
 def test_an_unknown_model_type_is_named() -> None:
-    with pytest.raises(UserError, match=r"llama.*gpt_oss"):
+    with pytest.raises(UserError, match=r"llama.*no experts"):
         family_of({"model_type": "llama"})
 
 
@@ -113,7 +114,7 @@ def test_an_unknown_model_type_is_named() -> None:
 def test_a_config_value_that_is_no_count_is_named(key: str, bad: Any) -> None:
     config = {**tiny.config(), key: bad}
     with pytest.raises(UserError, match=key):
-        family_of(config).tensor_tables(config)[0]
+        tensor_table(config)
 
 
 def test_patching_changes_every_name_of_the_count() -> None:

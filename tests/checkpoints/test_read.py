@@ -27,7 +27,7 @@ from eaft_prune.checkpoints.read import (
     read_header,
     tensor_bytes,
 )
-from eaft_prune.checkpoints.slice import write_sliced
+from eaft_prune.checkpoints.slice import Slice, write_sliced
 from eaft_prune.core.types import UserError
 
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
@@ -487,7 +487,7 @@ def test_damage_to_a_header_is_an_error_wherever_safetensors_sees_one(
 
 def test_a_slice_rule_is_needed_for_every_tensor(checkpoint: Path, tmp_path: Path) -> None:
     model = open_model(checkpoint)
-    rules: dict[str, tuple[int, ...] | None] = dict.fromkeys(model.tensors)
+    rules: dict[str, Slice | None] = dict.fromkeys(model.tensors)
     rules.pop("lm_head.weight")
     with pytest.raises(UserError, match=r"lm_head\.weight"):
         write_sliced(model, rules, tmp_path, 10**9, nothing)
@@ -501,10 +501,10 @@ def test_a_slice_rule_is_needed_for_every_tensor(checkpoint: Path, tmp_path: Pat
 def test_a_slice_beyond_a_tensor_is_an_error(checkpoint: Path, tmp_path: Path, index: int) -> None:
     """Bytes at such an index belong to another tensor."""
     model = open_model(checkpoint)
-    rules: dict[str, tuple[int, ...] | None] = dict.fromkeys(model.tensors)
+    rules: dict[str, Slice | None] = dict.fromkeys(model.tensors)
     name = "model.layers.0.mlp.experts.down_proj_blocks"
     with pytest.raises(UserError, match=name):
-        write_sliced(model, {**rules, name: (0, index)}, tmp_path, 10**9, nothing)
+        write_sliced(model, {**rules, name: Slice((0, index))}, tmp_path, 10**9, nothing)
 
 
 def hub_cache(copy: Path) -> Path:

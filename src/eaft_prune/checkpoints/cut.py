@@ -33,7 +33,9 @@ class Cut:
 
 def cut(family: Family, files: ModelFiles, plan: KeepPlan) -> Cut:
     """The plan applied; raises UserError where it is for another model."""
-    check_plan(plan, family.n_layers(files.config), family.n_experts(files.config))
+    config = files.config
+    groups = family.groups(config)
+    check_plan(plan, family.n_layers(config), family.n_experts(config), groups)
     new_ids = [{old: new for new, old in enumerate(ids)} for ids in plan.kept]
     tensors, slices, owners = {}, dict[str, Slice | None](), dict[str, tuple[int, int]]()
     table = family.table(files)

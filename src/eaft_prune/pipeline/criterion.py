@@ -36,7 +36,9 @@ def select(session: Session, base: Model) -> Selection:
             settings.model_dump(include=set(PLAN_SETTINGS)),
             inputs,
             KeepPlan,
-            lambda: planning.plan(settings, scores.value, None if losses is None else losses.value),
+            lambda: planning.plan(
+                settings, scores.value, None if losses is None else losses.value, base.groups
+            ),
         )
     )
     session.observer.plan(plan.value)

@@ -79,7 +79,9 @@ def layer_losses(
     pruning = session.experiment.pruning
     alone = {"selection": "uniform", "min_keep_n": None, "max_keep_n": None}
     plans = {
-        size: plan(pruning.model_copy(update={**alone, "keep_n": size}), scores.value)
+        size: plan(
+            pruning.model_copy(update={**alone, "keep_n": size}), scores.value, None, base.groups
+        )
         for size in sizes_to_measure(pruning, base.n_experts)
     }
     return _measured(

@@ -69,7 +69,7 @@ def _converged(session: Session, base: Model) -> Stored[Trace]:
     for first, end in pairwise([0, *ends]):
         parts.append(_traced(session, base, blocks, (first, end)))
         trace = joined([part.value for part in parts], [0, *ends][: len(parts)])
-        plans.append(plan(pruning, score(pruning, trace)))
+        plans.append(plan(pruning, score(pruning, trace), groups=base.groups))
         if len(plans) > 1 and jaccard(*plans[-2:]).mean() >= settings.early_stop_agreement:
             break
     agreement = [round(float(jaccard(*pair).mean()), 4) for pair in pairwise(plans)]

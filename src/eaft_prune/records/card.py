@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from eaft_prune import __version__
+from eaft_prune.checkpoints.families import family_of
 from eaft_prune.checkpoints.read import MANIFEST, MAPPING, ModelFiles
 from eaft_prune.checkpoints.size import parameters
 from eaft_prune.core.files import DENIED, write_atomically
@@ -31,6 +32,10 @@ inputs = tokenizer("The sum of two and two is", return_tensors="pt").to(model.de
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=16)[0]))
 """
 log = logging.getLogger(__name__)
+
+
+def _top_k(files: ModelFiles) -> int:
+    return family_of(files.config).top_k(files.config)
 
 
 def card(
@@ -59,7 +64,7 @@ Made by eaft_prune {__version__} from a checkpoint with digest
 | weights, GB | {base.weight_bytes / 1e9:.4g} | {made.weight_bytes / 1e9:.4g} |
 | parameters | {parameters(base):,} | {parameters(made):,} |
 | experts a layer | {plan.n_experts} | {layout.size} |
-| experts a token | {base.config["num_experts_per_tok"]} | {made.config["num_experts_per_tok"]} |
+| experts a token | {_top_k(base)} | {_top_k(made)} |
 
 ## Load and serve
 ```python

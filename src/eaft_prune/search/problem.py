@@ -89,7 +89,7 @@ def cut(problem: Problem, pruning: PruningSettings) -> KeepPlan:
     key = mass_key(pruning)
     if key not in problem._masses:
         problem._masses[key] = masses(pruning, problem.trace)
-    return cut_plan(pruning, score_from(pruning, problem._masses[key]))
+    return cut_plan(pruning, score_from(pruning, problem._masses[key]), None, problem.base.groups)
 
 
 def chunk_scores(problem: Problem, plan: KeepPlan | None, chunk: Chunk) -> TokenScores:

@@ -45,7 +45,6 @@ def distributions(settings: SearchSettings, pruning: PruningSettings) -> Space:
 
 def check_space(pruning: PruningSettings, space: Space, base: Model) -> None:
     """Raise UserError unless each setting may take the ends of its range, or every choice."""
-    config = base.files.config
     for name, distribution in space.items():
         ends = getattr(distribution, "choices", None)
         for value in ends or (distribution.low, distribution.high):
@@ -54,7 +53,7 @@ def check_space(pruning: PruningSettings, space: Space, base: Model) -> None:
             except ValidationError as error:
                 why = error.errors()[0]["msg"]
                 raise UserError(f"search.space.{name}: {value!r}: {why}") from None
-            check_keep_n(tried, base.family.n_experts(config), base.family.top_k(config))
+            check_keep_n(tried, base.n_experts, base.top_k, base.groups)
             if tried.keep_n % tried.keep_multiple:
                 raise UserError(
                     f"search.space.{name}: pruning.keep_n = {tried.keep_n} is not a multiple of "

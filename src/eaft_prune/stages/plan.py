@@ -15,7 +15,10 @@ VERSION = 2
 
 
 def plan(
-    settings: PruningSettings, scores: ExpertScores, losses: LayerLosses | None = None
+    settings: PruningSettings,
+    scores: ExpertScores,
+    losses: LayerLosses | None = None,
+    groups: int = 1,
 ) -> KeepPlan:
     """Core experts first, then the highest scores, until the layer's number; ties to the lower id.
 
@@ -28,7 +31,8 @@ def plan(
     marginal_loss: the same total at the least sum of `losses`, which it needs. coverage:
     the union over packs of the fewest experts that hold `coverage` of the pack's positive mass, in
     the layer's order of scores, at least min_keep_n and at most keep_n. All in multiples of
-    keep_multiple. Raises UserError where the core or the total does not fit.
+    keep_multiple. Of a model whose routers choose among `groups` of experts first, each group keeps
+    as many as the others. Raises UserError where the core or the total does not fit.
     """
     n_layers, n_experts = scores.score_LE.shape
     cores = [_core(settings, scores, layer) for layer in range(n_layers)]
@@ -46,14 +50,53 @@ def plan(
                 "core_count_top_m or pack_floor_top_m"
             )
         ranked = descending(scores.score_LE[layer])
-        first = [expert for expert in ranked if expert in cover - core]
-        rest = [expert for expert in ranked if expert not in cover | core]
-        kept.append(tuple(sorted([*core, *[*first, *rest][: size - len(core)]])))
+        # of each kind in the order of scores
+        order = sorted(ranked, key=lambda i: 0 if i in core else 1 if i in cover else 2)
+        kept.append(_of_each_group(order, size, n_experts, groups, core, layer))
     return KeepPlan(tuple(kept), n_experts)
 
 
-def check_keep_n(settings: PruningSettings, n_experts: int, top_k: int) -> None:
-    """Raise UserError unless top_k <= min_keep_n <= keep_n <= max_keep_n <= n_experts."""
+def _of_each_group(
+    order: Sequence[int], size: int, n_experts: int, groups: int, core: set[int], layer: int
+) -> tuple[int, ...]:
+    """The first `size` experts of an order, as many of every group; all of the core among them."""
+    share, width = size // groups, n_experts // groups
+    if size % groups:
+        raise UserError(
+            f"layer {layer} keeps {size} experts: this model's routers choose among {groups} "
+            f"groups first, so it must be a multiple of {groups}; set pruning.keep_multiple so"
+        )
+    kept = [
+        expert
+        for group in range(groups)
+        for expert in [i for i in order if i // width == group][:share]
+    ]
+    if lost := core - set(kept):
+        raise UserError(
+            f"layer {layer}: core experts {sorted(lost)} do not fit, as each of {groups} groups "
+            f"keeps {share}: lower pruning.core_pos_top_m, core_count_top_m or pack_floor_top_m"
+        )
+    return tuple(sorted(kept))
+
+
+def check_keep_n(settings: PruningSettings, n_experts: int, top_k: int, groups: int = 1) -> None:
+    """Raise UserError unless top_k <= min_keep_n <= keep_n <= max_keep_n <= n_experts.
+
+    Of routers that choose among groups first, all are multiples of the groups.
+    """
+    if settings.keep_n % groups or (
+        settings.selection != "uniform" and settings.keep_multiple % groups
+    ):
+        raise UserError(
+            f"pruning.keep_n = {settings.keep_n}: this model's routers choose among {groups} groups "
+            f"of experts first, and each must lose as many: give a multiple of {groups} as "
+            "pruning.keep_n and, where layers keep different numbers, as pruning.keep_multiple"
+        )
+    if groups > 1 and settings.measured:
+        raise UserError(
+            f"pruning.saliency = {settings.saliency!r} leaves out one expert at a time; this "
+            f"model's routers choose among {groups} groups that have as many: use another criterion"
+        )
     if not top_k <= settings.keep_n <= n_experts:
         raise UserError(
             f"pruning.keep_n = {settings.keep_n}: this model routes each token to {top_k} of "

@@ -40,7 +40,7 @@ def run_ablate(session: Session, out: Path) -> Outcome:
     sums = masses(session.experiment.pruning, trace_of(session, base).value)
     empty = [f"{r}_only" for i, r in enumerate(REGIONS) if not sums.mass_GRLE[:, i].any()]
     plans = {
-        name: plan(how, score_from(how, sums))
+        name: plan(how, score_from(how, sums), None, base.groups)
         for name, how in variants.items()
         if name not in empty  # it would rank nothing
     }

@@ -33,11 +33,13 @@ def run_stability(session: Session, out: Path) -> Outcome:
     found = (selection.scores, selection.plan)
     trace = trace_of(session, base).value
     others = [whole_trace(session, base, seed).value for seed in settings.seeds]
-    rows: dict[str, Any] = {"seeds": _agreement(found, [_chosen(pruning, t) for t in others])}
+    rows: dict[str, Any] = {
+        "seeds": _agreement(found, [_chosen(pruning, t, base.groups) for t in others])
+    }
     for share in settings.row_shares:
         part = first_rows(trace, share)
-        rows[f"rows x {share:g}"] = _agreement(found, [_chosen(pruning, part)])
-    resampled = resamples(settings, pruning, trace)
+        rows[f"rows x {share:g}"] = _agreement(found, [_chosen(pruning, part, base.groups)])
+    resampled = resamples(settings, pruning, trace, base.groups)
     rows["bootstrap"] = _agreement(found, resampled)
     shares_LE = kept_shares([kept for _, kept in resampled])
     facts = {
@@ -59,7 +61,9 @@ def first_rows(trace: Trace, share: float) -> Trace:
     return trace[trace.row_T <= last]
 
 
-def resamples(settings: StabilitySettings, pruning: PruningSettings, trace: Trace) -> list[Found]:
+def resamples(
+    settings: StabilitySettings, pruning: PruningSettings, trace: Trace, groups: int = 1
+) -> list[Found]:
     """Scores and plans of the rows drawn with replacement, each pack's among themselves.
 
     The thresholds p_q and H_q stay those of the whole trace.
@@ -74,7 +78,7 @@ def resamples(settings: StabilitySettings, pruning: PruningSettings, trace: Trac
             n = int(mine.sum())
             times_G[mine] = rng.multinomial(n, np.full(n, 1 / n))
         scores = score_from(pruning, by_row, times_G)
-        found.append((scores, plan(pruning, scores)))
+        found.append((scores, plan(pruning, scores, None, groups)))
     return found
 
 
@@ -96,9 +100,9 @@ def undecided(shares_LE: NDArray[np.float64], confidence: float) -> list[list[in
     return [[int(i) for i in np.flatnonzero(open_E)] for open_E in open_LE]
 
 
-def _chosen(pruning: PruningSettings, trace: Trace) -> Found:
+def _chosen(pruning: PruningSettings, trace: Trace, groups: int) -> Found:
     scores = score(pruning, trace)
-    return scores, plan(pruning, scores)
+    return scores, plan(pruning, scores, None, groups)
 
 
 def _agreement(found: Found, others: Sequence[Found]) -> Mapping[str, float]:

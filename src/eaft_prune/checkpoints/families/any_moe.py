@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,15 +76,43 @@ def _table(files: ModelFiles) -> Table:
     held = dict(tensors(model))
     made = made_by_loaders(files, {})
     names = [name for name in files.tensors if name not in made]
+    targets = _targets(model, names, held)
+    _check_experts(files, targets, kind)
     ignored = _check_loading(files, model, names)
     table = dict(made)
-    for name, (target, converted) in _targets(model, names, held).items():
+    for name, (target, converted) in targets.items():
         shape = files.tensors[name].shape
         if target not in held or name in ignored:
             table[name] = TensorSpec(None, shape, further=_is_further(name, kind))
         else:
             table[name] = _spec(kind, name, target, shape, converted)
     return table
+
+
+def _check_experts(
+    files: ModelFiles, targets: Mapping[str, tuple[str, bool]], kind: Anatomy
+) -> None:
+    """Raise UserError unless experts with tensors of their own are all there, in one shape."""
+    found: dict[tuple[str, str], dict[int, str]] = {}
+    for name, (target, converted) in targets.items():
+        own = _OWN.search(name)
+        if converted and own and target in kind.axes:
+            stem = name[: own.start(1)], name[own.end(1) :]
+            found.setdefault(stem, {})[int(own[1])] = name
+    for (before, after), names in found.items():
+        wanted = range(kind.n_experts)
+        if missing := [f"{before}{i}{after}" for i in wanted if i not in names]:
+            raise UserError(f"{files.path}: tensors are missing: {some(missing)}")
+        if unknown := [name for i, name in names.items() if i not in wanted]:
+            raise UserError(f"{files.path}: no rule for the tensors {some(unknown)}")
+        shapes = Counter(files.tensors[name].shape for name in names.values())
+        ((usual, _),) = shapes.most_common(1)
+        for name in names.values():
+            if (shape := files.tensors[name].shape) != usual:
+                raise UserError(
+                    f"{files.path}: tensor {name} has shape {list(shape)}, other experts' have "
+                    f"{list(usual)}"
+                )
 
 
 def _check_loading(files: ModelFiles, model: Any, names: list[str]) -> set[str]:
@@ -113,7 +142,7 @@ def _check_loading(files: ModelFiles, model: Any, names: list[str]) -> set[str]:
         raise UserError(f"{files.path}: no rule for the tensors {some(unknown)} in {where}")
     for name, found, wanted in sorted(info["mismatched_keys"]):
         raise UserError(
-            f"{files.path}: {name} is {list(found)} by its tensors, config.json asks for "
+            f"{files.path}: tensor {name} has shape {list(found)}, config.json asks for "
             f"{list(wanted)}"
         )
     if errors := info["error_msgs"]:

@@ -58,13 +58,24 @@ class Family:
     compensated: Callable[[int], str] | None = None
 
 
-def check_plan(plan: KeepPlan, n_layers: int, n_experts: int) -> None:
-    """Raise UserError unless the plan is for a model of these sizes."""
+def check_plan(plan: KeepPlan, n_layers: int, n_experts: int, groups: int = 1) -> None:
+    """Raise UserError unless the plan is for a model of these sizes.
+
+    Where routers choose among groups of experts first, it keeps as many of each.
+    """
     if (len(plan.kept), plan.n_experts) != (n_layers, n_experts):
         raise UserError(
             f"the plan is for {len(plan.kept)} layers of {plan.n_experts} experts, the model has "
             f"{n_layers} of {n_experts}"
         )
+    width = n_experts // groups
+    for layer, kept in enumerate(plan.kept):
+        sizes = [sum(expert // width == group for expert in kept) for group in range(groups)]
+        if len(set(sizes)) > 1:
+            raise UserError(
+                f"the plan keeps {sizes} experts of the {groups} groups of layer {layer}: routers "
+                "choose among groups first, so it must keep as many of each"
+            )
 
 
 def positive(config: Config, key: str) -> int:

@@ -73,7 +73,9 @@ def anatomy(config: Config) -> Anatomy:
 
 @lru_cache(maxsize=16)
 def _anatomy(config_json: str) -> Anatomy:
-    settings = config_of(json.loads(config_json))
+    config = json.loads(config_json)
+    _check_one_count(config)
+    settings = config_of(config)
     model = build(settings)
     modules = {name: module for name, module in model.named_modules() if is_experts(module)}
     kind = settings.model_type
@@ -92,11 +94,28 @@ def _anatomy(config_json: str) -> Anatomy:
     axes = _axes(model, build(with_count(settings, 2 * count)), count)
     layers = tuple(_layer(name) for name in modules)
     text = settings.get_text_config()
-    groups = next((value for key in _GROUPS if (value := getattr(text, key, None))), 1)
-    found = Anatomy(count, chosen(text), groups, layers, text.to_dict(), axes)
+    found = Anatomy(count, chosen(text), groups_of(text), layers, text.to_dict(), axes)
     for name in axes:
         found.layer_of(name)
+    for path, tensor in tensors(model):
+        inside = any(path.startswith(layer.block + ".") for layer in layers)
+        if inside and not tensor.is_floating_point():
+            raise UserError(
+                f"config.json: model_type = {kind!r}: {path} assigns experts to tokens by a table, "
+                "whose experts cannot be told from it: such layers cannot be pruned"
+            )
     return found
+
+
+def _check_one_count(config: Config) -> None:
+    """Raise UserError where two names of the count disagree, wherever config.json nests them."""
+    counts = {key: config[key] for key in COUNTS if isinstance(config.get(key), int)}
+    if len(set(counts.values())) > 1:
+        values = ", ".join(f"{key} = {value}" for key, value in counts.items())
+        raise UserError(f"config.json: {values}: one number of experts is wanted")
+    for key, value in config.items():
+        if isinstance(value, dict) and key not in OTHERS:
+            _check_one_count(value)
 
 
 def config_of(config: Config) -> Any:
@@ -109,7 +128,9 @@ def config_of(config: Config) -> Any:
             f"config.json: model_type = {shortened(repr(model_type))} is not known to this version "
             "of transformers: update it, or check the name"
         )
-    plain = {key: value for key, value in config.items() if key != "quantization_config"}
+    plain = {
+        key: _with_floats(value) for key, value in config.items() if key != "quantization_config"
+    }
     try:
         return CONFIG_MAPPING[model_type].from_dict(plain)
     # a class of settings raises whatever its own checks raise
@@ -117,6 +138,18 @@ def config_of(config: Config) -> Any:
         raise UserError(
             f"config.json: {shortened(str(error).replace(chr(10), ' '), 300)}"
         ) from None
+
+
+def _with_floats(value: Any) -> Any:
+    """JSON with the floats in it that JSON has no way to write, as transformers tags them."""
+    match value:
+        case {"__float__": str(text)}:
+            return float(text)
+        case dict():
+            return {key: _with_floats(item) for key, item in value.items()}
+        case list():
+            return [_with_floats(item) for item in value]
+    return value
 
 
 def build(settings: Any) -> torch.nn.Module:
@@ -170,6 +203,11 @@ def chosen(text: Any) -> int:
         if isinstance(value, list) and len(set(value)) == 1:
             return int(value[0])
     raise UserError(f"config.json gives none of {', '.join(CHOSEN)}: experts a token")
+
+
+def groups_of(text: Any) -> int:
+    """Groups of experts among which routers choose first, of the language model's settings."""
+    return next((value for key in _GROUPS if (value := getattr(text, key, None))), 1)
 
 
 def is_experts(module: Any) -> bool:

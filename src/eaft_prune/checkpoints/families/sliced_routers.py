@@ -10,14 +10,18 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from eaft_prune.checkpoints.families.meta import build, is_experts, with_count
+from eaft_prune.checkpoints.families.base import check_plan
+from eaft_prune.checkpoints.families.meta import build, groups_of, is_experts, with_count
 from eaft_prune.core.types import KeepPlan
 
 if TYPE_CHECKING:
     import torch
 
 KEPT = "eaft_kept"  # attribute of an experts module: old id of each new one
+_CHANGED = "eaft_changed"  # attribute of a masked model: what its routers were
 _ABSENT = object()
+
+_Change = tuple[dict[str, Any], str, Any]  # of an object's attributes: the one that was there
 
 
 @contextmanager
@@ -25,28 +29,39 @@ def masked(model: torch.nn.Module, plan: KeepPlan) -> Iterator[None]:
     """Inside, the model is the one that an export with this plan holds."""
     import torch
 
-    pruned = {n: build(with_count(model.config, n)) for n in {len(ids) for ids in plan.kept}}
-    undo: list[tuple[dict[str, Any], str, Any]] = []
+    paths = [name for name, module in model.named_modules() if is_experts(module)]
+    settings: Any = model.config
+    sizes = {len(model.get_submodule(path).down_proj) for path in paths}
+    check_plan(plan, len(paths), *sizes, groups_of(settings.get_text_config()))
+    pruned = {n: build(with_count(settings, n)) for n in {len(ids) for ids in plan.kept}}
+    undo: list[_Change] = []
 
     def put(where: dict[str, Any], key: str, value: Any) -> None:
         undo.append((where, key, where.get(key, _ABSENT)))
-        where[key] = value
+        _set(where, key, value)
 
     try:
-        paths = [name for name, module in model.named_modules() if is_experts(module)]
+        for where, key, original in reversed(vars(model).get(_CHANGED, [])):
+            put(where, key, original)  # a mask around this one
+        whole = len(undo)
         for path, kept in zip(paths, plan.kept, strict=True):
             experts: Any = model.get_submodule(path)
             block = path.rpartition(".")[0]
             smaller = pruned[len(kept)].get_submodule(block)
             _slice(model.get_submodule(block), smaller, experts, kept, put)
             put(vars(experts), KEPT, torch.tensor(kept, device=experts.down_proj.device))
+        put(vars(model), _CHANGED, undo[whole:])
         yield
     finally:
-        for where, key, value in reversed(undo):
-            if value is _ABSENT:
-                del where[key]
-            else:
-                where[key] = value
+        for change in reversed(undo):
+            _set(*change)
+
+
+def _set(where: dict[str, Any], key: str, value: Any) -> None:
+    if value is _ABSENT:
+        where.pop(key, None)
+    else:
+        where[key] = value
 
 
 def _slice(block: Any, smaller: Any, experts: Any, kept: Sequence[int], put: Any) -> None:

@@ -53,6 +53,11 @@ class Model:
         return self.family.groups(self.files.config)
 
     @property
+    def least(self) -> int:
+        """The fewest experts a layer that its routers work with."""
+        return self.family.least(self.files.config)
+
+    @property
     def top_k(self) -> int:
         """Experts a token."""
         return self.family.top_k(self.files.config)

@@ -122,4 +122,4 @@ def check_padding(session: Session, base: Model) -> None:
 def check_plan_fits(session: Session, base: Model) -> None:
     """Raise UserError unless this model can keep pruning.keep_n experts, padded if asked for."""
     check_padding(session, base)
-    check_keep_n(session.experiment.pruning, base.n_experts, base.top_k, base.groups)
+    check_keep_n(session.experiment.pruning, base.n_experts, base.top_k, base.groups, base.least)

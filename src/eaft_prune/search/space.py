@@ -53,7 +53,7 @@ def check_space(pruning: PruningSettings, space: Space, base: Model) -> None:
             except ValidationError as error:
                 why = error.errors()[0]["msg"]
                 raise UserError(f"search.space.{name}: {value!r}: {why}") from None
-            check_keep_n(tried, base.n_experts, base.top_k, base.groups)
+            check_keep_n(tried, base.n_experts, base.top_k, base.groups, base.least)
             if tried.keep_n % tried.keep_multiple:
                 raise UserError(
                     f"search.space.{name}: pruning.keep_n = {tried.keep_n} is not a multiple of "

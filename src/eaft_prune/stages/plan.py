@@ -79,18 +79,27 @@ def _of_each_group(
     return tuple(sorted(kept))
 
 
-def check_keep_n(settings: PruningSettings, n_experts: int, top_k: int, groups: int = 1) -> None:
+def check_keep_n(
+    settings: PruningSettings, n_experts: int, top_k: int, groups: int = 1, least: int = 1
+) -> None:
     """Raise UserError unless top_k <= min_keep_n <= keep_n <= max_keep_n <= n_experts.
 
-    Of routers that choose among groups first, all are multiples of the groups.
+    Of routers that choose among groups first, all are multiples of the groups, and keep_n leaves
+    them the `least` number that their formula needs.
     """
     if settings.keep_n % groups or (
         settings.selection != "uniform" and settings.keep_multiple % groups
     ):
         raise UserError(
-            f"pruning.keep_n = {settings.keep_n}: this model's routers choose among {groups} groups "
-            f"of experts first, and each must lose as many: give a multiple of {groups} as "
-            "pruning.keep_n and, where layers keep different numbers, as pruning.keep_multiple"
+            f"pruning.keep_n = {settings.keep_n}: this model's routers choose among {groups} "
+            f"groups of experts first, and each must lose as many: give a multiple of {groups} "
+            "as pruning.keep_n and, where layers keep different numbers, as pruning.keep_multiple"
+        )
+    if settings.keep_n < least:
+        raise UserError(
+            f"pruning.keep_n = {settings.keep_n}: this model's routers choose some of {groups} "
+            f"groups by the best two experts of each and then {top_k} experts of those, so keep_n "
+            f"must be in {least}..{n_experts}"
         )
     if groups > 1 and settings.measured:
         raise UserError(

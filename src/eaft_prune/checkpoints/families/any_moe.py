@@ -58,6 +58,7 @@ def family(config: Config) -> Family:
         n_experts=lambda config: anatomy(config).n_experts,
         top_k=lambda config: anatomy(config).top_k,
         groups=lambda config: anatomy(config).groups,
+        least=lambda config: anatomy(config).least,
         layer_numbers=lambda config: tuple(layer.number for layer in anatomy(config).layers),
         language=lambda config: anatomy(config).language,
         table=_table,

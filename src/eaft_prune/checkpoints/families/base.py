@@ -45,6 +45,7 @@ class Family:
     n_experts: Callable[[Config], int]
     top_k: Callable[[Config], int]
     groups: Callable[[Config], int]  # of experts, of which a router chooses some first; 1: none
+    least: Callable[[Config], int]  # experts a layer that its routers need
     layer_numbers: Callable[[Config], tuple[int, ...]]
     language: Callable[[Config], Config]  # what config.json says of the language model alone
     # every tensor of a checkpoint; raises UserError for one that is missing, unknown or misshapen

@@ -174,6 +174,7 @@ FAMILY = Family(
     n_experts=_n_experts,
     top_k=lambda config: positive(config, "num_experts_per_tok"),
     groups=lambda config: 1,
+    least=lambda config: positive(config, "num_experts_per_tok"),
     layer_numbers=lambda config: tuple(range(_n_layers(config))),
     language=lambda config: config,
     table=_table,

@@ -53,10 +53,21 @@ class Anatomy:
     n_experts: int
     top_k: int
     groups: int  # of which the router chooses some first; 1: none
+    groups_chosen: int
     layers: tuple[Layer, ...]
     language: Mapping[str, Any]  # settings of the language model alone
     # tensor in memory -> axis of the experts; along it may lie more rows, after theirs
     axes: Mapping[str, int]
+
+    @property
+    def least(self) -> int:
+        """The fewest experts a layer that routers work with.
+
+        Those that choose groups first do so by the best two of each (DeepSeek-V3, section 2.1.2).
+        """
+        if self.groups == 1:
+            return self.top_k
+        return self.groups * max(2, -(-self.top_k // self.groups_chosen))
 
     def layer_of(self, name: str) -> int:
         """Which of `layers` a tensor with rows of experts belongs to."""
@@ -94,7 +105,15 @@ def _anatomy(config_json: str) -> Anatomy:
     axes = _axes(model, build(with_count(settings, 2 * count)), count)
     layers = tuple(_layer(name) for name in modules)
     text = settings.get_text_config()
-    found = Anatomy(count, chosen(text), groups_of(text), layers, text.to_dict(), axes)
+    found = Anatomy(
+        count,
+        chosen(text),
+        groups_of(text),
+        getattr(text, "topk_group", None) or 1,
+        layers,
+        text.to_dict(),
+        axes,
+    )
     for name in axes:
         found.layer_of(name)
     for path, tensor in tensors(model):

@@ -31,8 +31,8 @@ def masked(model: torch.nn.Module, plan: KeepPlan) -> Iterator[None]:
 
     paths = [name for name, module in model.named_modules() if is_experts(module)]
     settings: Any = model.config
-    sizes = {len(model.get_submodule(path).down_proj) for path in paths}
-    check_plan(plan, len(paths), *sizes, groups_of(settings.get_text_config()))
+    count = _count(model.get_submodule(paths[0]))
+    check_plan(plan, len(paths), count, groups_of(settings.get_text_config()))
     pruned = {n: build(with_count(settings, n)) for n in {len(ids) for ids in plan.kept}}
     undo: list[_Change] = []
 
@@ -55,6 +55,10 @@ def masked(model: torch.nn.Module, plan: KeepPlan) -> Iterator[None]:
     finally:
         for change in reversed(undo):
             _set(*change)
+
+
+def _count(experts: Any) -> int:
+    return len(experts.down_proj)
 
 
 def _set(where: dict[str, Any], key: str, value: Any) -> None:

@@ -1,0 +1,159 @@
+"""Every MoE architecture of transformers: profiled, left out, written, and loaded by it alone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from support import architectures
+
+from eaft_prune.checkpoints.families import any_moe, family_of
+from eaft_prune.checkpoints.read import open_model
+from eaft_prune.core.types import Blocks, KeepPlan, UserError
+from eaft_prune.stages.export import Target, export, identical_tensors
+
+if TYPE_CHECKING:
+    from eaft_prune.engines.transformers import TransformersEngine
+
+HOW = {"base": {"label": "tiny", "digest": "0"}}
+ALL = [
+    *architectures.WANTED,
+    *(pytest.param(name, marks=pytest.mark.slow) for name in architectures.OTHERS),
+]
+
+
+def nothing(done: int) -> None:
+    pass
+
+
+def plan_of(layers: int, keep: int, groups: int = 1, seed: int = 0) -> KeepPlan:
+    """A plan drawn by lot, as many of every group."""
+    rng, width = np.random.default_rng(seed), architectures.EXPERTS // groups
+
+    def layer() -> tuple[int, ...]:
+        drawn = [g * width + rng.permutation(width)[: keep // groups] for g in range(groups)]
+        return tuple(sorted(int(i) for i in np.concatenate(drawn)))
+
+    return KeepPlan(tuple(layer() for _ in range(layers)), architectures.EXPERTS)
+
+
+def logp(model: Any, blocks: Blocks) -> np.ndarray[Any, Any]:
+    """ln p of every token but the first by transformers' own forward."""
+    ids = torch.from_numpy(blocks.ids_BS).long()
+    with torch.no_grad():
+        values = model(input_ids=ids, use_cache=False).logits.double().log_softmax(-1)
+    return values[:, :-1].gather(2, ids[:, 1:, None]).reshape(-1).numpy()
+
+
+def random_blocks(length: int = 40) -> Blocks:
+    ids = np.random.default_rng(0).integers(3, architectures.VOCAB, (2, length)).astype(np.int32)
+    scored = np.ones(ids.shape, bool)
+    scored[:, 0] = False
+    rows = np.zeros(ids.shape, np.int32)
+    return Blocks("p", length, ids, scored, rows, np.zeros(1, np.int32), ("p",), "")
+
+
+@pytest.mark.parametrize("model_type", ALL)
+def test_what_is_left_out_is_what_is_written_and_what_transformers_loads(
+    model_type: str, load: Callable[..., TransformersEngine], tmp_path: Path
+) -> None:
+    model = architectures.write(tmp_path / "base", model_type)
+    # a few run token after token without their kernels
+    blocks = random_blocks(10 if model_type in ("glm5_next", "kimi_linear") else 40)
+    files = open_model(tmp_path / "base")
+    family = family_of(files.config) if model_type == "gpt_oss" else any_moe.family(files.config)
+    assert family.n_experts(files.config) == architectures.EXPERTS
+    layers = family.n_layers(files.config)
+
+    engine = load(files.path)
+    trace = engine.trace(blocks, nothing)
+    np.testing.assert_allclose(trace.scores.logp_T, logp(model, blocks), atol=1e-4)
+    assert trace.experts_TLK.shape == (2 * (blocks.seq_len - 1), layers, family.top_k(files.config))
+
+    plan = plan_of(layers, 6)
+    with engine.masked(plan):
+        masked = engine.trace(blocks, nothing)
+    assert np.array_equal(engine.score(blocks, nothing).logp_T, trace.scores.logp_T)
+    for layer, kept in enumerate(plan.kept):
+        assert set(np.unique(masked.experts_TLK[:, layer])) <= set(kept)
+    written = export(family, files, plan, Target(tmp_path / "out", "k", 10**9, HOW), nothing).path
+    alone, info = type(model).from_pretrained(
+        written, dtype=torch.float32, output_loading_info=True
+    )
+    assert not any(info.values()), info
+    np.testing.assert_allclose(masked.scores.logp_T, logp(alone.eval(), blocks), atol=1e-4)
+    assert np.abs(masked.scores.logp_T - trace.scores.logp_T).max() > 1e-3
+    family.table(open_model(written))
+
+    everything = KeepPlan((tuple(range(architectures.EXPERTS)),) * layers, architectures.EXPERTS)
+    same = export(family, files, everything, Target(tmp_path / "all", "k", 10**9, HOW), nothing)
+    assert identical_tensors(files, open_model(same.path)) == len(files.tensors)
+
+
+def test_groups_of_experts_lose_as_many_each(
+    load: Callable[..., TransformersEngine], tmp_path: Path
+) -> None:
+    """DeepSeek's routers choose groups first; a plan that favours one is another model's."""
+    model = architectures.write(tmp_path / "base", "deepseek_v3", n_group=2, topk_group=1)
+    files, blocks = open_model(tmp_path / "base"), random_blocks()
+    family = family_of(files.config)
+    assert family.groups(files.config) == 2
+    assert family.least(files.config) == 4
+    engine, plan = load(files.path), plan_of(2, 4, groups=2)
+    with engine.masked(plan):
+        masked = engine.score(blocks, nothing)
+    out = export(family, files, plan, Target(tmp_path / "out", "k", 10**9, HOW), nothing).path
+    alone = type(model).from_pretrained(out, dtype=torch.float32).eval()
+    np.testing.assert_allclose(masked.logp_T, logp(alone, blocks), atol=1e-4)
+    uneven = KeepPlan(((0, 1, 2, 4),) * 2, 8)
+    with pytest.raises(UserError, match=r"keeps \[3, 1\] experts of the 2 groups of layer 0"):
+        export(family, files, uneven, Target(tmp_path / "no", "k", 10**9, HOW), nothing)
+    with pytest.raises(UserError, match="as many of each"), engine.masked(uneven):
+        pass
+
+
+@pytest.mark.parametrize("model_type", ["glm4_moe", "qwen3_vl_moe", "granitemoehybrid"])
+def test_a_wrong_count_is_refused(model_type: str, tmp_path: Path) -> None:
+    architectures.write(tmp_path / "base", model_type)
+    path = shutil.copytree(tmp_path / "base", tmp_path / "wrong")
+    config = json.loads((path / "config.json").read_text())
+    fewer = any_moe.family(config).patch_config(config, 7)
+    assert fewer != config
+    (path / "config.json").write_text(json.dumps(fewer))
+    with pytest.raises(UserError, match=r"no rule|asks for"):
+        any_moe.family(fewer).table(open_model(path))
+
+
+def test_layers_are_numbered_as_the_model_does(tmp_path: Path) -> None:
+    """A first layer without experts has no line in the plan, and the mapping says which have."""
+    architectures.write(tmp_path / "base", "glm4_moe")
+    files = open_model(tmp_path / "base")
+    family = family_of(files.config)
+    assert family.layer_numbers(files.config) == (1, 2)
+    plan = plan_of(2, 4)
+    out = export(family, files, plan, Target(tmp_path / "out", "k", 10**9, HOW), nothing).path
+    mapping = json.loads((out / "expert_mapping.json").read_text())["new_to_old"]
+    assert {layer: list(ids.values()) for layer, ids in mapping.items()} == {
+        "1": list(plan.kept[0]),
+        "2": list(plan.kept[1]),
+    }
+
+
+@pytest.mark.parametrize(
+    ("model_type", "said"),
+    [
+        ("llama", "no experts of this model"),
+        ("deepseek_v4", "assigns experts to tokens by a table"),
+        ("openai_privacy_filter", "describes no openai_privacy_filter model"),
+        ("diffusion_gemma", "describes no diffusion_gemma model"),
+    ],
+)
+def test_what_cannot_be_pruned_is_refused_with_the_reason(model_type: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        family_of(architectures.tiny_config(model_type).to_dict())

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from support import architectures
 
 from eaft_prune.checkpoints.families import any_moe, family_of
@@ -143,6 +144,40 @@ def test_layers_are_numbered_as_the_model_does(tmp_path: Path) -> None:
         "1": list(plan.kept[0]),
         "2": list(plan.kept[1]),
     }
+
+
+@pytest.mark.parametrize(
+    ("model_type", "prefix", "key"),
+    [
+        ("deepseek_v3", "model.layers.3.", "num_nextn_predict_layers"),
+        ("qwen3_5_moe", "mtp.layers.0.", "mtp_num_hidden_layers"),
+    ],
+)
+def test_layers_that_predict_further_tokens_go_with_the_first_expert(
+    model_type: str, prefix: str, key: str, tmp_path: Path
+) -> None:
+    """They route to experts of their own, for which no plan is: config and tensors agree."""
+    architectures.write(tmp_path / "base", model_type)
+    path = tmp_path / "base" / "model.safetensors"
+    weights = load_file(path)
+    own = {f"{prefix}mlp.experts.{i}.up_proj.weight": torch.randn(32, 64) for i in range(8)}
+    further = {**own, f"{prefix}mlp.gate.weight": torch.randn(8, 64)}
+    save_file({**weights, **further}, path, metadata={"format": "pt"})
+    config = json.loads((tmp_path / "base" / "config.json").read_text())
+    (tmp_path / "base" / "config.json").write_text(json.dumps({**config, key: 1}))
+    files = open_model(tmp_path / "base")
+    family = family_of(files.config)
+    layers = family.n_layers(files.config)
+
+    out = export(
+        family, files, plan_of(layers, 6), Target(tmp_path / "out", "k", 10**9, HOW), nothing
+    ).path
+    assert not further.keys() & open_model(out).tensors.keys()
+    assert json.loads((out / "config.json").read_text())[key] == 0
+    everything = KeepPlan((tuple(range(8)),) * layers, 8)
+    same = export(family, files, everything, Target(tmp_path / "all", "k", 10**9, HOW), nothing)
+    assert identical_tensors(files, open_model(same.path)) == len(weights) + len(further)
+    assert json.loads((same.path / "config.json").read_text())[key] == 1
 
 
 @pytest.mark.parametrize(

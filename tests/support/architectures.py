@@ -40,6 +40,8 @@ _SIZES: dict[str, Any] = {
     "linear_num_value_heads": 4,
     "linear_key_head_dim": 16,
     "linear_value_head_dim": 16,
+    "linear_head_dim": 16,
+    "linear_num_heads": 4,
     "index_n_heads": 2,
     "index_head_dim": 16,
     "index_topk": 16,

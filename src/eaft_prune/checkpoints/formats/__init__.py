@@ -27,6 +27,10 @@ def nan_test(name: str, dtype: str) -> Callable[[bytes], bool] | None:
         if part.has_nan is not None:
             return part.has_nan
     match dtype:
+        case "F8_E4M3":
+            return lambda chunk: bool(((np.frombuffer(chunk, np.uint8) & 0x7F) == 0x7F).any())
+        case "F8_E8M0":
+            return lambda chunk: 255 in chunk
         case "BF16":
             return lambda chunk: bool(((np.frombuffer(chunk, "<u2") & 0x7FFF) > 0x7F80).any())
         case "F16" | "F32" | "F64":

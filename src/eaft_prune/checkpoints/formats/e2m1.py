@@ -35,6 +35,12 @@ def dequantize(blocks: torch.Tensor, scales: torch.Tensor, out: torch.Tensor) ->
     return out.copy_((pairs * _power(half) * _power(powers - half)).view(out.shape))
 
 
+def values_of(pairs: torch.Tensor) -> torch.Tensor:
+    """The e2m1 numbers of bytes, low nibble first, [.., n] -> float32 [.., 2 n]."""
+    found = _pairs(pairs.device)[pairs.view(torch.uint8).reshape(-1).int()]
+    return found.view(*pairs.shape[:-1], -1)
+
+
 def nearest(grouped: torch.Tensor, exponents: torch.Tensor) -> torch.Tensor:
     """Values [.., n] rounded to e2m1 (ties to even) times 2^exponents [.., 1]."""
     power = _power(exponents)

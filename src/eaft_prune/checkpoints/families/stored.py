@@ -20,6 +20,7 @@ from eaft_prune.core.types import UserError
 
 _OWN = re.compile(r"\.experts\.(\d+)\.")  # in the name of a tensor of one expert
 _LAYER = re.compile(r"\.layers\.(\d+)\.")
+_TOWERS = ("vision", "visual", "audio", "speech")  # in names of what is not the language model's
 Shape = tuple[int, ...]
 
 
@@ -35,11 +36,15 @@ def table(files: ModelFiles) -> Table:
     shapes = {name: shape for name, shape in shapes.items() if name not in made}
     targets = _targets(model, [*shapes], held)
     _check_experts(files.path, shapes, targets, kind)
-    ignored = _check_loading(files, model, shapes)
+    further = {name for name in shapes if _is_further(name, kind)}
+    loaded = {name: shape for name, shape in shapes.items() if name not in further}
+    ignored = _check_loading(files, model, loaded)
     found = dict(made)
     for name, (target, converted) in targets.items():
-        if target not in held or name in ignored:
-            spec = TensorSpec(None, shapes[name], further=_is_further(name, kind))
+        if name in further:
+            spec = TensorSpec(None, shapes[name], further=True)
+        elif target not in held or name in ignored:
+            spec = TensorSpec(None, shapes[name])
         else:
             spec = _spec(kind, name, target, shapes[name], converted)
         if name in packed:
@@ -171,6 +176,8 @@ def _spec(
 
 def _is_further(name: str, kind: Anatomy) -> bool:
     """Whether it belongs to layers behind the last, which predict tokens after the next."""
+    if name.startswith(("mtp.", "model.mtp.")):
+        return True
     numbers = _LAYER.findall(f".{name}")
-    behind = bool(numbers) and int(numbers[0]) > max(layer.number for layer in kind.layers)
-    return name.startswith(("mtp.", "model.mtp.")) or behind
+    language = not any(part in name for part in _TOWERS)
+    return language and bool(numbers) and int(numbers[0]) >= kind.language["num_hidden_layers"]

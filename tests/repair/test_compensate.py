@@ -23,13 +23,15 @@ from eaft_prune.checkpoints.read import TensorEntry, open_model
 from eaft_prune.config import CompensationSettings
 from eaft_prune.core.types import Blocks, KeepPlan
 from eaft_prune.engines.transformers import TransformersEngine
-from eaft_prune.repair.compensate import Compensation, Level, compensate
+from eaft_prune.repair.compensate import Compensation, compensate
+from eaft_prune.repair.layer import How, Level
 from eaft_prune.stages.export import Target, export
 
 pytest_plugins = ("support.worlds",)
 
 PLAN = KeepPlan(((0, 2, 3, 7), (1, 2, 4, 5)), 8)
 RIDGE = 0.3
+ATOL = 2e-3  # of weights near 0.15: conjugate gradients end before the last digit
 F32 = formats.FLOATS["F32"]
 FLOAT, MXFP4 = Storage(F32, F32), Storage(formats.MXFP4, F32)
 
@@ -37,8 +39,8 @@ FLOAT, MXFP4 = Storage(F32, F32), Storage(formats.MXFP4, F32)
 def made(
     engine: TransformersEngine, blocks: Blocks, level: Level, storage: Storage, **settings: Any
 ) -> Compensation:
-    given = CompensationSettings(**{"ridge": RIDGE, **settings})
-    return compensate(engine, PLAN, blocks, level, given, storage, lambda tokens: None)
+    given = CompensationSettings(**{"ridge": RIDGE, "passes": 1, **settings})
+    return compensate(engine, PLAN, blocks, How(level, given, storage), lambda tokens: None)
 
 
 def tensor(done: Compensation, layer: int, part: str, dtype: str) -> np.ndarray:
@@ -61,6 +63,13 @@ def weights(target: np.ndarray, robust: bool) -> np.ndarray:
     return 1 / (1 + squares / squares.mean()) if robust else np.ones(len(target))
 
 
+def held_out(blocks: Blocks) -> np.ndarray:
+    """Of every scored token whether its row is of the tenth that nothing is fitted to."""
+    row_T = blocks.row_BS[blocks.scored_BS]
+    rows = np.random.default_rng(0).permutation(np.unique(row_T))
+    return np.isin(row_T, rows[: max(1, round(len(rows) / 10))])
+
+
 @torch.no_grad()
 def by_numpy(path: Path, blocks: Blocks, robust: bool) -> list[tuple[np.ndarray, np.ndarray]]:
     """down_proj and bias of kept experts by transformers' eager model, one token at a time."""
@@ -71,6 +80,7 @@ def by_numpy(path: Path, blocks: Blocks, robust: bool) -> list[tuple[np.ndarray,
     ids = torch.from_numpy(blocks.ids_BS).long()
     block, position = np.nonzero(blocks.scored_BS)
     at = block, position - 1  # predictors
+    fitted = ~held_out(blocks)
     out = []
     for layer, kept in enumerate(PLAN.kept):
         after: dict[str, torch.Tensor] = {}
@@ -89,7 +99,7 @@ def by_numpy(path: Path, blocks: Blocks, robust: bool) -> list[tuple[np.ndarray,
         for handle in handles:
             handle.remove()
         target = (after["base"][at] - after["pruned"][at]).double().numpy()
-        roots = np.sqrt(weights(target, robust))
+        roots = np.sqrt(weights(target, robust)) * fitted
         target *= roots[:, None]
         experts, inner = mlp.experts, mlp.experts.intermediate_size
         features = np.zeros((len(block), len(kept), inner + 1))
@@ -115,14 +125,10 @@ def by_numpy(path: Path, blocks: Blocks, robust: bool) -> list[tuple[np.ndarray,
 def test_layer_after_layer_is_numpys_least_squares_on_transformers_own_streams(
     checkpoint: Path, engine: TransformersEngine, blocks: Blocks, tokens: str
 ) -> None:
-    exact = made(engine, blocks, "down_proj", FLOAT, token_weights=tokens)
-    swept = made(engine, blocks, "down_proj", FLOAT, token_weights=tokens, exact_unknowns=1)
+    done = made(engine, blocks, "down_proj", FLOAT, token_weights=tokens)
     for layer, (weight, bias) in enumerate(by_numpy(checkpoint, blocks, tokens == "robust")):
-        for done, atol in ((exact, 1e-3), (swept, 1e-2)):
-            np.testing.assert_allclose(tensor(done, layer, "down_proj", "<f4"), weight, atol=atol)
-            np.testing.assert_allclose(
-                tensor(done, layer, "down_proj_bias", "<f4"), bias, atol=atol
-            )
+        np.testing.assert_allclose(tensor(done, layer, "down_proj", "<f4"), weight, atol=ATOL)
+        np.testing.assert_allclose(tensor(done, layer, "down_proj_bias", "<f4"), bias, atol=ATOL)
 
 
 @pytest.mark.parametrize("level", ["down_proj", "experts"])
@@ -238,8 +244,8 @@ def test_where_nothing_is_dropped_nothing_is_changed(
     world: World, engine: TransformersEngine, blocks: Blocks
 ) -> None:
     whole = KeepPlan((tuple(range(8)),) * 2, 8)
-    settings = CompensationSettings(ridge=RIDGE)
-    done = compensate(engine, whole, blocks, "down_proj", settings, MXFP4, lambda tokens: None)
+    how = How("down_proj", CompensationSettings(ridge=RIDGE), MXFP4)
+    done = compensate(engine, whole, blocks, how, lambda tokens: None)
     assert (done.tensors, done.data.size) == ((), 0)
     result = world.run("task=prune", "pruning.compensation=down_proj", "pruning.keep_n=8").result
     path = Path(result["checkpoint"]["path"])

@@ -48,16 +48,6 @@ class Family:
     experts: Callable[[torch.nn.Module], list[torch.nn.Module]]  # per layer
     masked: Callable[[torch.nn.Module, KeepPlan], AbstractContextManager[None]]
     router_bias: Callable[[int], str] | None = None  # of a layer; None: routers have no bias
-    # of a layer, what the names of its experts' tensors begin with; None: cannot be compensated
-    compensated: Callable[[int], str] | None = None
-
-
-# level of compensation -> how the names that it may change go on
-COMPENSATED = {
-    "bias": ("down_proj_bias",),
-    "down_proj": ("down_proj",),
-    "experts": ("down_proj", "gate_up_proj"),
-}
 
 
 def table_of(family: Family, model: ModelFiles) -> Table:
@@ -191,18 +181,6 @@ def owners_of(family: Family, model: ModelFiles, plan: KeepPlan) -> dict[str, tu
         for name, spec in specs
         if spec.expert is not None and name in model.tensors
     }
-
-
-def compensated_tensors(family: Family, model: ModelFiles, level: str) -> frozenset[str]:
-    """Names of the tensors that a level of compensation may change."""
-    if family.compensated is None:
-        return frozenset()
-    stems = tuple(
-        family.compensated(layer) + stem
-        for layer in range(family.n_layers(model.config))
-        for stem in COMPENSATED.get(level, ())
-    )
-    return frozenset(name for name in model.tensors if name.startswith(stems))
 
 
 def plain(*shape: int) -> TensorSpec:

@@ -136,5 +136,4 @@ FAMILY = Family(
     experts=experts,
     masked=_masked,
     router_bias=lambda layer: f"model.layers.{layer}.mlp.router.bias",
-    compensated=lambda layer: f"model.layers.{layer}.mlp.experts.",
 )

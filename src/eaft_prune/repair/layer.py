@@ -1,0 +1,243 @@
+"""One layer: what its kept experts become so that its output is nearer to the unpruned one's.
+
+First one Gauss-Newton step of `gate_up_proj`, where asked for, then least squares of `down_proj`
+and its bias, in which the layer is linear. Fitted on calibration rows that are not held out; the
+held-out ones choose the ridge, the length of the step, and whether a change is made at all.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+
+from eaft_prune.checkpoints.formats.base import Storage
+from eaft_prune.config.pruning import CompensationSettings
+from eaft_prune.repair.experts import Asked, Experts
+from eaft_prune.repair.gauss_newton import step
+from eaft_prune.repair.least_squares import Features, mean_square, regularised, solve, squares
+from eaft_prune.repair.rounding import with_feedback
+from eaft_prune.repair.streams import Behind, features, linearised
+
+RIDGES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # of ridge=auto
+_STEPS = (1.0, 0.5, 0.25)  # of the Gauss-Newton step
+_RIDGE = 0.03  # of that step, where ridge=auto
+_PROJECTIONS = 128  # of the targets, that ridges are chosen on
+
+Level = Literal["bias", "down_proj", "experts"]
+
+
+@dataclass(frozen=True)
+class How:
+    """What of the kept experts is changed, how that is solved for and how it will be stored."""
+
+    level: Level
+    settings: CompensationSettings
+    storage: Storage
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is asked of every layer."""
+
+    how: How
+    held_T: torch.Tensor  # of every scored token: is its row held out
+    half_T: torch.Tensor  # else: is it of the half that is fitted for comparison
+    place: torch.device  # where streams and features lie
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What a layer's experts became, as stored, and how well that went: shares of the squares
+    between the streams as they were, fitted rows first, then held-out ones.
+
+    No ridge: numbers were not finite at any.
+    """
+
+    stored: dict[str, torch.Tensor]
+    ridge: float | None
+    solved: float  # before rounding
+    fitted: float
+    held_out: float
+    by_half: float  # held-out rows, by half of the others
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Some of the calibration tokens: what their experts are asked and should add."""
+
+    asked: Asked
+    goal_TH: torch.Tensor
+    roots_T: torch.Tensor  # of the token weights
+
+    def of(self, chosen_T: torch.Tensor) -> _Part:
+        return _Part(self.asked.at(chosen_T), self.goal_TH[chosen_T], self.roots_T[chosen_T])
+
+    def missing(self, experts: Experts) -> torch.Tensor:
+        """What these experts do not add, times the roots, [T, H]."""
+        return (self.goal_TH - experts.outputs(self.asked)).mul_(self.roots_T[:, None])
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """A ridge, and the shares left of held-out rows by fits on the others and on half of those."""
+
+    ridge: float
+    by_half: float
+
+
+@torch.inference_mode()
+def fit(behind: Behind, experts: Experts, task: Task) -> Fit:
+    """What a layer's experts become; `experts` are those of the pass before."""
+    asked, goal_TH = behind.at_predictors(), behind.goal()
+    roots_T = _roots(goal_TH - experts.outputs(asked), task.how.settings)
+    whole, held_T = _Part(asked, goal_TH, roots_T), task.held_T.to(behind.device)
+    seen, held = whole.of(~held_T), whole.of(held_T)
+    del whole, asked, goal_TH
+    before, held_before = squares(seen.missing(experts)), squares(held.missing(experts))
+    stored: dict[str, torch.Tensor] = {}
+    if task.how.level == "experts":
+        stored = _gate_up(experts, seen, held, task)
+        experts = experts.with_stored(stored, task.how.storage)
+    return _down(experts, seen, held, task, Fit(stored, None, before, before, held_before, 1.0))
+
+
+def _gate_up(experts: Experts, seen: _Part, held: _Part, task: Task) -> dict[str, torch.Tensor]:
+    """Projections as they will be stored, by name; none if held-out rows lose by them.
+
+    One Gauss-Newton step, of which that part is taken that leaves held-out rows least.
+    """
+    settings, storage = task.how.settings, task.how.storage
+    ridge = _RIDGE if settings.ridge == "auto" else settings.ridge
+    layer = linearised(seen.asked, experts, seen.roots_T, task.place)
+    found = step(layer, seen.missing(experts), ridge, settings.iterations)
+    if found is None:
+        return {}
+    x_KXG, metric_KXX = found
+    del layer
+
+    def left(size: float) -> float:
+        return squares(held.missing(experts.plus(gate_up_KXG=size * x_KXG)))
+
+    size = min(_STEPS, key=left)
+    wanted = experts.plus(gate_up_KXG=size * x_KXG)
+    if storage.weight.grid is not None and settings.rounding == "feedback":
+        rows, grid = experts.hidden, storage.weight.grid
+        fed = with_feedback(wanted.gate_up_KXG, metric_KXX, rows, grid)
+        wanted = replace(wanted, gate_up_KXG=fed)
+    stored = wanted.stored(("gate_up_proj",), storage)
+    as_stored = experts.with_stored(stored, storage)
+    helps = squares(held.missing(as_stored)) < squares(held.missing(experts))
+    return stored if helps else {}
+
+
+def _down(experts: Experts, seen: _Part, held: _Part, task: Task, before: Fit) -> Fit:
+    """Down projections and biases, or the biases alone, after what `before` has changed.
+
+    Those of `before` are the squares, not shares.
+    """
+    inner, storage = task.how.level != "bias", task.how.storage
+    target_TH, held_TH = seen.missing(experts), held.missing(experts)
+    now, held_now = squares(target_TH), squares(held_TH)
+    f, held_f = (
+        features(part.asked, experts, part.roots_T, inner, task.place) for part in (seen, held)
+    )
+    grams_KCC = f.grams()
+    half_T = task.half_T.to(task.held_T.device)[~task.held_T].to(target_TH.device)
+    choice = _choice((f, target_TH), (held_f, held_TH), half_T, grams_KCC, task.how.settings)
+    left = replace(before, solved=now, fitted=now, held_out=held_now)
+    if choice is not None:
+        penalty = choice.ridge * mean_square(grams_KCC)
+        x_KCH = solve(f, target_TH, penalty, grams_KCC)
+        assert x_KCH is not None, "its factors were found for the choice"
+        wanted = experts.plus(down_KCH=x_KCH)
+        if inner and storage.weight.grid is not None and task.how.settings.rounding == "feedback":
+            metric_KCC = regularised(grams_KCC, penalty)
+            rows, grid = experts.inner, storage.weight.grid
+            wanted = replace(
+                wanted, down_KCH=with_feedback(wanted.down_KCH, metric_KCC, rows, grid)
+            )
+        parts = wanted.stored(("down_proj",), storage)
+        if not inner:
+            parts = {name: part for name, part in parts.items() if name == "down_proj_bias"}
+        change_KCH = experts.with_stored(parts, storage).down_KCH - experts.down_KCH
+        change_KCH = change_KCH[:, -f.columns :]
+        after, held_after = _rest(f, target_TH, change_KCH), _rest(held_f, held_TH, change_KCH)
+        by_half = choice.by_half * held_now
+        left = replace(left, ridge=choice.ridge, by_half=by_half)
+        if after < now and held_after < held_now:
+            solved = _rest(f, target_TH, x_KCH)
+            stored = {**before.stored, **parts}
+            left = replace(left, stored=stored, solved=solved, fitted=after, held_out=held_after)
+    return replace(
+        left,
+        solved=_share(left.solved, before.solved),
+        fitted=_share(left.fitted, before.fitted),
+        held_out=_share(left.held_out, before.held_out),
+        by_half=_share(left.by_half, before.held_out),
+    )
+
+
+def _choice(
+    seen: tuple[Features, torch.Tensor],
+    held: tuple[Features, torch.Tensor],
+    half_T: torch.Tensor,
+    grams_KCC: torch.Tensor,
+    settings: CompensationSettings,
+) -> _Choice | None:
+    """The ridge asked for, or that of RIDGES whose fit is nearest on held-out rows.
+
+    On random projections of the targets, whose squares are the targets' on average; None where no
+    ridge has a solution.
+    """
+    project_HP = _projection(seen[1], settings.seed)
+    target_TP, held_TP = seen[1] @ project_HP, held[1] @ project_HP
+    before, scale = squares(held_TP), mean_square(grams_KCC)
+
+    def left(f: Features, goal_TP: torch.Tensor, ridge: float, grams: torch.Tensor) -> float:
+        x_KCP = solve(f, goal_TP, ridge * scale, grams)
+        return math.inf if x_KCP is None else _share(_rest(held[0], held_TP, x_KCP), before)
+
+    ridges = RIDGES if settings.ridge == "auto" else (settings.ridge,)
+    lefts = [left(seen[0], target_TP, ridge, grams_KCC) for ridge in ridges]
+    best = min(range(len(ridges)), key=lefts.__getitem__)
+    if math.isinf(lefts[best]):
+        return None
+    half = seen[0].of(half_T)
+    return _Choice(ridges[best], left(half, target_TP[half_T], ridges[best], half.grams()))
+
+
+def _projection(target_TH: torch.Tensor, seed: int) -> torch.Tensor:
+    """[H, P] whose product with its transpose is the identity on average; that, if H is small."""
+    size = target_TH.shape[1]
+    if size <= _PROJECTIONS:
+        return torch.eye(size).to(target_TH)
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randn(size, _PROJECTIONS, generator=generator) / _PROJECTIONS**0.5
+    return drawn.to(target_TH)
+
+
+def _roots(missing_TH: torch.Tensor, settings: CompensationSettings) -> torch.Tensor:
+    """Roots of the token weights; of robust ones w_t = m / (||D_t||^2 + m), m = mean ||D_t||^2.
+
+    Cauchy's weights, at the residual as it is. Where a dropped expert would have been chosen
+    with a large weight, the streams lie far apart; such tokens are few, make up most of the squares
+    and are lost anyway.
+    """
+    squares_T = missing_TH.square().sum(1)
+    mean = squares_T.mean()
+    if settings.token_weights == "uniform" or not mean > 0:
+        return torch.ones_like(squares_T)
+    roots_T: torch.Tensor = (mean / (squares_T + mean)).sqrt()
+    return roots_T
+
+
+def _rest(f: Features, target_TH: torch.Tensor, x_KCH: torch.Tensor) -> float:
+    """||D - F X||^2, summed in float64."""
+    return squares(target_TH - f.product(x_KCH))
+
+
+def _share(part: float, whole: float) -> float:
+    return part / whole if whole else 1.0

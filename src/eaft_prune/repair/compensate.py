@@ -64,8 +64,8 @@ class Compensation:
     pass, as shares of sum_t w_t ||D_t||^2 before it, D = unpruned - pruned stream and w the token
     weights: what is left of fitted rows as solved and as stored, of held-out rows as stored, and of
     those by a fit on half of the others. Lower is better, 1 is a layer left as it was; a ridge of
-    None: nothing is dropped up to it, or its numbers are not finite. distances: mean KL divergence, nats, of the
-    model's predictions on held-out rows from the unpruned one's, after each pass that was tried.
+    None: nothing is dropped up to it, or its numbers are not finite. distances: mean KL divergence,
+    nats, of predictions on held-out rows from the unpruned model's, after each pass that was tried.
     """
 
     data: NDArray[np.uint8]

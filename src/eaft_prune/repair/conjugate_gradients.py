@@ -45,10 +45,12 @@ def minimised(
 
 
 @contextmanager
-def fast_products() -> Iterator[None]:
-    """Inside, a GPU multiplies float32 matrices in TF32: iterations correct what that loses."""
+def fast_products(fast: bool = True) -> Iterator[None]:
+    """Inside, a GPU multiplies float32 matrices in TF32, whose 11 bits are enough for iterations
+    (the next one corrects what one loses) and for what is made from bfloat16.
+    """
     before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = True
+    torch.backends.cuda.matmul.allow_tf32 = fast
     try:
         yield
     finally:

@@ -11,6 +11,7 @@ import torch
 from eaft_prune.checkpoints.formats.base import Format, Storage
 from eaft_prune.core.types import UserError
 from eaft_prune.engines import experts as moe
+from eaft_prune.repair.conjugate_gradients import fast_products
 
 
 @dataclass(frozen=True)
@@ -116,9 +117,10 @@ class Experts:
         """sum over a token's experts of gate x f(x), [N, H] float32."""
         out = asked.hidden.new_zeros(asked.hidden.shape, dtype=torch.float32)
         routed = asked.routed(self.module.num_experts, self.ids)
-        for place, (rows, gates) in enumerate(routed):
-            inner = self.activations(place, asked.hidden[rows])
-            out[rows] += gates[:, None] * (inner @ self.down_KCH[place])
+        with fast_products(asked.hidden.dtype != torch.float32):
+            for place, (rows, gates) in enumerate(routed):
+                inner = self.activations(place, asked.hidden[rows])
+                out[rows] += gates[:, None] * (inner @ self.down_KCH[place])
         return out
 
     def stored(self, names: Sequence[str], storage: Storage) -> dict[str, torch.Tensor]:
@@ -136,6 +138,7 @@ class Experts:
 
     def with_stored(self, stored: Mapping[str, torch.Tensor], storage: Storage) -> Experts:
         """The same experts with what `stored` has of them in place of their own."""
+        stored = {name: part.to(self.down_KCH.device) for name, part in stored.items()}
         changed = {
             name: self._read(name, stored, storage) for name in ("gate_up_proj", "down_proj")
         }
@@ -146,7 +149,7 @@ class Experts:
     ) -> torch.Tensor:
         matrix = self._matrix(name)
         if storage.weight.stores(name, stored):
-            weight = storage.weight.decoded(name, stored).to(matrix.device)
+            weight = storage.weight.decoded(name, stored)
             if _turned(self.module, storage.weight):
                 weight = weight.transpose(1, 2)
             matrix = torch.cat([weight, matrix[:, -1:]], 1) if self.biased else weight.contiguous()

@@ -24,7 +24,8 @@ from eaft_prune.repair.streams import Behind, features, linearised
 RIDGES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # of ridge=auto
 _STEPS = (1.0, 0.5, 0.25)  # of the Gauss-Newton step
 _RIDGE = 0.03  # of that step, where ridge=auto
-_PROJECTIONS = 128  # of the targets, that ridges are chosen on
+_PROJECTIONS = 32  # of the targets, that ridges are chosen on
+_ROUGHLY = 1e-3  # how well those are solved for, of the objective
 
 Level = Literal["bias", "down_proj", "experts"]
 
@@ -66,18 +67,23 @@ class Fit:
 
 @dataclass(frozen=True)
 class _Part:
-    """Some of the calibration tokens: what their experts are asked and should add."""
+    """Some of the calibration tokens: what their experts are asked and should add, and of that
+    what is missing, times the roots of the token weights.
+    """
 
     asked: Asked
     goal_TH: torch.Tensor
-    roots_T: torch.Tensor  # of the token weights
+    roots_T: torch.Tensor
+    missing_TH: torch.Tensor
 
     def of(self, chosen_T: torch.Tensor) -> _Part:
-        return _Part(self.asked.at(chosen_T), self.goal_TH[chosen_T], self.roots_T[chosen_T])
+        parts = (part[chosen_T] for part in (self.goal_TH, self.roots_T, self.missing_TH))
+        return _Part(self.asked.at(chosen_T), *parts)
 
-    def missing(self, experts: Experts) -> torch.Tensor:
-        """What these experts do not add, times the roots, [T, H]."""
-        return (self.goal_TH - experts.outputs(self.asked)).mul_(self.roots_T[:, None])
+    def with_experts(self, experts: Experts) -> _Part:
+        """The same with what is missing behind these experts."""
+        missing_TH = (self.goal_TH - experts.outputs(self.asked)).mul_(self.roots_T[:, None])
+        return replace(self, missing_TH=missing_TH)
 
 
 @dataclass(frozen=True)
@@ -91,17 +97,25 @@ class _Choice:
 @torch.inference_mode()
 def fit(behind: Behind, experts: Experts, task: Task) -> Fit:
     """What a layer's experts become; `experts` are those of the pass before."""
-    asked, goal_TH = behind.at_predictors(), behind.goal()
-    roots_T = _roots(goal_TH - experts.outputs(asked), task.how.settings)
-    whole, held_T = _Part(asked, goal_TH, roots_T), task.held_T.to(behind.device)
-    seen, held = whole.of(~held_T), whole.of(held_T)
-    del whole, asked, goal_TH
-    before, held_before = squares(seen.missing(experts)), squares(held.missing(experts))
-    stored: dict[str, torch.Tensor] = {}
+    seen, held = _parts(behind, experts, task)
+    fit = Fit({}, None, squares(seen.missing_TH), 0.0, squares(held.missing_TH), 1.0)
     if task.how.level == "experts":
         stored = _gate_up(experts, seen, held, task)
-        experts = experts.with_stored(stored, task.how.storage)
-    return _down(experts, seen, held, task, Fit(stored, None, before, before, held_before, 1.0))
+        if stored:
+            experts = experts.with_stored(stored, task.how.storage)
+            seen, held = seen.with_experts(experts), held.with_experts(experts)
+            fit = replace(fit, stored=stored)
+    return _down(experts, seen, held, task, fit)
+
+
+def _parts(behind: Behind, experts: Experts, task: Task) -> tuple[_Part, _Part]:
+    """Tokens that changes are fitted to, and held-out ones."""
+    asked, goal_TH = behind.at_predictors(), behind.goal()
+    missing_TH = goal_TH - experts.outputs(asked)
+    roots_T = _roots(missing_TH, task.how.settings)
+    whole = _Part(asked, goal_TH, roots_T, missing_TH.mul_(roots_T[:, None]))
+    held_T = task.held_T.to(behind.device)
+    return whole.of(~held_T), whole.of(held_T)
 
 
 def _gate_up(experts: Experts, seen: _Part, held: _Part, task: Task) -> dict[str, torch.Tensor]:
@@ -112,40 +126,38 @@ def _gate_up(experts: Experts, seen: _Part, held: _Part, task: Task) -> dict[str
     settings, storage = task.how.settings, task.how.storage
     ridge = _RIDGE if settings.ridge == "auto" else settings.ridge
     layer = linearised(seen.asked, experts, seen.roots_T, task.place)
-    found = step(layer, seen.missing(experts), ridge, settings.iterations)
+    found = step(layer, seen.missing_TH, ridge, settings.iterations)
+    del layer
     if found is None:
         return {}
     x_KXG, metric_KXX = found
-    del layer
 
     def left(size: float) -> float:
-        return squares(held.missing(experts.plus(gate_up_KXG=size * x_KXG)))
+        return squares(held.with_experts(experts.plus(gate_up_KXG=size * x_KXG)).missing_TH)
 
-    size = min(_STEPS, key=left)
-    wanted = experts.plus(gate_up_KXG=size * x_KXG)
+    wanted = experts.plus(gate_up_KXG=min(_STEPS, key=left) * x_KXG)
     if storage.weight.grid is not None and settings.rounding == "feedback":
         rows, grid = experts.hidden, storage.weight.grid
         fed = with_feedback(wanted.gate_up_KXG, metric_KXX, rows, grid)
         wanted = replace(wanted, gate_up_KXG=fed)
     stored = wanted.stored(("gate_up_proj",), storage)
-    as_stored = experts.with_stored(stored, storage)
-    helps = squares(held.missing(as_stored)) < squares(held.missing(experts))
-    return stored if helps else {}
+    after = held.with_experts(experts.with_stored(stored, storage))
+    return stored if squares(after.missing_TH) < squares(held.missing_TH) else {}
 
 
 def _down(experts: Experts, seen: _Part, held: _Part, task: Task, before: Fit) -> Fit:
     """Down projections and biases, or the biases alone, after what `before` has changed.
 
-    Those of `before` are the squares, not shares.
+    `before` has squares in place of shares.
     """
     inner, storage = task.how.level != "bias", task.how.storage
-    target_TH, held_TH = seen.missing(experts), held.missing(experts)
+    target_TH, held_TH = seen.missing_TH, held.missing_TH
     now, held_now = squares(target_TH), squares(held_TH)
     f, held_f = (
         features(part.asked, experts, part.roots_T, inner, task.place) for part in (seen, held)
     )
     grams_KCC = f.grams()
-    half_T = task.half_T.to(task.held_T.device)[~task.held_T].to(target_TH.device)
+    half_T = task.half_T[~task.held_T].to(target_TH.device)
     choice = _choice((f, target_TH), (held_f, held_TH), half_T, grams_KCC, task.how.settings)
     left = replace(before, solved=now, fitted=now, held_out=held_now)
     if choice is not None:
@@ -156,25 +168,22 @@ def _down(experts: Experts, seen: _Part, held: _Part, task: Task, before: Fit) -
         if inner and storage.weight.grid is not None and task.how.settings.rounding == "feedback":
             metric_KCC = regularised(grams_KCC, penalty)
             rows, grid = experts.inner, storage.weight.grid
-            wanted = replace(
-                wanted, down_KCH=with_feedback(wanted.down_KCH, metric_KCC, rows, grid)
-            )
+            fed = with_feedback(wanted.down_KCH, metric_KCC, rows, grid)
+            wanted = replace(wanted, down_KCH=fed)
         parts = wanted.stored(("down_proj",), storage)
         if not inner:
             parts = {name: part for name, part in parts.items() if name == "down_proj_bias"}
         change_KCH = experts.with_stored(parts, storage).down_KCH - experts.down_KCH
         change_KCH = change_KCH[:, -f.columns :]
         after, held_after = _rest(f, target_TH, change_KCH), _rest(held_f, held_TH, change_KCH)
-        by_half = choice.by_half * held_now
-        left = replace(left, ridge=choice.ridge, by_half=by_half)
+        left = replace(left, ridge=choice.ridge, by_half=choice.by_half * held_now)
         if after < now and held_after < held_now:
-            solved = _rest(f, target_TH, x_KCH)
-            stored = {**before.stored, **parts}
+            solved, stored = _rest(f, target_TH, x_KCH), {**before.stored, **parts}
             left = replace(left, stored=stored, solved=solved, fitted=after, held_out=held_after)
     return replace(
         left,
         solved=_share(left.solved, before.solved),
-        fitted=_share(left.fitted, before.fitted),
+        fitted=_share(left.fitted, before.solved),
         held_out=_share(left.held_out, before.held_out),
         by_half=_share(left.by_half, before.held_out),
     )
@@ -197,7 +206,7 @@ def _choice(
     before, scale = squares(held_TP), mean_square(grams_KCC)
 
     def left(f: Features, goal_TP: torch.Tensor, ridge: float, grams: torch.Tensor) -> float:
-        x_KCP = solve(f, goal_TP, ridge * scale, grams)
+        x_KCP = solve(f, goal_TP, ridge * scale, grams, _ROUGHLY)
         return math.inf if x_KCP is None else _share(_rest(held[0], held_TP, x_KCP), before)
 
     ridges = RIDGES if settings.ridge == "auto" else (settings.ridge,)
@@ -215,8 +224,8 @@ def _projection(target_TH: torch.Tensor, seed: int) -> torch.Tensor:
     if size <= _PROJECTIONS:
         return torch.eye(size).to(target_TH)
     generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randn(size, _PROJECTIONS, generator=generator) / _PROJECTIONS**0.5
-    return drawn.to(target_TH)
+    drawn: torch.Tensor = torch.randn(size, _PROJECTIONS, generator=generator)
+    return (drawn / _PROJECTIONS**0.5).to(target_TH)
 
 
 def _roots(missing_TH: torch.Tensor, settings: CompensationSettings) -> torch.Tensor:

@@ -18,7 +18,7 @@ import torch
 from eaft_prune.repair.conjugate_gradients import fast_products, minimised
 
 ITERATIONS = 30  # at most
-_TOLERANCE = 1e-5  # ends where an iteration lowers the objective by less than this of what all did
+TOLERANCE = 1e-5  # ends where an iteration lowers the objective by less than this of what all did
 _JITTERS = (0.0, *(10.0**power for power in range(-12, 0)))  # of the mean diagonal
 
 
@@ -125,7 +125,11 @@ def factors(matrices_KCC: torch.Tensor) -> torch.Tensor | None:
 
 
 def solve(
-    features: Features, target_TH: torch.Tensor, penalty: float, grams_KCC: torch.Tensor
+    features: Features,
+    target_TH: torch.Tensor,
+    penalty: float,
+    grams_KCC: torch.Tensor,
+    tolerance: float = TOLERANCE,
 ) -> torch.Tensor | None:
     """X [K, C, H], every target with steps of its own; None where numbers are not finite."""
     lower = factors(regularised(grams_KCC, penalty))
@@ -143,5 +147,5 @@ def solve(
             features.pulled(target_TH),
             (0, 1),
             ITERATIONS,
-            _TOLERANCE,
+            tolerance,
         )

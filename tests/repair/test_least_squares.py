@@ -66,7 +66,7 @@ def test_the_joint_solution_is_numpys_least_squares(seed: int, tokens: int, ridg
         for x in (want, found, torch.zeros_like(want))
     ]
     # with fewer tokens than unknowns the valley is flat
-    slack = 1.0002 if tokens == 60 else 1.005
+    slack = 1.0002 if tokens == 60 else 1.02
     assert objectives[0] * (1 - 1e-12) <= objectives[1] <= slack * objectives[0]
     assert objectives[1] <= objectives[2]
     if tokens == 60:

@@ -31,7 +31,7 @@ class Asked:
         order = torch.argsort(flat, stable=True)
         places = torch.split(order, torch.bincount(flat, minlength=n_experts).tolist())
         k = self.ids.shape[1]
-        return [(places[e] // k, gates[places[e]].float()) for e in experts]
+        return [(places[e] // k, gates[places[e]]) for e in experts]
 
 
 def joined(parts: Sequence[Asked]) -> Asked:
@@ -91,13 +91,14 @@ class Experts:
         return (pairs if self.module.is_concatenated else pairs.transpose(-2, -1)).flatten(-2)
 
     def with_one(self, rows: torch.Tensor) -> torch.Tensor:
-        """Float32 rows with the 1 that biases multiply, if there are biases."""
-        rows = rows.float()
+        """Rows with the 1 that biases multiply, if there are biases, in the type of the weights."""
+        rows = rows.to(self.down_KCH.dtype)
         return torch.cat([rows, rows.new_ones(len(rows), 1)], 1) if self.biased else rows
 
     def before(self, place: int, hidden: torch.Tensor) -> torch.Tensor:
         """What goes into the activation, [n, 2I]."""
-        matrix, hidden = self.gate_up_KXG[place], hidden.float()
+        matrix = self.gate_up_KXG[place]
+        hidden = hidden.to(matrix.dtype)
         if not self.biased:
             return hidden @ matrix
         return torch.addmm(matrix[-1], hidden, matrix[:-1])
@@ -114,13 +115,13 @@ class Experts:
         return slopes
 
     def outputs(self, asked: Asked) -> torch.Tensor:
-        """sum over a token's experts of gate x f(x), [N, H] float32."""
-        out = asked.hidden.new_zeros(asked.hidden.shape, dtype=torch.float32)
+        """sum over a token's experts of gate x f(x), [N, H]."""
+        out = self.down_KCH.new_zeros(asked.hidden.shape)
         routed = asked.routed(self.module.num_experts, self.ids)
         with fast_products(asked.hidden.dtype != torch.float32):
             for place, (rows, gates) in enumerate(routed):
                 inner = self.activations(place, asked.hidden[rows])
-                out[rows] += gates[:, None] * (inner @ self.down_KCH[place])
+                out[rows] += (inner @ self.down_KCH[place]) * gates[:, None].to(out.dtype)
         return out
 
     def stored(self, names: Sequence[str], storage: Storage) -> dict[str, torch.Tensor]:

@@ -222,10 +222,10 @@ def _projection(target_TH: torch.Tensor, seed: int) -> torch.Tensor:
     """[H, P] whose product with its transpose is the identity on average; that, if H is small."""
     size = target_TH.shape[1]
     if size <= _PROJECTIONS:
-        return torch.eye(size).to(target_TH)
+        return torch.eye(size, dtype=target_TH.dtype, device=target_TH.device)
     generator = torch.Generator().manual_seed(seed)
-    drawn: torch.Tensor = torch.randn(size, _PROJECTIONS, generator=generator)
-    return (drawn / _PROJECTIONS**0.5).to(target_TH)
+    drawn = torch.randn(size, _PROJECTIONS, generator=generator).mul_(_PROJECTIONS**-0.5)
+    return drawn.to(target_TH)
 
 
 def _roots(missing_TH: torch.Tensor, settings: CompensationSettings) -> torch.Tensor:

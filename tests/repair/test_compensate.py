@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,14 +22,16 @@ from eaft_prune.checkpoints.families.gpt_oss import FAMILY
 from eaft_prune.checkpoints.formats.base import Storage
 from eaft_prune.checkpoints.read import TensorEntry, open_model
 from eaft_prune.config import CompensationSettings
-from eaft_prune.core.types import Blocks, KeepPlan
+from eaft_prune.core.types import Blocks, KeepPlan, UserError
 from eaft_prune.engines.transformers import TransformersEngine
-from eaft_prune.repair.compensate import Compensation, compensate
+from eaft_prune.repair import memory
+from eaft_prune.repair.compensate import Compensation, LayerResult, compensate
 from eaft_prune.repair.layer import How, Level
 from eaft_prune.stages.export import Target, export
 
 pytest_plugins = ("support.worlds",)
 
+CPU = torch.device("cpu")
 PLAN = KeepPlan(((0, 2, 3, 7), (1, 2, 4, 5)), 8)
 RIDGE = 0.3
 ATOL = 2e-3  # of weights near 0.15: conjugate gradients end before the last digit
@@ -296,8 +299,7 @@ def exported(checkpoint: Path, target: Path, done: Compensation, layers: tuple[i
     source.write_bytes(done.data.tobytes())
     files, entries, start = open_model(checkpoint), {}, 0
     for layer, part, shape, nbytes in done.tensors:
-        assert FAMILY.compensated is not None
-        name = FAMILY.compensated(layer) + part
+        name = f"model.layers.{layer}.mlp.experts.{part}"
         if layer in layers:
             dtype = files.tensors[name].dtype
             entries[name] = TensorEntry(name, str(source), dtype, shape, start, nbytes)
@@ -336,12 +338,86 @@ def test_transformers_finds_the_written_checkpoint_nearer_to_the_base(
         exported(checkpoint, tmp_path / "none", done, ()),
     ]
 
-    def distances(tokens: Blocks) -> list[float]:
+    def distances(tokens: Blocks, chosen: np.ndarray) -> list[float]:
         base, *others = (layer_outputs(path, tokens, layer=1).numpy() for path in paths)
-        apart = weights(base - others[0], robust=True)[:, None]
+        apart = (weights(base - others[0], robust=True) * chosen)[:, None]
         return [float((apart * (base - other) ** 2).sum()) for other in others]
 
-    first, both, _ = distances(blocks)
-    assert both / first == pytest.approx(done.stored[1], rel=1e-3)
-    _, both, none = distances(make_blocks(6, 64, seed=1))
+    held = held_out(blocks)
+    for chosen, reported in ((~held, done.stored), (held, done.held_out)):
+        first, both, _ = distances(blocks, chosen)
+        assert both / first == pytest.approx(reported[1], rel=1e-3)
+    others = make_blocks(6, 64, seed=1)
+    _, both, none = distances(others, np.ones(others.scored_tokens))
     assert both < 0.9 * none
+
+
+@torch.no_grad()
+def divergence(path: Path, base: Path, blocks: Blocks, chosen: np.ndarray) -> float:
+    """Mean KL(base || other) at the predictors of chosen tokens, by transformers' own forward."""
+    block, position = np.nonzero(blocks.scored_BS)
+    at = block[chosen], position[chosen] - 1
+    ids = torch.from_numpy(blocks.ids_BS).long()
+    own, other = (
+        torch.log_softmax(tiny.eager_model(one)(ids, use_cache=False).logits[at].double(), -1)
+        for one in (base, path)
+    )
+    return float((own.exp() * (own - other)).sum(1).mean())
+
+
+def test_passes_go_on_while_held_out_rows_gain_and_the_best_is_what_is_written(
+    checkpoint: Path, tmp_path: Path, engine: TransformersEngine, blocks: Blocks
+) -> None:
+    done = made(engine, blocks, "experts", MXFP4, passes=6)
+    best = exported(checkpoint, tmp_path / "best", done, (0, 1))
+    found = divergence(best, checkpoint, blocks, held_out(blocks))
+    assert done.distances[done.passes - 1] == pytest.approx(found, rel=1e-3)
+    assert found == pytest.approx(min(done.distances), rel=1e-3)
+    gains = [a / b for a, b in itertools.pairwise(done.distances)]
+    assert done.passes > 1  # the second gained
+    assert all(gain > 1 for gain in gains[: done.passes - 1])
+    assert len(done.distances) == 6 or gains[-1] < 1.011
+    once = made(engine, blocks, "experts", MXFP4, passes=1)
+    assert once.distances == done.distances[:1]
+
+
+class Killed(Exception):
+    """Stands for kill -9."""
+
+
+def test_a_run_that_dies_in_a_layer_loses_that_layer(
+    engine: TransformersEngine, blocks: Blocks
+) -> None:
+    kept: dict[str, LayerResult] = {}
+    tried: list[str] = []
+
+    def keep(name: str, compute: Callable[[], LayerResult]) -> LayerResult:
+        if name not in kept:
+            tried.append(name)
+            if tried == ["0/0", "0/1", "1/0", "1/1"]:
+                raise Killed
+            kept[name] = compute()
+        return kept[name]
+
+    settings = CompensationSettings(ridge=RIDGE, passes=2)
+    how = How("experts", settings, MXFP4)
+    with pytest.raises(Killed):
+        compensate(engine, PLAN, blocks, how, lambda tokens: None, keep)
+    done = compensate(engine, PLAN, blocks, how, lambda tokens: None, keep)
+    assert tried == ["0/0", "0/1", "1/0", "1/1", "1/1"]
+    whole = compensate(engine, PLAN, blocks, how, lambda tokens: None)
+    assert done.data.tobytes() == whole.data.tobytes()
+    assert replace(done, data=whole.data) == whole
+
+
+def test_streams_and_features_lie_where_there_is_room(
+    engine: TransformersEngine, blocks: Blocks
+) -> None:
+    sizes = memory.sizes_of(engine, PLAN, blocks)
+    need = memory.fixed(sizes, "experts")
+    assert memory.place(torch.device("cuda"), sizes, "experts", need, 2**60) == CPU
+    assert memory.place(torch.device("cuda"), sizes, "experts", 2**60, 0) == torch.device("cuda")
+    with pytest.raises(UserError, match="lower compensation"):
+        memory.place(torch.device("cuda"), sizes, "experts", need - 1, 2**60)
+    with pytest.raises(UserError, match="GB are free"):
+        memory.place(CPU, sizes, "experts", need, need)

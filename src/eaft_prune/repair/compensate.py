@@ -131,7 +131,14 @@ def compensate(
 
 
 def _task(engine: TransformersEngine, plan: KeepPlan, blocks: Blocks, how: How) -> Task:
-    """Raises UserError where there are too few rows to hold any out, or too little memory."""
+    """Raises UserError where there are too few rows to hold any out, too little memory, or where
+    biases are asked for and there are none.
+    """
+    if how.level == "bias" and how.storage.bias is None:
+        raise UserError(
+            f"pruning.compensation = 'bias': experts of {engine.family.model_type} have no biases; "
+            "use down_proj"
+        )
     row_T = blocks.row_BS[blocks.scored_BS]
     rows = np.random.default_rng(how.settings.seed).permutation(np.unique(row_T))
     held = max(1, round(len(rows) * _HELD_OUT))

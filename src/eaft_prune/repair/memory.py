@@ -55,16 +55,11 @@ def fixed(sizes: Sizes, level: Level) -> int:
     return experts + targets + grams + solutions + one
 
 
-def place_of(
-    engine: TransformersEngine, layout: KeepPlan, blocks: Blocks, level: Level
-) -> torch.device:
-    """Where streams and features lie: on the device if it holds them, else in host memory.
-
-    Raises UserError where neither the device nor the host has room.
-    """
-    module: Any = engine.family.experts(engine.model)[0]
+def sizes_of(engine: TransformersEngine, layout: KeepPlan, blocks: Blocks) -> Sizes:
+    """Of a model, the experts that a checkpoint holds of it, and what is calibrated on."""
     weight = engine.model.get_input_embeddings().weight
-    sizes = Sizes(
+    module: Any = engine.family.experts(engine.model)[0]
+    return Sizes(
         positions=blocks.ids_BS.size,
         scored=blocks.scored_tokens,
         top_k=engine.top_k,
@@ -74,19 +69,35 @@ def place_of(
         width=weight.element_size(),
         exact=exact(engine.device).itemsize,
     )
+
+
+def place(
+    device: torch.device, sizes: Sizes, level: Level, free: int, free_host: int
+) -> torch.device:
+    """Where streams and features lie: on the device if it holds them, else in host memory.
+
+    Raises UserError where neither has room.
+    """
     needs, moves = fixed(sizes, level), movable(sizes, level)
-    free = _free(engine.device)
     log.info("repair: %.1f GB, and %.1f GB that may lie in host memory", needs / 1e9, moves / 1e9)
     if needs + moves <= free:
-        return engine.device
-    if engine.device != HOST and needs <= free and moves <= _free(HOST):
+        return device
+    if device != HOST and needs <= free and moves <= free_host:
         log.info("streams and features lie in host memory: %.1f GB are free", free / 1e9)
         return HOST
     raise UserError(
-        f"pruning.compensation = {level!r} needs about {needs / 1e9:.1f} GB of memory and "
-        f"{moves / 1e9:.1f} GB that may lie in host memory, {free / 1e9:.1f} GB are free: lower "
+        f"pruning.compensation = {level!r} needs about {needs / 1e9:.2f} GB of memory and "
+        f"{moves / 1e9:.2f} GB that may lie in host memory; {free / 1e9:.2f} GB are free: lower "
         "compensation.num_blocks, or use pruning.compensation=down_proj or bias"
     )
+
+
+def place_of(
+    engine: TransformersEngine, layout: KeepPlan, blocks: Blocks, level: Level
+) -> torch.device:
+    """`place` on this machine as it is now."""
+    sizes = sizes_of(engine, layout, blocks)
+    return place(engine.device, sizes, level, _free(engine.device), _free(HOST))
 
 
 def _free(device: torch.device) -> int:

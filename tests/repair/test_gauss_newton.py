@@ -76,6 +76,12 @@ class Problem:
             out.append(total)
         return torch.stack(out)
 
+    def halves(self, columns: torch.Tensor) -> torch.Tensor:
+        """Of gpt-oss's even and odd columns the even ones first."""
+        if not self.biased:
+            return columns
+        return torch.cat([columns[..., 0::2], columns[..., 1::2]], -1)
+
     @property
     def experts(self) -> Experts:
         ids = tuple(range(KEPT))
@@ -110,9 +116,13 @@ def test_it_moves_as_the_experts_do_and_pulls_back_transposed(
     linear, jacobian = problem.linearised(), problem.jacobian()
     change = torch.randn_like(problem.weight_KXG)
     _, moved = jvp(problem.output, (problem.weight_KXG,), (change,))
-    torch.testing.assert_close(linear.moved(change), moved)
-    pulled = linear.pulled(problem.target_TH).reshape(-1).numpy()
-    np.testing.assert_allclose(pulled, jacobian.T @ problem.target_TH.reshape(-1).numpy())
+    torch.testing.assert_close(linear.moved(problem.halves(change)), moved)
+    pulled = linear.pulled(problem.target_TH)
+    wanted = jacobian.T @ problem.target_TH.reshape(-1).numpy()
+    wanted_KXG = torch.from_numpy(wanted).view_as(change)
+    torch.testing.assert_close(pulled, problem.halves(wanted_KXG))
+    experts = problem.experts
+    torch.testing.assert_close(experts.unpaired(experts.pairs(change)), change, atol=0, rtol=0)
 
 
 def test_squares_are_means_of_the_squared_jacobian() -> None:
@@ -125,7 +135,8 @@ def test_squares_are_means_of_the_squared_jacobian() -> None:
         blocks = [squares[k, :, i, k, :, i] for i in range(2 * INNER)]
         np.testing.assert_allclose(means[k].numpy(), np.mean(blocks, axis=0), atol=1e-12)
         wanted = [np.diag(block).mean() for block in blocks]
-        np.testing.assert_allclose(diagonals[k].numpy(), wanted)
+        halves = problem.halves(torch.tensor(wanted))
+        np.testing.assert_allclose(diagonals[k].numpy(), halves.numpy())
 
 
 @pytest.mark.parametrize("ridge", [0.03, 1.0])
@@ -136,7 +147,9 @@ def test_the_step_is_numpys_ridge_least_squares(ridge: float) -> None:
     roots = torch.linspace(0.2, 1.5, TOKENS, dtype=DOUBLE)
     target = problem.target_TH * roots[:, None]
     linear = linearised(problem.asked.at(chosen), problem.experts, roots[chosen], cpu)
-    jacobian = problem.jacobian().reshape(TOKENS, HIDDEN, -1) * roots.numpy()[:, None, None]
+    own = problem.jacobian().reshape(TOKENS * HIDDEN, KEPT, HIDDEN + 1, -1)
+    halves = np.concatenate([own[..., 0::2], own[..., 1::2]], -1)
+    jacobian = halves.reshape(TOKENS, HIDDEN, -1) * roots.numpy()[:, None, None]
     rows = jacobian[chosen.numpy()].reshape(-1, jacobian.shape[2])
     wanted = target[chosen].reshape(-1).numpy()
     penalty = ridge * (rows**2).sum(0).mean()

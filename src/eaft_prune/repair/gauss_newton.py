@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import torch
 
 from eaft_prune.repair.conjugate_gradients import fast_products, minimised
-from eaft_prune.repair.experts import Experts
 from eaft_prune.repair.least_squares import Groups, exact, factors, regularised
 
 _TOLERANCE = 1e-3  # an iteration that lowers the objective by less, of what all did, is the last
@@ -22,26 +21,31 @@ _TOLERANCE = 1e-3  # an iteration that lowers the objective by less, of what all
 
 @dataclass(frozen=True)
 class Linearised:
-    """How the layer's output [T, H] moves with (dW, db) of K experts."""
+    """How the layer's output [T, H] moves with (dW, db) of K experts.
 
-    experts: Experts
+    Here all first columns of activations come before all second ones, whatever the module's order.
+    """
+
     inputs_TX: torch.Tensor
     slopes: Groups  # an expert a group: the tokens routed to it, [n_j, G], the gate's factor in it
+    down_KIH: torch.Tensor
 
     def moved(self, change_KXG: torch.Tensor) -> torch.Tensor:
         """J X: what (dW, db) [K, X, G] move, [T, H]."""
-        out = self.inputs_TX.new_zeros(len(self.inputs_TX), self.experts.down_KCH.shape[2])
+        out = self.inputs_TX.new_zeros(len(self.inputs_TX), self.down_KIH.shape[2])
         for (rows, slopes, down_IH), change in zip(self._each(), change_KXG, strict=True):
             inner = (self.inputs_TX[rows] @ change).mul_(slopes)
-            out[rows] += self.experts.pairs(inner).sum(-2) @ down_IH
+            first, second = inner.chunk(2, 1)
+            out[rows] += (first + second) @ down_IH
         return out
 
     def pulled(self, rest_TH: torch.Tensor) -> torch.Tensor:
         """J' R, [K, X, G]."""
         out = []
         for rows, slopes, down_IH in self._each():
-            back = (rest_TH[rows] @ down_IH.T)[:, None].expand(-1, 2, -1)
-            out.append(self.inputs_TX[rows].T @ self.experts.unpaired(back).mul(slopes))
+            both = slopes.view(len(rows), 2, len(down_IH))
+            back = (rest_TH[rows] @ down_IH.T)[:, None] * both
+            out.append(self.inputs_TX[rows].T @ back.flatten(1))
         return torch.stack(out)
 
     def squares(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -53,7 +57,7 @@ class Linearised:
         dtype = exact(self.inputs_TX.device)
         blocks, diagonals = [], []
         for rows, slopes, down_IH in self._each():
-            lengths_G = self.experts.unpaired(down_IH.square().sum(1).expand(2, -1))
+            lengths_G = down_IH.square().sum(1).repeat(2)
             inputs, steep = self.inputs_TX[rows], slopes.square()
             factors_n = (steep @ lengths_G / len(lengths_G)).sqrt()[:, None]
             own = (inputs * factors_n).to(dtype)
@@ -62,8 +66,7 @@ class Linearised:
         return torch.stack(blocks), torch.stack(diagonals)
 
     def _each(self) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-        downs = self.experts.down_KCH[:, : self.experts.inner]
-        for (rows, slopes), down_IH in zip(self.slopes, downs, strict=True):
+        for (rows, slopes), down_IH in zip(self.slopes, self.down_KIH, strict=True):
             yield rows, slopes, down_IH
 
 

@@ -130,7 +130,8 @@ def _gate_up(experts: Experts, seen: _Part, held: _Part, task: Task) -> dict[str
     del layer
     if found is None:
         return {}
-    x_KXG, metric_KXX = found
+    halves_KXG, metric_KXX = found
+    x_KXG = experts.unpaired(halves_KXG.view(*halves_KXG.shape[:2], 2, -1))
 
     def left(size: float) -> float:
         return squares(held.with_experts(experts.plus(gate_up_KXG=size * x_KXG)).missing_TH)

@@ -168,11 +168,12 @@ def linearised(
     rows_of, slopes_of = [], []
     routed = asked.routed(experts.module.num_experts, experts.ids)
     for number, (rows, gates) in enumerate(routed):
-        slopes = experts.slopes(number, asked.hidden[rows])
+        slopes = experts.pairs(experts.slopes(number, asked.hidden[rows])).flatten(1)
         rows_of.append(rows)
         slopes_of.append(slopes.mul_((gates * roots_T[rows])[:, None]).to(place))
     slopes_by_expert = Groups(len(asked.ids), tuple(rows_of), tuple(slopes_of))
-    return Linearised(experts, experts.with_one(asked.hidden), slopes_by_expert)
+    down_KIH = experts.down_KCH[:, : experts.inner]
+    return Linearised(experts.with_one(asked.hidden), slopes_by_expert, down_KIH)
 
 
 def layers_of(engine: TransformersEngine) -> list[Any]:

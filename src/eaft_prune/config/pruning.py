@@ -159,8 +159,8 @@ class CompensationSettings(Settings):
     ridge: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
     """auto: 0.003 .. 1, chosen layer by layer on held-out rows"""
     passes: Positive = 2
-    """over all layers, at most: no more where held-out rows stop gaining"""
-    iterations: Positive = 20
+    """over all layers, at most: the last is not taken where held-out rows lose by it"""
+    iterations: Positive = 8
     """of conjugate gradients, at most, for gate_up_proj (pruning.compensation=experts)"""
     rounding: Literal["feedback", "nearest"] = "feedback"
     """to MXFP4; feedback: errors handed on"""

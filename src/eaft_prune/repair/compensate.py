@@ -3,7 +3,7 @@
 Layer after layer the pruned model's stream is moved to the unpruned model's, at the predictors of
 scored calibration tokens (layer.py). The pruned stream that enters a layer has every change before
 it, rounded as it will be stored. A pass does so for all layers; the next one starts from what the
-last left, with the same target, as long as held-out rows gain.
+last left, with the same target, unless held-out rows lose by it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from eaft_prune.repair.memory import place_of
 from eaft_prune.repair.streams import Behind, Streams
 
 _HELD_OUT = 0.1  # of the calibration rows
-_GAIN = 0.01  # of the distance on held-out rows, that a pass must win for another to follow
+_NOISE = 1.01  # a pass that takes held-out rows farther than so many times away is not taken
 
 _KINDS = {
     "U8": torch.uint8, "BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32,
@@ -122,11 +122,9 @@ def compensate(
         state = _pass(streams, best, number, task, on_tokens, kept)
         distances.append(distance(streams, task.held_T))
         log.info("pass %d: held-out rows %.5f nats from the base", number + 1, distances[-1])
-        if number and not distances[-1] < distances[-2]:
+        if number and not distances[-1] <= _NOISE * min(distances[:-1]):
             break
         best, taken = state, number + 1
-        if number and distances[-1] > (1 - _GAIN) * distances[-2]:
-            break
     return _collected(best, tuple(distances), taken, blocks.scored_tokens)
 
 

@@ -67,7 +67,7 @@ class Linearised:
 
     def _each(self) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
         for (rows, slopes), down_IH in zip(self.slopes, self.down_KIH, strict=True):
-            yield rows, slopes, down_IH
+            yield rows, slopes.to(down_IH.dtype), down_IH
 
 
 def step(
@@ -88,6 +88,7 @@ def step(
     if lower is None:
         return None
     inverses = torch.cholesky_inverse(lower).to(target_TH.dtype)
+    del blocks_KXX, lower  # of a large model gigabytes
     relative_KG = (scales_KG + penalty) / (scales_KG.mean(1, keepdim=True) + penalty)
 
     def applied(x_KXG: torch.Tensor) -> torch.Tensor:

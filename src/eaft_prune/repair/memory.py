@@ -37,9 +37,10 @@ class Sizes:
 def movable(sizes: Sizes, level: Level) -> int:
     """Bytes of what may lie in host memory: streams and what a token says of a layer."""
     streams = 4 * sizes.positions * sizes.hidden * sizes.width
-    columns = {"bias": 1, "down_proj": sizes.inner, "experts": 2 * sizes.inner}[level]
-    # features once whole and once by half, or slopes
-    return streams + int(1.5 * sizes.scored * sizes.top_k * columns * 4)
+    columns = 1 if level == "bias" else sizes.inner
+    features = 1.5 * 4  # once whole and once by half
+    slopes = 2 * sizes.width if level == "experts" else 0
+    return streams + int(max(features, slopes) * sizes.scored * sizes.top_k * columns)
 
 
 def fixed(sizes: Sizes, level: Level) -> int:

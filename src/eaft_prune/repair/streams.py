@@ -125,6 +125,7 @@ def step(streams: Streams, layer: int, experts: Experts, on_tokens: OnTokens) ->
             rest = module(first, **arguments)
             _check_added(whole, rest, asked.pop(), experts)
             behind = through(streams.pruned)
+    streams.pruned.clear()
     places = [
         Asked(*(part.to(streams.place) for part in (one.hidden, one.ids, one.gates)))
         for one in asked
@@ -135,11 +136,11 @@ def step(streams: Streams, layer: int, experts: Experts, on_tokens: OnTokens) ->
 @torch.inference_mode()
 def leave(streams: Streams, behind: Behind, experts: Experts) -> None:
     """The pruned stream behind the layer of these experts."""
-    for number, (rest, asked) in enumerate(zip(behind.rest, behind.asked, strict=True)):
+    for rest, asked in zip(behind.rest, behind.asked, strict=True):
         parts = (part.to(behind.device) for part in (asked.hidden, asked.ids, asked.gates))
         added = experts.outputs(Asked(*parts)).view(rest.shape)
         stream = (rest.to(behind.device).float() + added).to(rest.dtype)
-        streams.pruned[number] = stream.to(streams.place)
+        streams.pruned.append(stream.to(streams.place))
 
 
 def features(
@@ -170,7 +171,8 @@ def linearised(
     for number, (rows, gates) in enumerate(routed):
         slopes = experts.pairs(experts.slopes(number, asked.hidden[rows])).flatten(1)
         rows_of.append(rows)
-        slopes_of.append(slopes.mul_((gates * roots_T[rows])[:, None]).to(place))
+        slopes = slopes.mul_((gates * roots_T[rows])[:, None])
+        slopes_of.append(slopes.to(place, asked.hidden.dtype))  # no more digits than the inputs
     slopes_by_expert = Groups(len(asked.ids), tuple(rows_of), tuple(slopes_of))
     down_KIH = experts.down_KCH[:, : experts.inner]
     return Linearised(experts.with_one(asked.hidden), slopes_by_expert, down_KIH)

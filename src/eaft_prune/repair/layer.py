@@ -46,7 +46,11 @@ class Task:
     how: How
     held_T: torch.Tensor  # of every scored token: is its row held out
     half_T: torch.Tensor  # else: is it of the half that is fitted for comparison
-    place: torch.device  # where streams and features lie
+    place: torch.device  # where streams lie
+
+    def holds(self, device: torch.device) -> torch.device:
+        """Where features lie of a layer on this device: there, or where streams lie if hosted."""
+        return device if self.place.type == device.type else self.place
 
 
 @dataclass(frozen=True)
@@ -125,7 +129,8 @@ def _gate_up(experts: Experts, seen: _Part, held: _Part, task: Task) -> dict[str
     """
     settings, storage = task.how.settings, task.how.storage
     ridge = _RIDGE if settings.ridge == "auto" else settings.ridge
-    layer = linearised(seen.asked, experts, seen.roots_T, task.place)
+    place = task.holds(seen.goal_TH.device)
+    layer = linearised(seen.asked, experts, seen.roots_T, place)
     found = step(layer, seen.missing_TH, ridge, settings.iterations)
     del layer
     if found is None:
@@ -153,10 +158,9 @@ def _down(experts: Experts, seen: _Part, held: _Part, task: Task, before: Fit) -
     """
     inner, storage = task.how.level != "bias", task.how.storage
     target_TH, held_TH = seen.missing_TH, held.missing_TH
+    place = task.holds(target_TH.device)
     now, held_now = squares(target_TH), squares(held_TH)
-    f, held_f = (
-        features(part.asked, experts, part.roots_T, inner, task.place) for part in (seen, held)
-    )
+    f, held_f = (features(part.asked, experts, part.roots_T, inner, place) for part in (seen, held))
     grams_KCC = f.grams()
     half_T = task.half_T[~task.held_T].to(target_TH.device)
     choice = _choice((f, target_TH), (held_f, held_TH), half_T, grams_KCC, task.how.settings)

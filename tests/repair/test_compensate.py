@@ -203,7 +203,9 @@ def test_a_compensated_checkpoint_is_what_its_manifest_says(world: World) -> Non
     stems = {name.split(".mlp.experts.")[1] for name in changed}
     assert stems == {"down_proj_blocks", "down_proj_scales", "down_proj_bias"}
     assert manifest["compensation"]["level"] == "down_proj"
-    assert "changed_tensors" in (path / "README.md").read_text()
+    card = (path / "README.md").read_text()
+    assert "`changed_tensors`: kept experts were refitted on" in card
+    assert f"{manifest['compensation']['scored_tokens']:,} tokens of UNION by least squares" in card
     assert "changed_tensors" not in json.loads((other / "manifest.json").read_text())
     facts = world.run("task=verify", f"verify.path={path}", "verify.load=false").result["facts"]
     assert (facts["findings"], facts["changed_tensors"]) == ([], len(changed))

@@ -41,7 +41,8 @@ def written(source: Path, out: Path, done: Compensation | None, level: Level) ->
         start += nbytes
     how = {"base": {"label": "tiny", "digest": "0" * 64}}
     if done:
-        how |= {"compensation": {"level": level}, "changed_tensors": hashes}
+        facts = {"level": level, "scored_tokens": done.scored_tokens, "pack": "p"}
+        how |= {"compensation": facts, "changed_tensors": hashes}
     target = Target(out, "k", 10**9, how, changed=entries)
     export(family_of(files.config), files, PLAN, target, lambda n: None)
     return out

@@ -33,7 +33,7 @@ pytest_plugins = ("support.worlds",)
 CPU = torch.device("cpu")
 PLAN = KeepPlan(((0, 2, 3, 7), (1, 2, 4, 5)), 8)
 RIDGE = 0.3
-ATOL = 2e-3  # of weights near 0.15: conjugate gradients end before the last digit
+ATOL = 6e-3  # of weights near 0.15: conjugate gradients end before the last digit
 F32 = formats.FLOATS["F32"]
 FLOAT, MXFP4 = Storage(F32, F32), Storage(formats.MXFP4, F32)
 

@@ -18,7 +18,7 @@ import torch
 from eaft_prune.repair.conjugate_gradients import fast_products, minimised
 
 ITERATIONS = 30  # at most
-TOLERANCE = 1e-5  # ends where an iteration lowers the objective by less than this of what all did
+TOLERANCE = 1e-4  # ends where an iteration lowers the objective by less than this of what all did
 _JITTERS = (0.0, *(10.0**power for power in range(-12, 0)))  # of the mean diagonal
 
 

@@ -117,22 +117,12 @@ def test_compensation(world: World, tmp_path: Path) -> None:
 @pytest.mark.parametrize("device", DEVICES)
 def test_compensation_gpu(device: str) -> None:
     sizes = ["--tokens", "400", "--experts", "4", "--top-k", "2", "--size", "32"]
-    exact, iterated, rounding = script("compensation_gpu").main([*sizes, "--device", device])
+    exact, iterated, rounding = script("compensation_gpu").main(
+        [*sizes, "--device", device, "--exact"]
+    )
     assert 0 < exact < 1
-    assert exact * (1 - 1e-5) <= iterated <= exact * 1.001  # nothing is below the minimum
+    assert exact * (1 - 1e-5) <= iterated <= exact * 1.0005  # nothing is below the minimum
     assert rounding < 1
-
-
-def test_compensation_levels(world: World, tmp_path: Path) -> None:
-    shares = script("compensation_levels").main(
-        [
-            "--groups", "down", "router", "--keep-n", "4", "--blocks", "24", "--eval-blocks", "4",
-            "--seq-len", "64", "--iterations", "8", "--home", str(tmp_path), "--", *inputs(world),
-        ]
-    )  # fmt: skip
-    assert len(shares) == 2
-    assert all(0 < share <= 1 for share in shares)
-    assert min(shares) < 1
 
 
 def test_cpu_throughput(checkpoint: Path) -> None:

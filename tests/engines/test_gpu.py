@@ -21,7 +21,9 @@ from eaft_prune.core.types import Blocks, KeepPlan, UserError
 from eaft_prune.engines.loading import load_files
 from eaft_prune.engines.packed_model import build, reader
 from eaft_prune.engines.transformers import TransformersEngine
+from eaft_prune.repair import streams as residual
 from eaft_prune.repair.compensate import compensate
+from eaft_prune.repair.layer import How, Level, Task, fit
 
 pytestmark = [
     pytest.mark.gpu,
@@ -140,27 +142,44 @@ def test_masked_experts_are_never_chosen(checkpoint: Path) -> None:
         assert set(np.unique(trace.experts_TLK[:, layer])) <= set(kept)
 
 
-def test_compensation_leaves_the_residuals_it_leaves_on_the_cpu(checkpoint: Path) -> None:
+@pytest.mark.parametrize("level", ["down_proj", "experts"])
+def test_compensation_leaves_the_residuals_it_leaves_on_the_cpu(
+    checkpoint: Path, level: Level
+) -> None:
     rng = np.random.default_rng(1)
     cut = blocks(count=40)
     cut = replace(cut, row_BS=rng.integers(0, 9, cut.row_BS.shape).astype(np.int32))
     plan = KeepPlan(((0, 2, 3, 7), (1, 2, 4, 5)), 8)
     files = open_model(checkpoint)
-    on_cpu = {**RUNTIME, "device": "cpu", "dtype": "float32"}
-    found = []
-    for runtime in (RUNTIME, on_cpu):
-        own = load_files(files, options(**runtime))
-        for exact in (16384, 1):
-            settings = CompensationSettings(ridge=0.3, exact_unknowns=exact)
-            storage = Storage(MXFP4, FLOATS["F32"])
-            found.append(
-                compensate(own, plan, cut, "down_proj", settings, storage, lambda tokens: None)
-            )
-    wanted = found[-2]
-    for done in found:
-        assert done.tensors == wanted.tensors
-        np.testing.assert_allclose(done.stored, wanted.stored, rtol=0.05)
-        np.testing.assert_allclose(done.held_out, wanted.held_out, rtol=0.05)
+    settings = CompensationSettings(ridge=0.3, passes=1)
+    how = How(level, settings, Storage(MXFP4, FLOATS["F32"]))
+    on_gpu, on_cpu = (
+        compensate(load_files(files, options(**runtime)), plan, cut, how, lambda tokens: None)
+        for runtime in (RUNTIME, {**RUNTIME, "device": "cpu", "dtype": "float32"})
+    )
+    assert on_gpu.tensors == on_cpu.tensors
+    np.testing.assert_allclose(on_gpu.stored, on_cpu.stored, rtol=0.05)
+    np.testing.assert_allclose(on_gpu.held_out, on_cpu.held_out, rtol=0.05)
+
+
+def test_compensation_with_streams_in_host_memory_gives_the_same_bits(checkpoint: Path) -> None:
+    cut = blocks(count=40)
+    rows = np.random.default_rng(1).integers(0, 9, cut.row_BS.shape)
+    cut = replace(cut, row_BS=rows.astype(np.int32))
+    model = engine(checkpoint, "bfloat16")
+    plan = KeepPlan(((0, 2, 3, 7), (1, 2, 4, 5)), 8)
+    storage = Storage(MXFP4, FLOATS["F32"])
+    how = How("experts", CompensationSettings(ridge=0.3, passes=1), storage)
+    held_T = torch.arange(cut.scored_tokens) % 10 == 0
+    fits = []
+    for place in (torch.device("cpu"), model.device):
+        streams = residual.start(model, plan, cut, place)
+        base = residual.experts_of(streams, 0)
+        behind = residual.step(streams, 0, base, lambda tokens: None)
+        fits.append(fit(behind, base, Task(how, held_T, held_T.roll(1), place)))
+    host, device = fits
+    assert all(torch.equal(host.stored[name], part) for name, part in device.stored.items())
+    assert (host.solved, host.held_out) == (device.solved, device.held_out)
 
 
 def test_kernels_that_transformers_cannot_use_are_an_error(checkpoint: Path) -> None:

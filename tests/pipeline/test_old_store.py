@@ -4,6 +4,7 @@ Their stage is of a higher version, as the old reader could serve another file's
 key. What depends on blocks is keyed by the digest of their bytes, not by the key they were stored
 under: the new reader cuts the same blocks from these packs, so every other key is as it was.
 Exports keep key and bytes, and are written once more: their names now tell bases of one name apart.
+But for the compensated one, whose stage now solves another way and is of a higher version too.
 
 tests/data/store_0.tar.xz holds a model, its packs, the store and the exports of the runs below, and
 the lock of the first, all written by commit 61141cb.
@@ -52,6 +53,7 @@ NOT_KEYED = ("inspect/",)  # by time and place of the files, which unpacking cha
 CUT_ANEW = ("pack/",)
 LOOKS = ("evaluate/base/UNION/32/", "evaluate/pruned/UNION/32/")  # of random blocks now
 WRITTEN_ANEW = ("export",)
+REPAIRED_ANEW = ("compensate", "evaluate/pruned")  # of a higher version: other changes, on purpose
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +72,8 @@ def test_nothing_is_made_again(old: World, name: str) -> None:
     stages = [s for s in done.result["stages"] if not s["stage"].startswith(NOT_KEYED)]
     assert len(stages) >= 3
     anew = [s["stage"] for s in stages if not s["cached"]]
-    known = (*CUT_ANEW, *WRITTEN_ANEW, *(LOOKS if name == "interim" else ()))
+    more = {"interim": LOOKS, "compensated": REPAIRED_ANEW}.get(name, ())
+    known = (*CUT_ANEW, *WRITTEN_ANEW, *more)
     assert [stage for stage in anew if not stage.startswith(known)] == []
 
 
@@ -87,7 +90,7 @@ def test_packs_are_cut_anew_and_are_the_old_blocks(old: World) -> None:
     assert len(outputs[second]) >= 8  # three packs and UNION at two lengths
 
 
-@pytest.mark.parametrize("name", ["pipeline", "compensated", "noop"])
+@pytest.mark.parametrize("name", ["pipeline", "noop"])
 def test_an_export_under_its_new_name_is_the_old_one(old: World, name: str) -> None:
     done = old.run(*RUNS[name])
     made = Path(done.result["checkpoint"]["path"])

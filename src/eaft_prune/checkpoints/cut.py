@@ -10,13 +10,6 @@ from eaft_prune.checkpoints.read import ModelFiles
 from eaft_prune.checkpoints.slice import Slice, Slices
 from eaft_prune.core.types import KeepPlan
 
-# level of compensation -> how the names that it may change go on
-COMPENSATED = {
-    "bias": ("down_proj_bias",),
-    "down_proj": ("down_proj",),
-    "experts": ("down_proj", "gate_up_proj"),
-}
-
 
 @dataclass(frozen=True)
 class Cut:
@@ -62,18 +55,6 @@ def _slice(spec: TensorSpec, plan: KeepPlan) -> Slice | None:
     assert spec.layer is not None, "rows of experts are a layer's"
     more = range(plan.n_experts, spec.shape[spec.axis])  # of no expert: always kept
     return Slice((*plan.kept[spec.layer], *more), spec.axis)
-
-
-def compensated_tensors(family: Family, files: ModelFiles, level: str) -> frozenset[str]:
-    """Names of the tensors that a level of compensation may change."""
-    if family.compensated is None:
-        return frozenset()
-    stems = tuple(
-        family.compensated(layer) + stem
-        for layer in range(family.n_layers(files.config))
-        for stem in COMPENSATED.get(level, ())
-    )
-    return frozenset(name for name in files.tensors if name.startswith(stems))
 
 
 def router_biases(family: Family, files: ModelFiles) -> tuple[str, ...] | None:

@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from eaft_prune.checkpoints.cut import compensated_tensors, cut
+from eaft_prune.checkpoints.cut import cut
 from eaft_prune.checkpoints.families.base import Family
 from eaft_prune.checkpoints.pad import check_switches, padded, with_routers_off
+from eaft_prune.checkpoints.projections import changeable
 from eaft_prune.checkpoints.read import (
     INDEX,
     MANIFEST,
@@ -108,7 +109,7 @@ def check_base(
     found = []
     if manifest.plan.digest != manifest.plan_digest:
         found.append(Finding(MANIFEST, "the plan's digest is not that of its experts"))
-    free = compensated_tensors(family, base, manifest.compensation)
+    free = changeable(base.tensors, manifest.compensation)
     for name in sorted(set(manifest.changed_tensors) - free):
         what = f"{name} is listed as changed, which compensation={manifest.compensation} is not to"
         found.append(Finding(MANIFEST, what, name))

@@ -158,12 +158,12 @@ class CompensationSettings(Settings):
     """robust: less for tokens far off, which are few and outweigh all others"""
     ridge: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
     """auto: 0.003 .. 1, chosen layer by layer on held-out rows"""
-    iterations: Positive = 20
-    """of conjugate gradients, for gate_up_proj (pruning.compensation=experts)"""
+    passes: Positive = 2
+    """over all layers, at most: the last is not taken where held-out rows lose by it"""
+    iterations: Positive = 8
+    """of conjugate gradients, at most, for gate_up_proj (pruning.compensation=experts)"""
     rounding: Literal["feedback", "nearest"] = "feedback"
     """to MXFP4; feedback: errors handed on"""
-    exact_unknowns: Positive = 16384
-    """a layer; above, block Gauss-Seidel expert by expert"""
 
 
 class ProbeSettings(Settings):

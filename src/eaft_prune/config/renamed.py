@@ -24,6 +24,7 @@ RENAMED: dict[str, Callable[[Any], dict[str, Any]]] = {
     "gate.bootstrap_seed": lambda value: {},
     "ablate.resamples": lambda value: {},
     "ablate.seed": lambda value: {},
+    "compensation.exact_unknowns": lambda value: {},
 }
 
 

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eaft_prune.checkpoints.formats import FLOATS, format_of
-from eaft_prune.checkpoints.formats.base import Storage
 from eaft_prune.checkpoints.model import Model
+from eaft_prune.checkpoints.projections import Projections, projections_of
 from eaft_prune.checkpoints.read import TensorEntry, read_header
 from eaft_prune.core.digests import digest
 from eaft_prune.core.step import Step
 from eaft_prune.core.store import ARRAYS, Stored
-from eaft_prune.core.types import KeepPlan, UserError
+from eaft_prune.core.types import KeepPlan
 from eaft_prune.pipeline.requests import compensating
 from eaft_prune.pipeline.session import Session
 
 if TYPE_CHECKING:
-    from eaft_prune.repair.compensate import Compensation, Level
+    from eaft_prune.repair.compensate import Compensation, LayerResult
+    from eaft_prune.repair.layer import Level
 
-VERSION = 2  # of the stage, whose module imports torch
+VERSION = 3  # of the stage, whose module imports torch
+_LAYERS = "compensate_layer"  # stage of a layer's part, which goes when the whole is there
 
 
 @dataclass(frozen=True)
@@ -46,29 +49,24 @@ def key(session: Session, base: Model, plan: KeepPlan) -> str:
 
 
 def compensated(session: Session, base: Model, plan: KeepPlan) -> Compensated:
-    """compensate: changed down projections of the kept experts, from the store or computed."""
+    """compensate: changed projections of the kept experts, from the store or computed."""
     asked = level(session, plan)
     if asked is None:
         return Compensated()
     from eaft_prune.repair import compensate  # torch: not before settings are checked
+    from eaft_prune.repair.layer import How
 
-    prefix = base.family.compensated
-    if prefix is None:
-        raise UserError(
-            f"pruning.compensation = {asked!r}: {base.family.model_type} checkpoints cannot be "
-            "compensated; use pruning.compensation=none"
-        )
-    storage = _storage(base, prefix(0))
+    storage = next(iter(_projections(base).values())).storage
     blocks = session.blocks(base, compensating(session.experiment))
     settings = session.experiment.compensation
-    tokens = 2 * blocks.value.ids_BS.size  # through both streams
+    tokens = 2 * blocks.value.ids_BS.size * settings.passes  # at most, through both streams
+    kept = _Layers(session, key(session, base, plan))
 
     def compute() -> Compensation:
         engine = session.local_engine(base)
+        how = How(asked, settings, storage)
         with session.bars.bar("compensate", tokens * len(plan.kept), "tok") as on_tokens:
-            return compensate.compensate(
-                engine, plan, blocks.value, asked, settings, storage, on_tokens
-            )
+            return compensate.compensate(engine, plan, blocks.value, how, on_tokens, kept)
 
     stored = session.run(
         Step(
@@ -78,8 +76,10 @@ def compensated(session: Session, base: Model, plan: KeepPlan) -> Compensated:
             compensate.Compensation,
             compute,
             lambda value, seconds: {
-                "tokens": tokens,
+                "tokens": tokens // settings.passes * len(value.distances),
                 "scored_tokens": value.scored_tokens,
+                "passes": value.passes,
+                "distances": list(value.distances),
                 "residual": _mean(value.stored),
                 "held_out": _mean(value.held_out),
                 "held_out_by_half": _mean(value.held_out_by_half),
@@ -87,14 +87,17 @@ def compensated(session: Session, base: Model, plan: KeepPlan) -> Compensated:
             },
         )
     )
+    kept.forget()
     value = stored.value
-    names = [prefix(layer) + name for layer, name, _, _ in value.tensors]
+    changed = _entries(base, stored)
     return Compensated(
-        entries=_entries(base, stored, names),
+        entries={entry.name: entry for entry in changed},
         facts={
             "compensation": {
                 "level": asked,
                 **settings.model_dump(),
+                "passes_taken": value.passes,
+                "held_out_distances": value.distances,
                 "ridges": value.ridges,
                 "scored_tokens": value.scored_tokens,
                 "token_digest": blocks.record.facts["token_digest"],
@@ -104,8 +107,34 @@ def compensated(session: Session, base: Model, plan: KeepPlan) -> Compensated:
                 "residual_held_out_by_half": value.held_out_by_half,
             }
         },
-        changed_tensors={"changed_tensors": dict(_hashes(stored, names))},
+        changed_tensors={"changed_tensors": dict(_hashes(changed))},
     )
+
+
+@dataclass(frozen=True)
+class _Layers:
+    """Layers that are done, in the store until the whole is: a killed run loses one layer."""
+
+    session: Session
+    whole: str  # key of what they are parts of
+    done: dict[str, Path] = field(default_factory=dict)
+
+    def __call__(self, name: str, compute: Callable[[], LayerResult]) -> LayerResult:
+        from eaft_prune.repair.compensate import LayerResult
+
+        # what a layer is made from besides: the layers before it, which the whole's key determines
+        identity = {"whole": self.whole, "layer": name}
+        step = Step(f"{_LAYERS}/{name}", VERSION, identity, {}, LayerResult, compute)
+        stored = self.session.store.run(step)
+        self.done[name] = stored.record.path
+        return stored.value
+
+    def forget(self) -> None:
+        """Remove them; nobody else has them, as the whole was made under its lock."""
+        for path in self.done.values():
+            shutil.rmtree(path, ignore_errors=True)
+            path.with_name(f"{path.name}.lock").unlink(missing_ok=True)
+        self.done.clear()
 
 
 def _mean(residuals: Sequence[float]) -> float:
@@ -127,36 +156,31 @@ def _made_from(
     return settings, {"model": base.digest, "plan": plan.digest, "blocks": blocks}
 
 
-def _storage(base: Model, prefix: str) -> Storage:
-    """How the projections of experts are stored; raises UserError if each in its own type."""
-    tensors = base.files.tensors
-    found: dict[Storage, None] = {}
-    for stem in (f"{prefix}down_proj", f"{prefix}gate_up_proj"):
-        weight = format_of(stem, tensors) or FLOATS[tensors[stem].dtype]
-        found[Storage(weight, FLOATS[tensors[f"{stem}_bias"].dtype])] = None
-    if len(found) > 1:
-        raise UserError(
-            f"pruning.compensation: {prefix}down_proj and gate_up_proj are stored in different "
-            f"types, {' and '.join(sorted(map(str, found)))}; use pruning.compensation=none"
-        )
-    return next(iter(found))
+def _projections(base: Model) -> dict[int, Projections]:
+    """By the model's own number, of the layers that a plan is for."""
+    table = base.family.table(base.files)
+    mine = {name: e for name, e in base.files.tensors.items() if not table[name].further}
+    return projections_of(mine)
 
 
-def _entries(base: Model, stored: Stored[Compensation], names: list[str]) -> dict[str, TensorEntry]:
+def _entries(base: Model, stored: Stored[Compensation]) -> list[TensorEntry]:
     """Where in the stage's own output each tensor's bytes lie."""
     file = (stored.record.path / ARRAYS).resolve()
     (data,) = read_header(file)
-    entries, start = {}, data.start
-    for name, (_, _, shape, nbytes) in zip(names, stored.value.tensors, strict=True):
-        dtype = base.files.tensors[name].dtype
-        entries[name] = TensorEntry(name, str(file), dtype, shape, start, nbytes)
+    entries, start = list[TensorEntry](), data.start
+    tensors, places = base.files.tensors, _projections(base)
+    numbers = base.family.layer_numbers(base.files.config)
+    for layer, name, shape, nbytes in stored.value.tensors:
+        whole = TensorEntry(name, str(file), "", shape, start, nbytes)
+        entries += places[numbers[layer]].entries(name, whole, tensors)
         start += nbytes
     return entries
 
 
-def _hashes(stored: Stored[Compensation], names: list[str]) -> list[tuple[str, str]]:
-    data, start, hashes = stored.value.data, 0, []
-    for name, (_, _, _, nbytes) in zip(names, stored.value.tensors, strict=True):
-        hashes.append((name, hashlib.sha256(data[start : start + nbytes].data).hexdigest()))
-        start += nbytes
+def _hashes(entries: Sequence[TensorEntry]) -> list[tuple[str, str]]:
+    hashes = []
+    for entry in entries:
+        with Path(entry.file).open("rb") as file:
+            file.seek(entry.start)
+            hashes.append((entry.name, hashlib.sha256(file.read(entry.nbytes)).hexdigest()))
     return hashes

@@ -149,9 +149,11 @@ def _changes(plan: KeepPlan, layout: KeepPlan, provenance: Mapping[str, Any]) ->
     how = f" by {provenance['criterion']}" if "criterion" in provenance else ""
     changed = ""
     if "changed_tensors" in provenance:
+        fitted = provenance["compensation"]
         changed = (
-            f", but for the projections that `{MANIFEST}` lists as `changed_tensors`: least "
-            "squares moved them to make up for the dropped experts"
+            f", but for the projections that `{MANIFEST}` lists as `changed_tensors`: kept experts "
+            f"were refitted on {fitted['scored_tokens']:,} tokens of {fitted['pack']} by least "
+            "squares, without gradients of the loss, to make up for the dropped ones"
         )
     text = (
         f"Experts were chosen{how}. The kept experts' bytes are those of the base{changed}; router "

@@ -1,36 +1,94 @@
-"""Rounding to what a format can hold, with each error handed on to the rows after it."""
+"""Rounding to what a format can hold, with each error made good by other rows."""
 
 from __future__ import annotations
 
 import torch
 
 from eaft_prune.checkpoints.formats.base import Grid
-from eaft_prune.repair.least_squares import cholesky
+from eaft_prune.repair.conjugate_gradients import fast_products
+from eaft_prune.repair.least_squares import factors
 
 
 def with_feedback(
-    weights_UH: torch.Tensor, metric_UU: torch.Tensor, rounded: int, grid: Grid
+    weights_KUH: torch.Tensor, metric_KUU: torch.Tensor, rounded: int, grid: Grid
 ) -> torch.Tensor:
     """Weights whose first `rounded` rows the grid can hold, near in tr((W - Q)' metric (W - Q)).
 
-    [.., U, H] and [.., U, U]: one problem, or several in step.
-
-    Row after row is rounded and its error made good by the rows after it as far as they can (GPTQ,
-    Frantar et al. 2022, arXiv:2210.17323); a group of rows shares a scale per column, chosen when
-    the first of them is reached. Rows from `rounded` on stay as exact as they come.
+    K experts, [K, U, H] and [K, U, U], in step: row after row is rounded and its error made good by
+    the rows after it as far as they can (GPTQ, Frantar et al. 2022, arXiv:2210.17323); a group of
+    rows shares a scale per column, chosen when the first of them is reached, and later groups learn
+    of its errors in one product. Then every row is rounded once more, to what is best beside the
+    others as they are now (coordinate descent as in QuantEase, Behdin et al. 2023,
+    arXiv:2309.01885). Rows from `rounded` on stay as exact as they come. Rounded one by one where
+    the metric is not finite.
     """
-    spread = cholesky(torch.cholesky_inverse(cholesky(metric_UU))).mT
-    out = weights_UH.clone()
+    spread_KUU = _spread(metric_KUU)
+    if spread_KUU is None:
+        whole = torch.eye(metric_KUU.shape[1], device=weights_KUH.device)
+        none_KUU = whole.to(weights_KUH.dtype).expand_as(metric_KUU)
+        return _handed_on(weights_KUH, none_KUU, rounded, grid)[0]
+    with fast_products():
+        out, scales = _handed_on(weights_KUH, spread_KUU.to(weights_KUH.dtype), rounded, grid)
+        del spread_KUU
+        return _once_more(out, scales, weights_KUH, metric_KUU, grid)
+
+
+def _handed_on(
+    weights_KUH: torch.Tensor, spread_KUU: torch.Tensor, rounded: int, grid: Grid
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Rounded rows, and the scales of every group, [K, H]."""
+    out, chosen = weights_KUH.clone(), []
     for first in range(0, rounded, grid.group):
-        group = slice(first, first + grid.group)
-        scales = grid.scales(out[..., group, :].mT)
-        errors = torch.empty_like(out[..., group, :])
-        for row in range(first, first + grid.group):
-            value = grid.nearest(out[..., row, :], scales)
-            error = (out[..., row, :] - value) / spread[..., row, row, None]
-            out[..., row, :] = value
-            later = slice(row + 1, first + grid.group)
-            out[..., later, :] -= spread[..., row, later, None] * error[..., None, :]
-            errors[..., row - first, :] = error
-        out[..., first + grid.group :, :] -= spread[..., group, first + grid.group :].mT @ errors
+        end = first + grid.group
+        here = out[:, first:end]
+        scales = grid.scales(here.mT)
+        errors = torch.empty_like(here)
+        for row in range(grid.group):
+            own = spread_KUU[:, first + row, first + row : end]
+            value = grid.nearest(here[:, row, :, None], scales[..., None])[..., 0]
+            errors[:, row] = (here[:, row] - value) / own[:, :1]
+            here[:, row] = value
+            here[:, row + 1 :] -= own[:, 1:, None] * errors[:, row, None]
+        out[:, end:].baddbmm_(spread_KUU[:, first:end, end:].mT, errors, alpha=-1)
+        chosen.append(scales)
+    return out, chosen
+
+
+def _once_more(
+    out: torch.Tensor,
+    scales: list[torch.Tensor],
+    weights_KUH: torch.Tensor,
+    metric_KUU: torch.Tensor,
+    grid: Grid,
+) -> torch.Tensor:
+    """Every row in turn at its best beside the others: the error in the metric never grows."""
+    pull_KUH = torch.empty_like(out)  # of each row: metric (Q - W)
+    for pull, metric, now, wanted in zip(pull_KUH, metric_KUU, out, weights_KUH, strict=True):
+        pull.copy_(metric @ (now - wanted).to(metric.dtype))
+    metric_KUU = metric_KUU.to(out.dtype)
+    sizes_KU = metric_KUU.diagonal(dim1=1, dim2=2)
+    for group, own in enumerate(scales):
+        first, end = group * grid.group, (group + 1) * grid.group
+        here, pulled = out[:, first:end], pull_KUH[:, first:end]
+        moved = torch.zeros_like(here)
+        for row in range(grid.group):
+            best = here[:, row] - pulled[:, row] / sizes_KU[:, first + row, None]
+            value = grid.nearest(best[..., None], own[..., None])[..., 0]
+            moved[:, row] = value - here[:, row]
+            here[:, row] = value
+            pulled += metric_KUU[:, first:end, first + row, None] * moved[:, row, None]
+        pull_KUH[:, end:].baddbmm_(metric_KUU[:, end:, first:end], moved)
+    for row in range(len(scales) * grid.group, out.shape[1]):  # biases are exact
+        step = pull_KUH[:, row] / sizes_KU[:, row, None]
+        out[:, row] -= step
+        pull_KUH -= metric_KUU[:, :, row, None] * step[:, None]
     return out
+
+
+def _spread(metric_KUU: torch.Tensor) -> torch.Tensor | None:
+    """Upper Cholesky factors of the metrics' inverses."""
+    lower = factors(metric_KUU)
+    if lower is None:
+        return None
+    lower = factors(torch.cholesky_inverse(lower))
+    return None if lower is None else lower.mT

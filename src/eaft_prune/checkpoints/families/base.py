@@ -55,8 +55,6 @@ class Family:
     load: Callable[..., Any]  # config, keywords of from_pretrained -> transformers' model
     experts: Callable[[torch.nn.Module], list[torch.nn.Module]]  # per layer
     masked: Callable[[torch.nn.Module, KeepPlan], AbstractContextManager[None]]
-    # of a layer, what the names of its experts' tensors begin with; None: cannot be compensated
-    compensated: Callable[[int], str] | None = None
 
 
 def check_plan(plan: KeepPlan, n_layers: int, n_experts: int, groups: int = 1) -> None:

@@ -183,5 +183,4 @@ FAMILY = Family(
     load=_load,
     experts=lambda model: [layer.mlp.experts for layer in _layers(model)],
     masked=_masked,
-    compensated=lambda layer: f"model.layers.{layer}.mlp.experts.",
 )

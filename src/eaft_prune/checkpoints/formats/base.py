@@ -61,10 +61,11 @@ class Format:
 
 @dataclass(frozen=True)
 class Storage:
-    """Formats that expert projections and their biases are stored in."""
+    """Formats that expert projections and their biases, if they have any, are stored in."""
 
     weight: Format
-    bias: Format
+    bias: Format | None
 
     def __str__(self) -> str:
-        return f"{self.weight.name} with {self.bias.name} biases"
+        biases = f" with {self.bias.name} biases" if self.bias else ""
+        return self.weight.name + biases

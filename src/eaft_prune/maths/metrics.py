@@ -6,7 +6,7 @@ here. Its limit stands in conf/gate: under the key that the entry names, else in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Literal
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from eaft_prune.core.types import TokenScores, UserError
 from eaft_prune.core.verdict import PackReport
-from eaft_prune.maths.divergence import Apart, js2d, js2d_corrected
+from eaft_prune.maths.divergence import Apart, js2d_corrected
 from eaft_prune.maths.formulas import (
     cc_rate,
     cc_rate_below,
@@ -177,16 +177,33 @@ def metric_at(place: str) -> Metric:
     return found
 
 
+def distances(
+    base: TokenScores,
+    other: TokenScores,
+    row_T: NDArray[np.integer],
+    metrics: Sequence[Metric] = METRICS,
+) -> dict[str, Apart]:
+    """How far two models are apart, by every metric that says so; 0 of a model from itself."""
+    rows = np.unique(row_T, return_inverse=True)[1]
+    return {
+        metric.name: Apart(0.0, None, 0.0) if other is base else metric.distance(base, other, rows)
+        for metric in metrics
+        if metric.distance is not None
+    }
+
+
 def pack_report(
     scores: TokenScores,
     base: TokenScores,
     cc_quantile: float,
     metrics: Sequence[Metric] = METRICS,
     row_T: NDArray[np.integer] | None = None,
+    apart: Mapping[str, Apart] | None = None,
 ) -> PackReport:
     """All metrics of `scores`, with `base` (the base model on the same tokens) as reference.
 
-    row_T: the conversation of every token; None: every block is taken for one.
+    row_T: the conversation of every token; None: every block is taken for one. apart: their
+    `distances`, where they are known.
     """
     check_scores(scores, "candidate")
     check_scores(base, "base")
@@ -195,18 +212,17 @@ def pack_report(
             f"evaluations of different tokens cannot be compared: {len(base)} and {len(scores)}"
         )
     kept = base.top_ids_TK is not None and scores.top_ids_TK is not None
-    rows = np.unique(scores.block_T if row_T is None else row_T, return_inverse=True)[1]
+    row_T = scores.block_T if row_T is None else row_T
+    if apart is None:
+        apart = distances(base, scores, row_T, metrics)
     found = {
         metric.name: metric.of(scores, base, cc_quantile)
         for metric in metrics
         if metric.label and metric.distance is None
     }
-    itself = scores is base  # of which every distance is 0
-    corrected = {
-        metric.name: 0.0 if itself else metric.distance(base, scores, rows).value
-        for metric in metrics
-        if metric.distance is not None
-    }
+    corrected = {name: one.value for name, one in apart.items()}
+    plain = apart["js2d"].plain
+    assert plain is not None, "JS2D is known without its correction too"
     return PackReport(
         ppl=found.pop("ppl"),
         mean_prob=found.pop("mean_prob"),
@@ -215,11 +231,11 @@ def pack_report(
         cc_rate_base_thr=cc_rate_below(
             scores.p_T, scores.entropy_T, *thresholds(base.p_T, base.entropy_T, cc_quantile)
         ),
-        js2d=0.0 if itself else js2d(base, scores),
+        js2d=plain,
         js2d_corrected=corrected.pop("js2d"),
         scored_tokens=len(scores),
         blocks=len(np.unique(scores.block_T)),
-        rows=int(rows.max()) + 1,
+        rows=len(np.unique(row_T)),
         kl_top=kl_top(base, scores) if kept else None,
         top1_agreement=top1_agreement(base, scores) if kept else None,
         further={**found, **corrected},

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from eaft_prune.config import EvalSettings, GateSettings
 from eaft_prune.core.types import EvalKey, Evaluation, UserError
-from eaft_prune.core.verdict import Changes, Comparison, PackReport
+from eaft_prune.core.verdict import Changes, Comparison
+from eaft_prune.maths.divergence import Apart
 from eaft_prune.maths.intervals import changes
-from eaft_prune.maths.metrics import Metric, pack_report
+from eaft_prune.maths.metrics import distances, pack_report
 from eaft_prune.stages.gate import gate
 
 
@@ -27,11 +28,25 @@ def compare(
         raise UserError(f"two candidates have one name: {', '.join(names)}")
     for candidate in candidates:
         _check_paired(base, candidate, eval_settings.top_k)
-    metrics = gate_settings.measured
+    sides = (base, *candidates)
+    apart = {side.model: _apart(gate_settings, base, side) for side in sides}
     reports = {
-        model.model: _reports(eval_settings, model, base, metrics) for model in (base, *candidates)
+        side.model: {
+            key: pack_report(
+                scores,
+                base.scores[key],
+                eval_settings.cc_quantile,
+                gate_settings.measured,
+                base.rows[key],
+                apart[side.model][key],
+            )
+            for key, scores in side.scores.items()
+        }
+        for side in sides
     }
-    found = {c.model: _changes(eval_settings, gate_settings, base, c) for c in candidates}
+    found = {
+        c.model: _changes(eval_settings, gate_settings, base, c, apart[c.model]) for c in candidates
+    }
     verdicts = {
         label: gate(gate_settings, reports[base.model], reports[label], of_candidate)
         for label, of_candidate in found.items()
@@ -39,17 +54,22 @@ def compare(
     return Comparison(base, tuple(candidates), reports, verdicts, found)
 
 
-def _reports(
-    settings: EvalSettings, model: Evaluation, base: Evaluation, metrics: Sequence[Metric]
-) -> dict[EvalKey, PackReport]:
+def _apart(
+    settings: GateSettings, base: Evaluation, other: Evaluation
+) -> dict[EvalKey, dict[str, Apart]]:
+    """Made once for report and changes: they are the dearest part of both."""
     return {
-        key: pack_report(scores, base.scores[key], settings.cc_quantile, metrics, base.rows[key])
-        for key, scores in model.scores.items()
+        key: distances(base.scores[key], scores, base.rows[key], settings.measured)
+        for key, scores in other.scores.items()
     }
 
 
 def _changes(
-    eval_settings: EvalSettings, gate_settings: GateSettings, base: Evaluation, other: Evaluation
+    eval_settings: EvalSettings,
+    gate_settings: GateSettings,
+    base: Evaluation,
+    other: Evaluation,
+    apart: Mapping[EvalKey, Mapping[str, Apart]],
 ) -> dict[EvalKey, Changes]:
     found = {
         key: changes(
@@ -59,6 +79,7 @@ def _changes(
             eval_settings.cc_quantile,
             confidence=gate_settings.confidence,
             metrics=gate_settings.measured,
+            apart=apart[key],
         )
         for key, scores in other.scores.items()
     }

@@ -16,7 +16,7 @@ Status = Literal["PASS", "FAIL", "INCONCLUSIVE"]
 
 @dataclass(frozen=True)
 class PackReport:
-    """Metrics of one model on one pack at one sequence length; `further` are those of the user."""
+    """Metrics of one model on one pack at one sequence length; `further` has all others."""
 
     ppl: float
     mean_prob: float
@@ -28,8 +28,6 @@ class PackReport:
     scored_tokens: int
     blocks: int
     rows: int  # conversations, equal ones counted once
-    kl_top: float | None = None  # KL of base to this over the base's likeliest tokens; nats, >= 0
-    top1_agreement: float | None = None  # share of tokens whose likeliest is the base's
     further: Mapping[str, float] = field(default_factory=dict)
 
     def __getitem__(self, metric: str) -> float:

@@ -50,20 +50,19 @@ def changes(
         return None
     unit_T = np.asarray(np.unique(row_T, return_inverse=True)[1], np.int64)
     n_rows = int(unit_T.max()) + 1
+    if apart is None:
+        apart = distances(base, other, unit_T, metrics)
+    metrics = [m for m in metrics if m.distance is None or m.name in apart]  # what was measured
     if _equal(base, other):
         return Changes(n_rows, dict.fromkeys(_names(metrics), Estimate(0.0, 0.0, 0.0, 0.0)))
     if n_rows < LEAST_ROWS:
         return None
-    if apart is None:
-        apart = distances(base, other, unit_T, metrics)
     found: dict[str, Estimate] = {}
     for metric in metrics:
-        known = apart.get(metric.name)
-        named = (
-            _changed(metric, base, other, unit_T, cc_quantile)
-            if known is None
-            else {metric.change: (known.value, known.influence_n)}
-        )
+        if metric.distance is None:
+            named = _changed(metric, base, other, unit_T, cc_quantile)
+        else:
+            named = {metric.change: (apart[metric.name].value, apart[metric.name].influence_n)}
         for name, (value, influence) in named.items():
             if influence is None:
                 continue
@@ -161,4 +160,5 @@ def _names(metrics: Sequence[Metric]) -> list[str]:
 
 
 def _equal(a: TokenScores, b: TokenScores) -> bool:
-    return np.array_equal(a.logp_T, b.logp_T) and np.array_equal(a.entropy_T, b.entropy_T)
+    same = np.array_equal(a.logp_T, b.logp_T) and np.array_equal(a.entropy_T, b.entropy_T)
+    return same and not (b.kl_T is not None and b.kl_T.any())

@@ -180,10 +180,8 @@ class Session:
     @property
     def options(self) -> EngineOptions:
         """The settings that engines are opened with."""
-        settings, asked = self.experiment, self.experiment.eval
-        return EngineOptions(
-            settings.engine, settings.runtime, asked.entropy_top_k, asked.top_logprobs
-        )
+        settings = self.experiment
+        return EngineOptions(settings.engine, settings.runtime, settings.eval.entropy_top_k)
 
     @property
     def profiling_kind(self) -> EngineKind:

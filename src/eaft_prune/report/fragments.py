@@ -22,7 +22,6 @@ from eaft_prune.report.summary import (
     usage,
 )
 from eaft_prune.report.text import (
-    agreement_sentence,
     bounds_label,
     check_numbers,
     evidence,
@@ -110,7 +109,7 @@ def verdict_block(summary: CandidateSummary, base: str) -> str:
         settled = settling(verdict)
         sentence += f". {text(settled[0].upper() + settled[1:])}"
     sentence += f"{text(_numeral(plain_clause(summary)))}."
-    sentences = (missed_sentence, ppl_sentence, worst_pack_sentence, agreement_sentence)
+    sentences = (missed_sentence, ppl_sentence, worst_pack_sentence)
     said = [_numeral(sentence(summary)) for sentence in sentences]
     further = "".join(f"<p>{text(part[0].upper() + part[1:])}.</p>" for part in said if part)
     return (

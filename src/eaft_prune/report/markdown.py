@@ -23,7 +23,6 @@ from eaft_prune.report.summary import (
 )
 from eaft_prune.report.text import (
     RESULTS,
-    agreement_sentence,
     bounds_label,
     check_numbers,
     evidence,
@@ -118,7 +117,7 @@ def _checks(summary: CandidateSummary) -> list[str]:
 
 
 def _candidate(summary: CandidateSummary, base: str) -> list[str]:
-    sentences = (missed_sentence, ppl_sentence, worst_pack_sentence, agreement_sentence)
+    sentences = (missed_sentence, ppl_sentence, worst_pack_sentence)
     further = [sentence(summary) for sentence in sentences]
     note = "" if summary.verdict.confidence is None else ", changes with their bounds"
     labels = [label for metric in summary.columns for label in (metric.label, "Δ")]

@@ -166,7 +166,7 @@ def margin(check: GateCheck) -> float:
 
 def columns(metrics: Sequence[Metric]) -> tuple[Metric, ...]:
     """Those that reports show, but for JS2D, which has columns of its own."""
-    return tuple(metric for metric in metrics if metric.label and metric is not JS2D)
+    return tuple(m for m in metrics if m.label and m.place == "columns" and m is not JS2D)
 
 
 def ordered_keys(keys: Iterable[EvalKey]) -> list[EvalKey]:

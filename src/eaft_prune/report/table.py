@@ -23,7 +23,6 @@ from eaft_prune.report.summary import (
 from eaft_prune.report.terminal import add_row, rendered, table
 from eaft_prune.report.text import (
     RESULTS,
-    agreement_sentence,
     bounds_label,
     check_numbers,
     evidence,
@@ -62,7 +61,7 @@ def comparison_table(
     for summary in summaries:
         parts.append(Text(f"{printable(summary.label)} against {base}", style="bold"))
         parts += ["", _metrics(summary, base), "", _checks(summary), ""]
-        said = (missed_sentence, worst_pack_sentence, agreement_sentence)
+        said = (missed_sentence, worst_pack_sentence)
         sentences = (*plain_sentences(summary), *(sentence(summary) for sentence in said))
         parts += [Text(printable(sentence)) for sentence in sentences if sentence]
         parts += [_verdict(summary), ""]

@@ -165,17 +165,6 @@ def ppl_sentence(summary: CandidateSummary) -> str:
     return f"PPL {change:+.2%}{within}, {base} → {candidate} {where}"
 
 
-def agreement_sentence(summary: CandidateSummary) -> str:
-    """KL to the base and top-1 agreement by row; empty where the likeliest tokens were not kept."""
-    said = [
-        f"{row.pack} at {row.seq_len} KL {row.candidate.kl_top:.4f}, "
-        f"top-1 {row.candidate.top1_agreement:.2%}"
-        for row in summary.rows
-        if row.candidate.kl_top is not None
-    ]
-    return "likeliest tokens against the base's: " + "; ".join(said) if said else ""
-
-
 def settling(verdict: GateVerdict) -> str:
     """What would settle an inconclusive verdict."""
     check = verdict.settled_by

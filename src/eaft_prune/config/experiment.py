@@ -45,6 +45,8 @@ class Experiment(Settings):
     export: ExportSettings
     eval: EvalSettings
     gate: GateSettings
+    beside: GateSettings | None = None
+    """a second gate, whose verdict stands beside; gate@beside=NAME, null: none"""
     engine: EngineSettings
     tracking: TrackingSettings
     runtime: RuntimeSettings

@@ -134,7 +134,7 @@ class Divergence:
     """How far a model is from the base at T scored tokens."""
 
     kl_T: NDArray[np.float32]  # of base to model, in nats, >= 0
-    same_top_T: NDArray[np.bool_]  # the likeliest token is the base's
+    same_top_T: NDArray[np.bool_]  # the base's likeliest token is the likeliest here, or as likely
 
 
 @dataclass(frozen=True)
@@ -254,6 +254,7 @@ class Evaluation:
     rows: Mapping[EvalKey, NDArray[np.int32]]  # the conversation of every token, [T]
     token_digests: Mapping[EvalKey, str]
     conditions: Mapping[str, Any]  # engine, dtype, top_k ...: both sides of a comparison must match
+    compared_with: str | None = None  # digest of the base that scores.kl_T is of
 
     def __iter__(self) -> Iterator[EvalKey]:
         return iter(self.scores)

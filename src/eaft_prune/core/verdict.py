@@ -13,6 +13,8 @@ PlainStatus = Literal["PASS", "FAIL"]
 
 Status = Literal["PASS", "FAIL", "INCONCLUSIVE"]
 
+GENERATED = "generated"  # in a check's place for a pack: what the models wrote themselves
+
 
 @dataclass(frozen=True)
 class PackReport:
@@ -101,7 +103,8 @@ class GateCheck:
 
     @property
     def label(self) -> str:
-        return f"{self.name}@{self.pack}/{self.seq_len}"
+        where = self.pack if self.pack == GENERATED else f"{self.pack}/{self.seq_len}"
+        return f"{self.name}@{where}"
 
     @property
     def outcome(self) -> Status:
@@ -121,11 +124,13 @@ class GateVerdict:
     status: Status
     checks: tuple[GateCheck, ...]
     confidence: float | None = None  # of status; None: it is the plain one
+    missing: tuple[str, ...] = ()  # labels of checks whose data was not gathered
 
     @property
     def plain(self) -> PlainStatus:
-        """PASS iff every check's point estimate is within its limit."""
-        return "PASS" if all(check.passed for check in self.checks) else "FAIL"
+        """PASS iff every check was measured and its point estimate is within its limit."""
+        held = all(check.passed for check in self.checks)
+        return "PASS" if held and not self.missing else "FAIL"
 
     @property
     def failed_checks(self) -> tuple[str, ...]:
@@ -166,3 +171,4 @@ class Comparison:
     reports: Reports
     verdicts: Mapping[str, GateVerdict]  # candidate label -> verdict
     changes: Mapping[str, Mapping[EvalKey, Changes]] = field(default_factory=dict)  # by candidate
+    beside: Mapping[str, GateVerdict] = field(default_factory=dict)  # of a second gate

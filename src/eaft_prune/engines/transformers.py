@@ -110,9 +110,9 @@ class TransformersEngine:
             here = base[first : first + len(targets)]
             first += len(targets)
             asked = torch.from_numpy(here.ids_TK.astype(np.int64)).to(self.device)
-            logp, entropy, _, top_ids, of_asked = self._scores(ids, predictors, targets, 1, asked)
+            logp, entropy, top, _, of_asked = self._scores(ids, predictors, targets, 1, asked)
             scored.append((logp.cpu(), entropy.cpu()))
-            same = top_ids.cpu().numpy()[:, 0] == here.ids_TK[:, 0]
+            same = (of_asked[:, 0] >= top[:, 0]).cpu().numpy()  # ids of equal ones are chance
             apart.append((kl_of_classes(here, of_asked.cpu().numpy()), same))
             on_tokens(ids.numel())
         scores = _token_scores(blocks, scored)

@@ -67,8 +67,10 @@ def judge(session: Session, out: Path, evaluations: list[Evaluation], origin: Or
     The card of an exported candidate tells its verdict.
     """
     base, *candidates = evaluations
-    settings = session.experiment.gate.over(len(session.experiment.eval.interim_shares))
-    comparison = compare(session.experiment.eval, settings, base, candidates)
+    looks = len(session.experiment.eval.interim_shares)
+    settings, second = session.experiment.gate.over(looks), session.experiment.beside
+    beside = None if second is None else second.over(looks)
+    comparison = compare(session.experiment.eval, settings, base, candidates, beside)
     saved = {}
     for model in evaluations:
         saved[model.model] = out / "evaluations" / model.model
@@ -79,6 +81,8 @@ def judge(session: Session, out: Path, evaluations: list[Evaluation], origin: Or
         session.observer.reports(model.model, comparison.reports[model.model], reference)
     for verdict in list(comparison.verdicts.values())[:1]:
         session.observer.verdict(verdict)
+    for verdict in list(comparison.beside.values())[:1]:
+        session.observer.beside(verdict)
     pruned = origin.pruned
     if pruned is not None and pruned.label in comparison.verdicts:
         card.tell(pruned.path, verdict_section(comparison, pruned.label, settings.measured))

@@ -139,9 +139,10 @@ def measure(
         rows[key] = blocks.value.conversation_BS[blocks.value.scored_BS]
         token_digests[key] = blocks.digest
     plan_digest = side.mask.digest if side.mask else None
+    compared = any(found.kl_T is not None for found in scores.values())
     return Evaluation(
         side.label, side.model.digest, plan_digest, scores, rows, token_digests,
-        conditions(session, side.model),
+        conditions(session, side.model), base.digest if compared else None,
     )  # fmt: skip
 
 

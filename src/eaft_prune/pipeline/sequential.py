@@ -112,4 +112,11 @@ def _up_to(
         rows[key] = blocks.value.conversation_BS[seen][blocks.value.scored_BS[seen]]
         digests[key] = digest([blocks.digest, order.name, ends[-1]])
     none = measure(session, base, side, [])
-    return replace(none, scores=scores, rows=rows, token_digests=digests)
+    compared = any(found.kl_T is not None for found in scores.values())
+    return replace(
+        none,
+        scores=scores,
+        rows=rows,
+        token_digests=digests,
+        compared_with=base.digest if compared else None,
+    )

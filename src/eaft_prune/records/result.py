@@ -32,6 +32,7 @@ def result(
         "task": task,
         "gate": next(iter(gates.values()), None),
         "gates": gates,
+        "beside": {} if comparison is None else {k: _gate(v) for k, v in comparison.beside.items()},
         "plan": None
         if selection is None
         else {
@@ -85,6 +86,7 @@ def _gate(verdict: GateVerdict) -> dict[str, Any]:
         "failed_checks": list(verdict.failed_checks),
         "undecided_checks": list(verdict.undecided_checks),
         "plain_failed_checks": list(verdict.plain_failed_checks),
+        "not_measured": list(verdict.missing),
         "settled_by": None if verdict.settled_by is None else verdict.settled_by.label,
         "checks": [_check(check) for check in verdict.checks],
     }

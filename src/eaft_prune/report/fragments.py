@@ -9,6 +9,7 @@ from typing import Any
 from eaft_prune.core.types import UNION
 from eaft_prune.core.verdict import GateCheck, Status
 from eaft_prune.maths.metrics import JS2D, Metric
+from eaft_prune.report import divergence
 from eaft_prune.report.summary import (
     CORRECTED_MEANING,
     PLAIN_MEANING,
@@ -22,6 +23,7 @@ from eaft_prune.report.summary import (
     usage,
 )
 from eaft_prune.report.text import (
+    beside_sentence,
     bounds_label,
     check_numbers,
     evidence,
@@ -29,6 +31,7 @@ from eaft_prune.report.text import (
     interval,
     metric_numbers,
     missed_sentence,
+    missing_clause,
     number,
     plain_clause,
     plain_note,
@@ -105,10 +108,10 @@ def verdict_block(summary: CandidateSummary, base: str) -> str:
             share = f"{len(named)} of {len(verdict.checks)}"
             sentence = f"{share} checks of {text(verdict.gate)} {verb}: {_names(summary, named)}"
             break
-    if verdict.status == "INCONCLUSIVE":
+    if verdict.undecided_checks and not verdict.failed_checks:
         settled = settling(verdict)
         sentence += f". {text(settled[0].upper() + settled[1:])}"
-    sentence += f"{text(_numeral(plain_clause(summary)))}."
+    sentence += f"{text(missing_clause(verdict))}{text(_numeral(plain_clause(summary)))}."
     sentences = (missed_sentence, ppl_sentence, worst_pack_sentence)
     said = [_numeral(sentence(summary)) for sentence in sentences]
     further = "".join(f"<p>{text(part[0].upper() + part[1:])}.</p>" for part in said if part)
@@ -117,7 +120,7 @@ def verdict_block(summary: CandidateSummary, base: str) -> str:
         f"{text(evidence(summary))}</p>"
         f'<p class="pair">{text(summary.label)} <span>against</span> {text(base)}</p>'
         f"<p>{sentence}</p>{further}</div>"
-        f"{_checks_table(summary)}"
+        f"{_checks_table(summary)}{beside_block(summary)}"
     )
 
 
@@ -142,6 +145,10 @@ def _whisker(check: GateCheck) -> str:
     return f'<b style="left:{left:.1f}%;width:{max(right - left, 0.3):.1f}%"></b>'
 
 
+def _where(check: GateCheck) -> str:
+    return f"{check.pack} · {check.seq_len}" if check.seq_len else check.pack
+
+
 def _checks_table(summary: CandidateSummary) -> str:
     verdict = summary.verdict
     head = "".join(
@@ -161,14 +168,30 @@ def _checks_table(summary: CandidateSummary) -> str:
         note = _small(_numeral(plain_note(summary, check)))
         rows.append(
             f'<tr class="{_tone(used)}"><th scope="row">{text(summary.label_of(check))} '
-            f"<small>{text(check.pack)} · {check.seq_len}</small></th>"
+            f"<small>{text(_where(check))}</small></th>"
             f'<td class="bar"><span class="track" role="img" aria-label="{taken} of the limit">'
             f'<i style="width:{width:.1f}%"></i>{_whisker(check)}</span>{note}</td>'
             f'<td class="n">{value}</td><td class="n">{within}</td><td class="n">{limit}</td>'
             f'<td class="n">{margin}</td><td>{_status(check.outcome)}</td></tr>'
         )
+    for label in verdict.missing:
+        rows.append(
+            f'<tr><th scope="row">{text(label)}</th><td></td><td></td><td></td><td></td><td></td>'
+            f"<td>{_status('NOT MEASURED')}</td></tr>"
+        )
     table = f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
     return f'<table class="checks">{table}</table>'
+
+
+def beside_block(summary: CandidateSummary) -> str:
+    """A second gate's verdict, folded; empty where there is none."""
+    second = summary.second
+    if second is None:
+        return ""
+    return (
+        f'<details class="beside"><summary>{_status(second.verdict.status)} '
+        f"{text(beside_sentence(summary))}</summary>{_checks_table(second)}</details>"
+    )
 
 
 def metrics_table(summary: CandidateSummary, base: str) -> str:
@@ -206,6 +229,25 @@ def _metrics_row(summary: CandidateSummary, row: Row) -> str:
     emphasis = ' class="union"' if row.pack == UNION else ""
     name = f'<th scope="row">{text(row.pack)}</th><td class="n">{row.seq_len}</td>'
     return f"<tr{emphasis}>{name}{cells}</tr>"
+
+
+def divergence_table(summary: CandidateSummary, base: str) -> str:
+    """How far the candidate is from the base, in the columns that others publish."""
+    head = '<th scope="col">pack</th><th scope="col" class="n">length</th>'
+    head += "".join(f'<th scope="col" class="n">{text(name)}</th>' for name in divergence.heads())
+    body = ""
+    for row, cells in divergence.lines(summary):
+        emphasis = ' class="union"' if row.pack == UNION else ""
+        found = "".join(
+            f'<td class="n">{_numeral(value)}{_small(_numeral(ends))}</td>' for value, ends in cells
+        )
+        body += (
+            f'<tr{emphasis}><th scope="row">{text(row.pack)}</th><td class="n">{row.seq_len}</td>'
+            f"{found}</tr>"
+        )
+    note = divergence.NOTE if any(map(divergence.measured, summary.rows)) else divergence.MISSING
+    made = f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody>"
+    return _scroll(f"Divergence of {summary.label}", made) + f'<p class="note">{text(note)}.</p>'
 
 
 def _interval(summary: CandidateSummary, metric: Metric, row: Row) -> str:

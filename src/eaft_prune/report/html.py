@@ -15,6 +15,7 @@ from eaft_prune.core.verdict import Comparison
 from eaft_prune.maths.metrics import METRICS, Metric
 from eaft_prune.report.experts import selections_of
 from eaft_prune.report.fragments import (
+    divergence_table,
     fact_list,
     glossary,
     headline,
@@ -64,6 +65,7 @@ def html_report(
         ),
         several="" if len(summaries) > 1 else "hidden",
         metrics=_per_candidate(summaries, base, metrics_table),
+        divergence=_per_candidate(summaries, base, divergence_table),
         glossary=glossary(metrics),
         experts="" if selections else "hidden",
         provenance=provenance(facts),

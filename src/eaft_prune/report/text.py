@@ -128,7 +128,28 @@ def verdict_sentence(summary: CandidateSummary) -> str:
         )
     else:
         sentence = f"all {total} checks of {verdict.gate} hold"
-    return f"{sentence}{plain_clause(summary)}"
+    return f"{sentence}{missing_clause(verdict)}{plain_clause(summary)}"
+
+
+def missing_clause(verdict: GateVerdict) -> str:
+    """Checks whose data was not gathered; empty if none."""
+    return f"; not measured: {', '.join(verdict.missing)}" if verdict.missing else ""
+
+
+def beside_sentence(summary: CandidateSummary) -> str:
+    """What a second gate says, in a line; empty where there is none."""
+    second = summary.second
+    if second is None:
+        return ""
+    verdict = second.verdict
+    counts = {
+        "failed": len(verdict.failed_checks),
+        "undecided": len(verdict.undecided_checks),
+        "not measured": len(verdict.missing),
+    }
+    said = ", ".join(f"{n} {what}" for what, n in counts.items() if n)
+    total = len(verdict.checks) + len(verdict.missing)
+    return f"{verdict.gate} stands beside: {verdict.status}, of {total} checks {said or 'all hold'}"
 
 
 def percent(share: float) -> str:

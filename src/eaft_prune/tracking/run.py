@@ -159,6 +159,17 @@ class MlflowRun:
         change = figures.get("summary/dppl_percent")
         self._outcome = verdict.status + ("" if change is None else f" {change:+.1f}%")
 
+    def beside(self, verdict: GateVerdict) -> None:
+        """Tags of a second gate's verdict; its numbers are among the tables."""
+        tags = {
+            "gate.beside.name": verdict.gate,
+            "gate.beside.status": verdict.status,
+            "gate.beside.failed_checks": ",".join(verdict.failed_checks),
+            "gate.beside.undecided_checks": ",".join(verdict.undecided_checks),
+            "gate.beside.not_measured": ",".join(verdict.missing),
+        }
+        self._log({}, tags)
+
     def point(
         self,
         name: str,

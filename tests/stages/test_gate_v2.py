@@ -1,4 +1,4 @@
-"""near_lossless_v2: v1's checks and more, on every pack, and never a PASS of what was not measured."""
+"""near_lossless_v2: v1's checks and more, on every pack; no PASS of what was not measured."""
 
 from __future__ import annotations
 

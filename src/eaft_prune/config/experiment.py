@@ -8,6 +8,7 @@ from eaft_prune.config.base import Settings, allowed
 from eaft_prune.config.decoding import DecodeSettings
 from eaft_prune.config.eval import EvalSettings
 from eaft_prune.config.gate import GateSettings
+from eaft_prune.config.generation import GenerationSettings
 from eaft_prune.config.inputs import ModelSettings, PacksSettings, ProfileSettings
 from eaft_prune.config.losses import MarginalSettings
 from eaft_prune.config.proof import CompareSettings, ReplaySettings, VerifySettings
@@ -47,6 +48,7 @@ class Experiment(Settings):
     gate: GateSettings
     beside: GateSettings | None = None
     """a second gate, whose verdict stands beside; gate@beside=NAME, null: none"""
+    generation: GenerationSettings = GenerationSettings()
     engine: EngineSettings
     tracking: TrackingSettings
     runtime: RuntimeSettings

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from eaft_prune.core.types import EvalKey, Evaluation
+
+if TYPE_CHECKING:
+    from eaft_prune.core.generation import GenerationReport
 
 PlainStatus = Literal["PASS", "FAIL"]
 
@@ -172,3 +175,4 @@ class Comparison:
     verdicts: Mapping[str, GateVerdict]  # candidate label -> verdict
     changes: Mapping[str, Mapping[EvalKey, Changes]] = field(default_factory=dict)  # by candidate
     beside: Mapping[str, GateVerdict] = field(default_factory=dict)  # of a second gate
+    generated: Mapping[str, GenerationReport] = field(default_factory=dict)  # by candidate

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from eaft_prune.checkpoints.read import ModelFiles
 from eaft_prune.config import EngineSettings, RuntimeSettings
+from eaft_prune.core.generation import Decoding
 from eaft_prune.core.types import Blocks, Divergence, KeepPlan, Likeliest, TokenScores, Trace
 
 OnTokens = Callable[[int], None]  # tokens done since the last call
@@ -40,7 +41,16 @@ class Comparer(Scorer, Protocol):
         """Scores, and how far they are from the model that those likeliest tokens are of."""
 
 
-class Profiler(Comparer, Protocol):
+class Writer(Scorer, Protocol):
+    """A scorer that writes on."""
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], how: Decoding, first: int, on_tokens: OnTokens
+    ) -> tuple[list[list[int]], list[bool]]:
+        """What follows each prompt, and whether it ended by itself; the first is number `first`."""
+
+
+class Profiler(Comparer, Writer, Protocol):
     """A scorer that also shows its routing, and can do without some experts."""
 
     def trace(self, blocks: Blocks, on_tokens: OnTokens) -> Trace:
@@ -72,5 +82,6 @@ class EngineKind:
     open: Callable[[EngineOptions, ModelFiles, int, Path], Scorer]
     profiles: bool = False  # its scorers are Profilers: they mask experts too
     compares: bool = False  # its scorers are Comparers
+    writes: bool = False  # its scorers are Writers
     # whether what a scorer said of a checkpoint holds as long as the key does
     lasting: Callable[[EngineOptions], bool] = lambda options: True

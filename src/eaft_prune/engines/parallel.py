@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -24,6 +24,7 @@ import torch.distributed as dist
 # the group's threads, still there when Python ends, sometimes abort it
 import torch.distributed.nn.functional
 
+from eaft_prune.core.generation import Decoding
 from eaft_prune.core.types import (
     Blocks,
     Divergence,
@@ -117,6 +118,11 @@ class ParallelEngine:
     ) -> tuple[TokenScores, Divergence]:
         logp, entropy, *apart = self._all("diverge", blocks, on_tokens, base)
         return TokenScores(logp, entropy, _block_T(blocks)), Divergence(*apart)
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], how: Decoding, first: int, on_tokens: OnTokens
+    ) -> tuple[list[list[int]], list[bool]]:
+        return self.local.generate(prompts, how, first, on_tokens)  # the others wait
 
     def trace(self, blocks: Blocks, on_tokens: OnTokens) -> Trace:
         logp, entropy, experts, weights, norms = self._all("trace", blocks, on_tokens)

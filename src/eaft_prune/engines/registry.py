@@ -72,6 +72,7 @@ TRANSFORMERS = EngineKind(
     open=_open_transformers,
     profiles=True,
     compares=True,
+    writes=True,
 )
 SGLANG = EngineKind(
     name="sglang",

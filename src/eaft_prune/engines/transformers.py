@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from eaft_prune.checkpoints.families.base import Family
+from eaft_prune.core.generation import Decoding
 from eaft_prune.core.types import (
     Blocks,
     Divergence,
@@ -22,6 +23,7 @@ from eaft_prune.core.types import (
 )
 from eaft_prune.engines import experts as moe
 from eaft_prune.engines.base import OnTokens
+from eaft_prune.engines.generation import generate
 from eaft_prune.engines.head import token_scores
 from eaft_prune.maths.kl import kl_of_classes, rest_of
 
@@ -117,6 +119,11 @@ class TransformersEngine:
             on_tokens(ids.numel())
         scores = _token_scores(blocks, scored)
         return scores, Divergence(*(np.concatenate(part) for part in zip(*apart, strict=True)))
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], how: Decoding, first: int, on_tokens: OnTokens
+    ) -> tuple[list[list[int]], list[bool]]:
+        return generate(self.model, prompts, how, first, on_tokens)
 
     @torch.inference_mode()
     def trace(self, blocks: Blocks, on_tokens: OnTokens) -> Trace:

@@ -12,12 +12,14 @@ from typing import Any
 from eaft_prune.checkpoints.model import Model
 from eaft_prune.checkpoints.pad import router_bias
 from eaft_prune.config import resolve_path
+from eaft_prune.core.generation import GenerationReport
 from eaft_prune.core.outcome import Outcome, Selection
 from eaft_prune.core.types import Checkpoint, Evaluation, UserError
 from eaft_prune.pipeline.compare import compare
 from eaft_prune.pipeline.criterion import select
 from eaft_prune.pipeline.evaluation import Side, masked_model
 from eaft_prune.pipeline.export import write
+from eaft_prune.pipeline.generation import generated
 from eaft_prune.pipeline.requests import evaluating
 from eaft_prune.pipeline.sequential import measure_all
 from eaft_prune.pipeline.session import Session
@@ -37,6 +39,7 @@ class Origin:
     base: Checkpoint | None = None
     pruned: Checkpoint | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
+    generated: Mapping[str, GenerationReport] = field(default_factory=dict)
 
 
 def run_arrow(session: Session, out: Path) -> Outcome:
@@ -58,7 +61,9 @@ def run_arrow(session: Session, out: Path) -> Outcome:
             pruned = model.checkpoint
             sides.append(Side(name, model))
     found = measure_all(session, base, sides)
-    return judge(session, out, found, Origin(selection, base.checkpoint, pruned))
+    written = generated(session, base, sides)
+    origin = Origin(selection, base.checkpoint, pruned, generated=written)
+    return judge(session, out, found, origin)
 
 
 def judge(session: Session, out: Path, evaluations: list[Evaluation], origin: Origin) -> Outcome:
@@ -70,7 +75,9 @@ def judge(session: Session, out: Path, evaluations: list[Evaluation], origin: Or
     looks = len(session.experiment.eval.interim_shares)
     settings, second = session.experiment.gate.over(looks), session.experiment.beside
     beside = None if second is None else second.over(looks)
-    comparison = compare(session.experiment.eval, settings, base, candidates, beside)
+    comparison = compare(
+        session.experiment.eval, settings, base, candidates, beside, origin.generated
+    )
     saved = {}
     for model in evaluations:
         saved[model.model] = out / "evaluations" / model.model

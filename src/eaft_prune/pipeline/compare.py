@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from eaft_prune.config import EvalSettings, GateSettings
+from eaft_prune.core.generation import GenerationReport
 from eaft_prune.core.types import EvalKey, Evaluation, UserError
 from eaft_prune.core.verdict import Comparison
 from eaft_prune.maths.divergence import Apart
@@ -20,10 +21,12 @@ def compare(
     base: Evaluation,
     candidates: Sequence[Evaluation],
     beside: GateSettings | None = None,
+    generated: Mapping[str, GenerationReport] = {},
 ) -> Comparison:
     """Reports of base and candidates, and the gate's verdict on each candidate.
 
-    beside: a second gate, of the same confidence, whose verdicts stand beside.
+    beside: a second gate, of the same confidence, whose verdicts stand beside. generated: what each
+    candidate wrote, if it was asked to.
 
     Raises UserError unless all were measured on the same tokens under the same conditions.
     """
@@ -66,16 +69,16 @@ def compare(
             for key, scores in candidate.scores.items()
         }
         found[candidate.model] = {key: one for key, one in of_key.items() if one is not None}
-    verdicts = {
-        label: gate(gate_settings, reports[base.model], reports[label], of_candidate)
-        for label, of_candidate in found.items()
-    }
-    further = {
-        label: gate(beside, reports[base.model], reports[label], of_candidate)
-        for label, of_candidate in found.items()
-        if beside is not None
-    }
-    return Comparison(base, tuple(candidates), reports, verdicts, found, further)
+    written = {label: report.changes for label, report in generated.items()}
+    verdicts, further = (
+        {
+            label: gate(settings, reports[base.model], reports[label], some, written.get(label))
+            for label, some in found.items()
+            if settings is not None
+        }
+        for settings in (gate_settings, beside)
+    )
+    return Comparison(base, tuple(candidates), reports, verdicts, found, further, generated)
 
 
 def _compared(base: Evaluation, candidate: Evaluation) -> Evaluation:

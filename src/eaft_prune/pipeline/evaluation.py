@@ -100,15 +100,25 @@ def evaluated(
 
 
 @contextmanager
+def opened(session: Session, side: Side) -> Iterator[Any]:
+    """The side's model, its experts masked inside."""
+    if side.mask is None:
+        yield session.scorer(side.model)
+        return
+    profiler = session.profiler(side.model)
+    with profiler.masked(side.mask):
+        yield profiler
+
+
+@contextmanager
 def running(session: Session, side: Side, part: Part) -> Iterator[tuple[Any, OnTokens]]:
-    """The side's model, its experts masked, and a bar of the part's tokens."""
-    with session.bars.bar(f"{side.label}/{part.where}", part.some.ids_BS.size, "tok") as on_tokens:
-        if side.mask is None:
-            yield session.scorer(side.model), on_tokens
-            return
-        profiler = session.profiler(side.model)
-        with profiler.masked(side.mask):
-            yield profiler, on_tokens
+    """The same, and a bar of the part's tokens."""
+    total = part.some.ids_BS.size
+    with (
+        session.bars.bar(f"{side.label}/{part.where}", total, "tok") as on_tokens,
+        opened(session, side) as scorer,
+    ):
+        yield scorer, on_tokens
 
 
 def measure(

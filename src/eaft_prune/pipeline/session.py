@@ -14,6 +14,7 @@ from eaft_prune.checkpoints.model import Hashes, Model
 from eaft_prune.checkpoints.read import file_hashes, model_digest, open_model
 from eaft_prune.config import Experiment
 from eaft_prune.core.digests import digest, file_digest
+from eaft_prune.core.generation import Prompts
 from eaft_prune.core.outcome import StageRecord
 from eaft_prune.core.progress import Bars
 from eaft_prune.core.step import Step
@@ -27,6 +28,7 @@ from eaft_prune.packs.pack_file import PackFile
 from eaft_prune.packs.rows import count_rows, read_texts
 from eaft_prune.pipeline.fitting import check_ids, check_length, check_rows
 from eaft_prune.pipeline.observer import Observer
+from eaft_prune.stages import generate
 from eaft_prune.stages import pack as pack_stage
 
 if TYPE_CHECKING:
@@ -129,6 +131,40 @@ class Session:
             self._blocks[request] = blocks
         return self._blocks[request]
 
+    def prompts(self, base: Model, names: Sequence[str]) -> Stored[Prompts]:
+        """Conversations of the evaluation's rows, cut before a turn of the assistant."""
+        experiment, files = self.experiment, self.pack_files()
+        packs, asked = experiment.packs, experiment.generation
+
+        def compute() -> Prompts:
+            rows = {}
+            for name in names:
+                request = pack_stage.BlockRequest(name, "eval", 1, "all", experiment.eval.seed, "")
+                rows[name] = pack_stage.part_of(packs, request, name, self._rows(base, name))
+            return generate.prompts(asked, rows, self.tokenizer(base))
+
+        settings = {
+            "packs": {name: files[name][1] for name in names},
+            "order": list(names),
+            "text_column": packs.text_column,
+            "split": packs.split,
+            "profile_fraction": packs.profile_fraction,
+            "seed": experiment.eval.seed,
+            "prompts": asked.prompts,
+            "max_prompt_tokens": asked.max_prompt_tokens,
+        }
+        inputs = {"tokenizer": base.tokenizer_digest}
+        step = Step(
+            "prompts",
+            generate.PROMPTS_VERSION,
+            settings,
+            inputs,
+            Prompts,
+            compute,
+            lambda value, seconds: {"prompts": len(value), "tokens": len(value.ids_N)},
+        )
+        return self.run(step)
+
     def _packing(self, base: Model, request: pack_stage.BlockRequest) -> Step[Blocks]:
         packs = self.experiment.packs
         files = self.pack_files()
@@ -149,7 +185,7 @@ class Session:
             count = request.num_blocks
             total = None if count == "all" else count * request.seq_len
             with self.bars.bar(f"pack {request.pack}", total, "tok") as on_tokens:
-                done = pack_stage.pack(packs, request, rows, self._tokens(base), on_tokens)
+                done = pack_stage.pack(packs, request, rows, self.tokenizer(base), on_tokens)
             packed.append(done)
             return done.blocks
 
@@ -239,7 +275,7 @@ class Session:
         if name not in self._texts:
             file, texts = self._file(name), []
             with self.bars.bar(f"read {name}", count_rows(file), "row") as on_rows:
-                for text in read_texts(file, lambda row: self._tokens(base).render(row)):
+                for text in read_texts(file, lambda row: self.tokenizer(base).render(row)):
                     texts.append(text)
                     on_rows(1)
             if file_digest(file.path) != self.packs[name][1]:
@@ -247,7 +283,8 @@ class Session:
             self._texts[name] = texts
         return self._texts[name]
 
-    def _tokens(self, base: Model) -> TransformersTokenizer:
+    def tokenizer(self, base: Model) -> TransformersTokenizer:
+        """The base model's."""
         if self._tokenizer is None:
             from eaft_prune.packs.tokenizer import load_tokenizer
 

@@ -11,7 +11,7 @@ from typing import Any
 from eaft_prune.core.files import write_atomically
 from eaft_prune.core.outcome import Outcome, StageRecord
 from eaft_prune.core.types import Checkpoint, EvalKey
-from eaft_prune.core.verdict import GateCheck, GateVerdict
+from eaft_prune.core.verdict import Comparison, GateCheck, GateVerdict
 
 FILE = "result.json"
 
@@ -45,6 +45,7 @@ def result(
         "checkpoint": _checkpoint(outcome.checkpoint),
         "reports": {} if comparison is None else reports_by_name(comparison.reports),
         "changes": {} if comparison is None else reports_by_name(comparison.changes),
+        "generated": {} if comparison is None else _generated(comparison),
         "evaluations": {label: str(path) for label, path in outcome.evaluations.items()},
         "facts": dict(outcome.facts),
         "digests": {record.stage: record.output_digest for record in records},
@@ -75,6 +76,20 @@ def reports_by_name(found: Mapping[str, Mapping[EvalKey, Any]]) -> dict[str, Any
         for (pack, seq_len), report in by_key.items():
             out.setdefault(model, {}).setdefault(pack, {})[str(seq_len)] = report.values()
     return out
+
+
+def _generated(comparison: Comparison) -> dict[str, Any]:
+    """What every candidate wrote, in numbers; the texts are in the report."""
+    return {
+        label: {
+            "base": dict(found.base),
+            "candidate": dict(found.candidate),
+            "changes": found.changes.values(),
+            "flips": {name: asdict(one) for name, one in found.flips.items()},
+            "median_first_difference": found.median_first_difference,
+        }
+        for label, found in comparison.generated.items()
+    }
 
 
 def _gate(verdict: GateVerdict) -> dict[str, Any]:

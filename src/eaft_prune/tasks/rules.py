@@ -39,6 +39,13 @@ def _check_eval(task: Task, experiment: Experiment) -> None:
         raise UserError(
             f"eval.top_k = {asked.top_k} has no effect with task={task.name}: use task=pipeline"
         )
+    if asked.generation and task.evaluates not in ("candidates", "control"):
+        raise UserError(
+            "eval.generation = true needs a base and a candidate: task=pipeline, noise_floor or "
+            f"noop, not {task.name}"
+        )
+    if asked.generation and experiment.packs.format != "harmony":
+        raise UserError("eval.generation = true needs packs of conversations: packs.format=harmony")
     if asked.early_stop and task.evaluates not in ("candidates", "control"):
         raise UserError(
             "eval.early_stop = true needs a base, a candidate and their gate: "
@@ -96,6 +103,8 @@ def _check_engine(task: Task, experiment: Experiment) -> None:
             f"engine={kind.name} cannot mask experts (task=search, task=ablate, "
             "eval.candidates=[masked]): use engine=transformers for that"
         )
+    if asked.generation and not kind.writes:
+        raise UserError("eval.generation = true needs engine=transformers: drop it")
     two = task.evaluates == "candidates" or (task.writes and task.evaluates == "control")
     if two and experiment.engine.base_url is not None:
         raise UserError(

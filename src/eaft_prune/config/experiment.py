@@ -30,6 +30,9 @@ from eaft_prune.config.upkeep import DoctorSettings, GcSettings, MemoSettings
 from eaft_prune.core.types import UNION
 
 
+_SHARED = ("pack", "seq_lens", "confidence", "rarest")  # by both gates
+
+
 class TaskSettings(Settings):
     name: str  # one of tasks.TASKS
 
@@ -47,7 +50,7 @@ class Experiment(Settings):
     eval: EvalSettings
     gate: GateSettings
     beside: GateSettings | None = None
-    """a second gate, whose verdict stands beside; gate@beside=NAME, null: none"""
+    """a second gate, whose verdict stands beside: of the pack, lengths and confidence of gate"""
     generation: GenerationSettings = GenerationSettings()
     engine: EngineSettings
     tracking: TrackingSettings
@@ -67,6 +70,14 @@ class Experiment(Settings):
     sweep: SweepSettings = SweepSettings()
     probe: ProbeSettings = ProbeSettings()
     marginal: MarginalSettings = MarginalSettings()
+
+    @property
+    def second_gate(self) -> GateSettings | None:
+        """`beside` as it is judged: of one comparison there is one confidence."""
+        if self.beside is None:
+            return None
+        shared = {name: getattr(self.gate, name) for name in _SHARED}
+        return self.beside.model_copy(update=shared)
 
     @model_validator(mode="after")
     def _consistent(self) -> Experiment:

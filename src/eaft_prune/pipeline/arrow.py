@@ -73,7 +73,7 @@ def judge(session: Session, out: Path, evaluations: list[Evaluation], origin: Or
     """
     base, *candidates = evaluations
     looks = len(session.experiment.eval.interim_shares)
-    settings, second = session.experiment.gate.over(looks), session.experiment.beside
+    settings, second = session.experiment.gate.over(looks), session.experiment.second_gate
     beside = None if second is None else second.over(looks)
     comparison = compare(
         session.experiment.eval, settings, base, candidates, beside, origin.generated

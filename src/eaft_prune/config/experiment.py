@@ -29,7 +29,6 @@ from eaft_prune.config.search import SearchSettings
 from eaft_prune.config.upkeep import DoctorSettings, GcSettings, MemoSettings
 from eaft_prune.core.types import UNION
 
-
 _SHARED = ("pack", "seq_lens", "confidence", "rarest")  # by both gates
 
 

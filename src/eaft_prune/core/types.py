@@ -194,6 +194,15 @@ class ExpertScores:
 
 
 @dataclass(frozen=True)
+class Coverage:
+    """What dropped experts were to each pack in the unpruned model."""
+
+    packs: tuple[str, ...]
+    tokens_P: NDArray[np.int64]  # profiled
+    lost_PL: NDArray[np.float64]  # share of the router weights; NaN where nothing was profiled
+
+
+@dataclass(frozen=True)
 class LayerLosses:
     """What it costs to cut one layer alone to each of N sizes, all other layers whole."""
 

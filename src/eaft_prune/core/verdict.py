@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -10,6 +10,7 @@ from eaft_prune.core.types import EvalKey, Evaluation
 
 if TYPE_CHECKING:
     from eaft_prune.core.generation import GenerationReport
+    from eaft_prune.core.passages import Passage
 
 PlainStatus = Literal["PASS", "FAIL"]
 
@@ -176,3 +177,4 @@ class Comparison:
     changes: Mapping[str, Mapping[EvalKey, Changes]] = field(default_factory=dict)  # by candidate
     beside: Mapping[str, GateVerdict] = field(default_factory=dict)  # of a second gate
     generated: Mapping[str, GenerationReport] = field(default_factory=dict)  # by candidate
+    passages: Mapping[str, Sequence[Passage]] = field(default_factory=dict)  # that it lost most on

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,14 @@ from eaft_prune.checkpoints.pad import router_bias
 from eaft_prune.config import resolve_path
 from eaft_prune.core.generation import GenerationReport
 from eaft_prune.core.outcome import Outcome, Selection
+from eaft_prune.core.passages import Passage
 from eaft_prune.core.types import Checkpoint, Evaluation, UserError
 from eaft_prune.pipeline.compare import compare
 from eaft_prune.pipeline.criterion import select
 from eaft_prune.pipeline.evaluation import Side, masked_model
 from eaft_prune.pipeline.export import write
 from eaft_prune.pipeline.generation import generated
+from eaft_prune.pipeline.passages import differing
 from eaft_prune.pipeline.requests import evaluating
 from eaft_prune.pipeline.sequential import measure_all
 from eaft_prune.pipeline.session import Session
@@ -40,6 +42,7 @@ class Origin:
     pruned: Checkpoint | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
     generated: Mapping[str, GenerationReport] = field(default_factory=dict)
+    passages: Mapping[str, Sequence[Passage]] = field(default_factory=dict)
 
 
 def run_arrow(session: Session, out: Path) -> Outcome:
@@ -62,7 +65,8 @@ def run_arrow(session: Session, out: Path) -> Outcome:
             sides.append(Side(name, model))
     found = measure_all(session, base, sides)
     written = generated(session, base, sides)
-    origin = Origin(selection, base.checkpoint, pruned, generated=written)
+    passages = {other.model: differing(session, base, found[0], other) for other in found[1:]}
+    origin = Origin(selection, base.checkpoint, pruned, generated=written, passages=passages)
     return judge(session, out, found, origin)
 
 
@@ -78,6 +82,7 @@ def judge(session: Session, out: Path, evaluations: list[Evaluation], origin: Or
     comparison = compare(
         session.experiment.eval, settings, base, candidates, beside, origin.generated
     )
+    comparison = replace(comparison, passages=origin.passages)
     saved = {}
     for model in evaluations:
         saved[model.model] = out / "evaluations" / model.model

@@ -2,7 +2,8 @@
 
 Both come with scores out of one pass, and are outputs of their own in the store: `evaluate` is the
 same with and without them. The base's likeliest tokens are large and read only where a candidate is
-new; of a candidate five bytes a token stay.
+new, so no record and no lock names them: `task=gc` removes them, and a new candidate makes them
+again. Of a candidate five bytes a token stay.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def _of_base(session: Session, base: Side, part: Part, k: int) -> TokenScores:
 
     scores = session.run(evaluated(session, base, part, compute)).value
     if kept:
-        session.run(_likeliest_step(session, base, part, k, kept.pop))
+        session.store.run(_likeliest_step(session, base, part, k, kept.pop))
     return scores
 
 
@@ -54,7 +55,7 @@ def _against(session: Session, base: Side, side: Side, part: Part, k: int) -> To
     of_base = _likeliest_step(session, base, part, k, lambda: _likeliest(session, base, part, k)[1])
 
     def compute() -> TokenScores:
-        likeliest = session.run(of_base).value
+        likeliest = session.store.run(of_base).value
         with running(session, side, part) as (scorer, on_tokens):
             scores, divergence = evaluate.diverge(scorer, part.some, likeliest, on_tokens)
         kept.append(divergence)

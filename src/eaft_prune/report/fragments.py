@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from eaft_prune.core.types import UNION
 from eaft_prune.core.verdict import GateCheck, Status
 from eaft_prune.maths.metrics import JS2D, Metric
-from eaft_prune.report import divergence
+from eaft_prune.report.elements import numeral, scroll, small, status, text
 from eaft_prune.report.summary import (
     CORRECTED_MEANING,
     PLAIN_MEANING,
@@ -47,15 +46,6 @@ BAR_FULL = 1.5  # share of a limit at which a bar is full
 _SENTENCES: Mapping[Status, str] = {"FAIL": "failed", "INCONCLUSIVE": "are undecided"}
 
 
-def text(value: object) -> str:
-    """Escaped for element content and for double-quoted attributes."""
-    return html.escape(str(value), quote=True)
-
-
-def _numeral(value: str) -> str:
-    return value.replace("-", "\N{MINUS SIGN}")
-
-
 def headline(summaries: Sequence[CandidateSummary], base: str) -> str:
     """How many of several candidates pass; one candidate has its verdict instead."""
     if len(summaries) == 1:
@@ -80,7 +70,7 @@ def leaderboard_table(summaries: Sequence[CandidateSummary]) -> str:
             f'<td class="place">{place}</td>',
             f'<th scope="row"><button type="button" class="pick" data-pick="{text(summary.label)}">'
             f"{text(summary.label)}</button></th>",
-            f"<td>{_status(summary.verdict.status)}</td>",
+            f"<td>{status(summary.verdict.status)}</td>",
             f'<td class="n">{failed}</td>',
             f'<td class="n">{len(summary.verdict.undecided_checks)}</td>',
             *(_worst_cell(summary.worst(name)) for name in labels),
@@ -89,13 +79,13 @@ def leaderboard_table(summaries: Sequence[CandidateSummary]) -> str:
     head = '<th scope="col"></th><th scope="col">candidate</th><th scope="col">verdict</th>'
     for label in ("failed", "undecided", *labels.values()):
         head += f'<th scope="col" class="n">{text(label)}</th>'
-    return _scroll("Leaderboard", f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody>")
+    return scroll("Leaderboard", f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody>")
 
 
 def _worst_cell(check: GateCheck | None) -> str:
     if check is None:
         return '<td class="n">none</td>'
-    return f'<td class="n {_tone(usage(check))}">{_numeral(check_numbers(check)[0])}</td>'
+    return f'<td class="n {_tone(usage(check))}">{numeral(check_numbers(check)[0])}</td>'
 
 
 def verdict_block(summary: CandidateSummary, base: str) -> str:
@@ -111,12 +101,12 @@ def verdict_block(summary: CandidateSummary, base: str) -> str:
     if verdict.undecided_checks and not verdict.failed_checks:
         settled = settling(verdict)
         sentence += f". {text(settled[0].upper() + settled[1:])}"
-    sentence += f"{text(missing_clause(verdict))}{text(_numeral(plain_clause(summary)))}."
+    sentence += f"{text(missing_clause(verdict))}{text(numeral(plain_clause(summary)))}."
     sentences = (missed_sentence, ppl_sentence, worst_pack_sentence)
-    said = [_numeral(sentence(summary)) for sentence in sentences]
+    said = [numeral(sentence(summary)) for sentence in sentences]
     further = "".join(f"<p>{text(part[0].upper() + part[1:])}.</p>" for part in said if part)
     return (
-        f'<div class="verdict"><p class="word">{_status(verdict.status)} '
+        f'<div class="verdict"><p class="word">{status(verdict.status)} '
         f"{text(evidence(summary))}</p>"
         f'<p class="pair">{text(summary.label)} <span>against</span> {text(base)}</p>'
         f"<p>{sentence}</p>{further}</div>"
@@ -161,23 +151,23 @@ def _checks_table(summary: CandidateSummary) -> str:
     )  # fmt: skip
     rows = []
     for check in verdict.checks:
-        value, within, limit, margin = (_numeral(n) for n in check_numbers(check))
+        value, within, limit, margin = (numeral(n) for n in check_numbers(check))
         used = usage(check)
         width = min(used, BAR_FULL) / BAR_FULL * 100
         taken = f"{used:.0%}" if used < 100 else "over 100 times"
-        note = _small(_numeral(plain_note(summary, check)))
+        note = small(numeral(plain_note(summary, check)))
         rows.append(
             f'<tr class="{_tone(used)}"><th scope="row">{text(summary.label_of(check))} '
             f"<small>{text(_where(check))}</small></th>"
             f'<td class="bar"><span class="track" role="img" aria-label="{taken} of the limit">'
             f'<i style="width:{width:.1f}%"></i>{_whisker(check)}</span>{note}</td>'
             f'<td class="n">{value}</td><td class="n">{within}</td><td class="n">{limit}</td>'
-            f'<td class="n">{margin}</td><td>{_status(check.outcome)}</td></tr>'
+            f'<td class="n">{margin}</td><td>{status(check.outcome)}</td></tr>'
         )
     for label in verdict.missing:
         rows.append(
             f'<tr><th scope="row">{text(label)}</th><td></td><td></td><td></td><td></td><td></td>'
-            f"<td>{_status('NOT MEASURED')}</td></tr>"
+            f"<td>{status('NOT MEASURED')}</td></tr>"
         )
     table = f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
     return f'<table class="checks">{table}</table>'
@@ -189,7 +179,7 @@ def beside_block(summary: CandidateSummary) -> str:
     if second is None:
         return ""
     return (
-        f'<details class="beside"><summary>{_status(second.verdict.status)} '
+        f'<details class="beside"><summary>{status(second.verdict.status)} '
         f"{text(beside_sentence(summary))}</summary>{_checks_table(second)}</details>"
     )
 
@@ -210,18 +200,18 @@ def metrics_table(summary: CandidateSummary, base: str) -> str:
     top += '<th scope="col" rowspan="2" class="n group">tokens</th>'
     body = "".join(_metrics_row(summary, row) for row in summary.rows)
     head = f"<thead><tr>{top}</tr><tr>{sub}</tr></thead>"
-    return _scroll(f"Metrics of {summary.label}", f"{head}<tbody>{body}</tbody>")
+    return scroll(f"Metrics of {summary.label}", f"{head}<tbody>{body}</tbody>")
 
 
 def _metrics_row(summary: CandidateSummary, row: Row) -> str:
     cells = ""
     for metric in summary.columns:
         values = row.values(metric)
-        base, candidate, delta = (_numeral(n) for n in metric_numbers(metric, values))
+        base, candidate, delta = (numeral(n) for n in metric_numbers(metric, values))
         tone, ends = _tone(summary.used(metric, row)), _interval(summary, metric, row)
         cells += f'<td class="n group">{base}</td><td class="n">{candidate}</td>'
         cells += f'<td class="n delta {tone}">{delta}{ends}</td>'
-    decides, other = (_numeral(number(value, JS2D.decimals)) for value in summary.js2d(row))
+    decides, other = (numeral(number(value, JS2D.decimals)) for value in summary.js2d(row))
     tone, ends = _tone(summary.used(JS2D, row)), _interval(summary, JS2D, row)
     cells += f'<td class="n group delta {tone}">{decides}{ends}</td>'
     cells += f'<td class="n other">{other}</td>'
@@ -231,32 +221,9 @@ def _metrics_row(summary: CandidateSummary, row: Row) -> str:
     return f"<tr{emphasis}>{name}{cells}</tr>"
 
 
-def divergence_table(summary: CandidateSummary, base: str) -> str:
-    """How far the candidate is from the base, in the columns that others publish."""
-    head = '<th scope="col">pack</th><th scope="col" class="n">length</th>'
-    head += "".join(f'<th scope="col" class="n">{text(name)}</th>' for name in divergence.heads())
-    body = ""
-    for row, cells in divergence.lines(summary):
-        emphasis = ' class="union"' if row.pack == UNION else ""
-        found = "".join(
-            f'<td class="n">{_numeral(value)}{_small(_numeral(ends))}</td>' for value, ends in cells
-        )
-        body += (
-            f'<tr{emphasis}><th scope="row">{text(row.pack)}</th><td class="n">{row.seq_len}</td>'
-            f"{found}</tr>"
-        )
-    note = divergence.NOTE if any(map(divergence.measured, summary.rows)) else divergence.MISSING
-    made = f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody>"
-    return _scroll(f"Divergence of {summary.label}", made) + f'<p class="note">{text(note)}.</p>'
-
-
 def _interval(summary: CandidateSummary, metric: Metric, row: Row) -> str:
     ends = "\N{NO-BREAK SPACE}to ".join(interval(summary, metric, row))  # two lines, not three
-    return _small(_numeral(ends))
-
-
-def _small(said: str) -> str:
-    return f" <small>{text(said)}</small>" if said else ""
+    return small(numeral(ends))
 
 
 def glossary(metrics: Sequence[Metric]) -> str:
@@ -288,18 +255,6 @@ def provenance(facts: Mapping[str, Any]) -> str:
         summary = f"<summary>{text(printable(group))}</summary>"
         parts.append(f"<details{state}>{summary}{listed}</details>" if group else listed)
     return "".join(parts) or "<p>No facts were recorded.</p>"
-
-
-def _scroll(label: str, table: str) -> str:
-    """A table that scrolls inside its own box, by keyboard too."""
-    return (
-        f'<div class="scroll" role="region" tabindex="0" aria-label="{text(label)}">'
-        f"<table>{table}</table></div>"
-    )
-
-
-def _status(status: str) -> str:
-    return f'<span class="status {text(status.lower())}">{text(status)}</span>'
 
 
 def _tone(used: float | None) -> str:

@@ -11,7 +11,7 @@ from eaft_prune.report.text import number
 HEADS = ("pack", "length")
 NOTE = (
     "KL is in nats, of the base to the candidate over the base's likeliest tokens and one class of "
-    "all others: a lower bound of that over the whole vocabulary. In brackets are bounds over "
+    "all others: a lower bound of that over the whole vocabulary. Bounds are over "
     "conversations; a maximum has none"
 )
 MISSING = "KL and top-1 agreement were not measured: the engine does not tell likeliest tokens"

@@ -44,6 +44,8 @@ def prompts(
         mine: list[list[int]] = []
         for text in texts:
             cuts = [text[:end] for end in _turns(text)]
+            if not cuts:
+                continue
             fitting = [
                 ids for ids in tokenizer.encode(cuts) if len(ids) <= settings.max_prompt_tokens
             ]

@@ -46,9 +46,22 @@ def passages(
                 "pack": blocks.pack,
                 "seq_len": blocks.seq_len,
                 "change": float(most_B[block]),
-                "tokens": [decode([i]) for i in blocks.ids_BS[block, span].tolist()],
+                "tokens": _texts(blocks.ids_BS[block, span].tolist(), decode),
                 "base": values[0],
                 "candidate": values[1],
             }
         )
     return Passages(tuple(found))
+
+
+def _texts(ids: list[int], decode: Callable[[Sequence[int]], str]) -> list[str]:
+    """What each token adds to the text; a character of several tokens belongs to the last."""
+    found, before = [], ""
+    for end in range(1, len(ids) + 1):
+        whole = decode(ids[:end])
+        if end < len(ids) and whole.endswith("\ufffd"):
+            found.append("")  # a part of a character
+            continue
+        found.append(whole[len(before) :])
+        before = whole
+    return found

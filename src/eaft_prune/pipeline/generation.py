@@ -15,6 +15,7 @@ from eaft_prune.core.types import UNION, UserError
 from eaft_prune.pipeline.evaluation import Side, key_of, opened
 from eaft_prune.pipeline.session import Session
 from eaft_prune.stages import generate
+from eaft_prune.stages.pack import BlockRequest, part_of
 
 
 def generated(session: Session, base: Model, sides: Sequence[Side]) -> dict[str, GenerationReport]:
@@ -23,7 +24,7 @@ def generated(session: Session, base: Model, sides: Sequence[Side]) -> dict[str,
     if not experiment.eval.generation:
         return {}
     packs = [name for name in experiment.eval_packs if name != UNION]
-    prompts = session.prompts(base, packs or list(experiment.packs.files))
+    prompts = session.run(_prompts(session, base, packs or list(experiment.packs.files)))
     _check_length(session, base, prompts.value)
     tokenizer = session.tokenizer(base)
     decodings = _decodings(session, generate.stops(tokenizer))
@@ -34,6 +35,39 @@ def generated(session: Session, base: Model, sides: Sequence[Side]) -> dict[str,
         )
         for side, written in zip(sides[1:], found[1:], strict=True)
     }
+
+
+def _prompts(session: Session, base: Model, names: Sequence[str]) -> Step[Prompts]:
+    """Conversations of the evaluation's rows, cut before a turn of the assistant."""
+    experiment, files = session.experiment, session.pack_files()
+    packs, asked = experiment.packs, experiment.generation
+
+    def compute() -> Prompts:
+        rows = {}
+        for name in names:
+            request = BlockRequest(name, "eval", 1, "all", experiment.eval.seed, "")
+            rows[name] = part_of(packs, request, name, session.rows(base, name))
+        return generate.prompts(asked, rows, session.tokenizer(base))
+
+    settings = {
+        "packs": {name: files[name][1] for name in names},
+        "order": list(names),
+        "text_column": packs.text_column,
+        "split": packs.split,
+        "profile_fraction": packs.profile_fraction,
+        "seed": experiment.eval.seed,
+        "prompts": asked.prompts,
+        "max_prompt_tokens": asked.max_prompt_tokens,
+    }
+    return Step(
+        "prompts",
+        generate.PROMPTS_VERSION,
+        settings,
+        {"tokenizer": base.tokenizer_digest},
+        Prompts,
+        compute,
+        lambda value, seconds: {"prompts": len(value), "tokens": len(value.ids_N)},
+    )
 
 
 def _decodings(session: Session, stops: tuple[tuple[int, ...], ...]) -> dict[str, Decoding]:

@@ -14,7 +14,6 @@ from eaft_prune.checkpoints.model import Hashes, Model
 from eaft_prune.checkpoints.read import file_hashes, model_digest, open_model
 from eaft_prune.config import Experiment
 from eaft_prune.core.digests import digest, file_digest
-from eaft_prune.core.generation import Prompts
 from eaft_prune.core.outcome import StageRecord
 from eaft_prune.core.progress import Bars
 from eaft_prune.core.step import Step
@@ -28,7 +27,6 @@ from eaft_prune.packs.pack_file import PackFile
 from eaft_prune.packs.rows import count_rows, read_texts
 from eaft_prune.pipeline.fitting import check_ids, check_length, check_rows
 from eaft_prune.pipeline.observer import Observer
-from eaft_prune.stages import generate
 from eaft_prune.stages import pack as pack_stage
 
 if TYPE_CHECKING:
@@ -131,40 +129,6 @@ class Session:
             self._blocks[request] = blocks
         return self._blocks[request]
 
-    def prompts(self, base: Model, names: Sequence[str]) -> Stored[Prompts]:
-        """Conversations of the evaluation's rows, cut before a turn of the assistant."""
-        experiment, files = self.experiment, self.pack_files()
-        packs, asked = experiment.packs, experiment.generation
-
-        def compute() -> Prompts:
-            rows = {}
-            for name in names:
-                request = pack_stage.BlockRequest(name, "eval", 1, "all", experiment.eval.seed, "")
-                rows[name] = pack_stage.part_of(packs, request, name, self._rows(base, name))
-            return generate.prompts(asked, rows, self.tokenizer(base))
-
-        settings = {
-            "packs": {name: files[name][1] for name in names},
-            "order": list(names),
-            "text_column": packs.text_column,
-            "split": packs.split,
-            "profile_fraction": packs.profile_fraction,
-            "seed": experiment.eval.seed,
-            "prompts": asked.prompts,
-            "max_prompt_tokens": asked.max_prompt_tokens,
-        }
-        inputs = {"tokenizer": base.tokenizer_digest}
-        step = Step(
-            "prompts",
-            generate.PROMPTS_VERSION,
-            settings,
-            inputs,
-            Prompts,
-            compute,
-            lambda value, seconds: {"prompts": len(value), "tokens": len(value.ids_N)},
-        )
-        return self.run(step)
-
     def _packing(self, base: Model, request: pack_stage.BlockRequest) -> Step[Blocks]:
         packs = self.experiment.packs
         files = self.pack_files()
@@ -181,7 +145,7 @@ class Session:
         packed: list[pack_stage.Packed] = []
 
         def compute() -> Blocks:
-            rows = {name: self._rows(base, name) for name in files}
+            rows = {name: self.rows(base, name) for name in files}
             count = request.num_blocks
             total = None if count == "all" else count * request.seq_len
             with self.bars.bar(f"pack {request.pack}", total, "tok") as on_tokens:
@@ -271,7 +235,8 @@ class Session:
     def _file(self, name: str) -> PackFile:
         return PackFile(name, self.packs[name][0], self.experiment.packs.text_column)
 
-    def _rows(self, base: Model, name: str) -> Sequence[str]:
+    def rows(self, base: Model, name: str) -> Sequence[str]:
+        """The texts of a pack."""
         if name not in self._texts:
             file, texts = self._file(name), []
             with self.bars.bar(f"read {name}", count_rows(file), "row") as on_rows:

@@ -161,14 +161,9 @@ class MlflowRun:
 
     def beside(self, verdict: GateVerdict) -> None:
         """Tags of a second gate's verdict; its numbers are among the tables."""
-        tags = {
-            "gate.beside.name": verdict.gate,
-            "gate.beside.status": verdict.status,
-            "gate.beside.failed_checks": ",".join(verdict.failed_checks),
-            "gate.beside.undecided_checks": ",".join(verdict.undecided_checks),
-            "gate.beside.not_measured": ",".join(verdict.missing),
-        }
-        self._log({}, tags)
+        names = ("failed_checks", "undecided_checks", "missing")
+        tags = {f"gate.beside.{name}": ",".join(getattr(verdict, name)) for name in names}
+        self._log({}, {**tags, "gate.beside": f"{verdict.status} {verdict.gate}"})
 
     def point(
         self,

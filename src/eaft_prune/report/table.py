@@ -125,7 +125,7 @@ def _checks(summary: CandidateSummary) -> Table:
     made = _table(("check", "pack", "length"), ("value", bounds, "limit", "margin", "result"))
     for check in summary.verdict.checks:
         result = Text(RESULTS[check.outcome], style=_STYLES[check.outcome])
-        where = (summary.label_of(check), check.pack, str(check.seq_len))
+        where = (summary.label_of(check), check.pack, str(check.seq_len or ""))
         add_row(made, [*where, *check_numbers(check), result])
     return made
 

@@ -10,9 +10,10 @@ import pytest
 from support.runs import World
 
 from eaft_prune.config import GenerationSettings
+from eaft_prune.core.generation import Prompts, Written, joined
 from eaft_prune.core.types import UserError
 from eaft_prune.packs.tokenizer import load_tokenizer
-from eaft_prune.stages.generate import prompts, stops
+from eaft_prune.stages.generate import compare, prompts, stops
 
 pytest_plugins = ("support.worlds",)
 
@@ -48,6 +49,30 @@ def test_a_prompt_ends_where_the_last_fitting_turn_begins(world: World) -> None:
     assert np.diff([0, *both.ends_P]).tolist() == sorted(map(len, both.lists))
     with pytest.raises(UserError, match=r"pack a: 1 conversations .* generation.prompts = 2"):
         prompts(asked(prompts=2), {"a": [TALK, TALK]}, tokenizer)  # equal ones are one
+
+
+def test_answers_are_of_the_last_turn_and_right_ones_are_counted(world: World) -> None:
+    tokenizer = load_tokenizer(world.model)
+    told = {TALK: "42"}
+    found = prompts(asked(), {"a": [TALK]}, tokenizer, told)
+    assert found.answers == ("42",)
+    shorter = asked(max_prompt_tokens=int(found.ends_P[-1]) - 1)
+    assert prompts(shorter, {"a": [TALK]}, tokenizer, told).answers == (None,)
+
+    def written(*finals: str) -> Written:
+        turns = [f"<|channel|>final<|message|>{final}<|return|>" for final in finals]
+        ids = tokenizer.encode(turns)
+        return Written(*joined(ids), np.array([True] * len(ids)))
+
+    four = Prompts(np.arange(4, dtype=np.int32), np.arange(1, 5), np.zeros(4, np.int32), ("a",),
+                   ("42", "B", None, "7"))  # fmt: skip
+    base, other = written("42", "B", "x", "7"), written("42", "A", "y", "8")
+    report = compare(four, {"greedy": base}, {"greedy": other}, tokenizer, 0.95)
+    assert report.answered is not None
+    assert report.answered.rows == 3  # the third has no answer
+    assert report.answered["dtask_accuracy"].value == pytest.approx(-2 / 3)
+    assert (report.base["task_accuracy"], report.candidate["task_accuracy"]) == (1, 1 / 3)
+    assert report.base["well_formed_rate"] == report.candidate["ended_rate"] == 1
 
 
 def test_stops_are_the_ends_of_a_turn(world: World) -> None:

@@ -24,7 +24,7 @@ def page() -> str:
     good, bad = Text("fine", True, False, True), Text(EVIL, False, True, False)
     written = GenerationReport(
         rates, rates, Changes(40, dict.fromkeys(names, estimate)),
-        {name: Flips(1, 2, 3, 4, 0.5) for name in rates}, 7.0,
+        {name: Flips(1, 2, 3, 4, 0.5) for name in rates}, None, 7.0,
         [Pair(EVIL, "greedy", EVIL, good, bad, 3), Pair("tools", "greedy", "p", good, good, None)],
     )  # fmt: skip
     read = Passage(EVIL, 64, 9.5, (EVIL, "ok"), (0.9, None), (0.1, None))

@@ -42,7 +42,8 @@ def judged(
     values = {key: {**known, **worse.get(key, {})} for key in KEYS}
     base: dict[EvalKey, PackReport] = {key: report(rows=ROWS) for key in KEYS}
     other = {key: report(rows=ROWS, further=values[key]) for key in KEYS}
-    return gate(v2(), base, other, {key: estimates(**values[key]) for key in KEYS}, generated)
+    changes = {key: estimates(**values[key]) for key in KEYS}
+    return gate(v2(), base, other, changes, () if generated is None else (generated,))
 
 
 def written(**values: float) -> Changes:

@@ -19,6 +19,7 @@ class Prompts:
     ends_P: NDArray[np.int64]
     pack_P: NDArray[np.int32]  # index into `packs`
     packs: tuple[str, ...]
+    answers: tuple[str | None, ...]  # what each turn should answer, where its row says so
 
     def __len__(self) -> int:
         return len(self.ends_P)
@@ -59,6 +60,7 @@ class Text:
     ended: bool
     loops: bool
     well_formed: bool
+    right: bool | None = None  # None: nobody says what is
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,7 @@ class GenerationReport:
     candidate: Mapping[str, float]
     changes: Changes  # of the same names with a d, length_ratio, agreement; rows are prompts
     flips: Mapping[str, Flips]
+    answered: Changes | None  # dtask_accuracy, over the prompts whose answer is known
     median_first_difference: float | None  # tokens, of those that differ
     pairs: Sequence[Pair] = field(default_factory=tuple)
 

@@ -69,10 +69,13 @@ def compare(
             for key, scores in candidate.scores.items()
         }
         found[candidate.model] = {key: one for key, one in of_key.items() if one is not None}
-    written = {label: report.changes for label, report in generated.items()}
+    written = {
+        label: [some for some in (report.changes, report.answered) if some is not None]
+        for label, report in generated.items()
+    }
     verdicts, further = (
         {
-            label: gate(settings, reports[base.model], reports[label], some, written.get(label))
+            label: gate(settings, reports[base.model], reports[label], some, written.get(label, ()))
             for label, some in found.items()
             if settings is not None
         }

@@ -43,11 +43,15 @@ def _prompts(session: Session, base: Model, names: Sequence[str]) -> Step[Prompt
     packs, asked = experiment.packs, experiment.generation
 
     def compute() -> Prompts:
-        rows = {}
+        rows: dict[str, list[str]] = {}
+        answers: dict[str, str] = {}
         for name in names:
             request = BlockRequest(name, "eval", 1, "all", experiment.eval.seed, "")
-            rows[name] = part_of(packs, request, name, session.rows(base, name))
-        return generate.prompts(asked, rows, session.tokenizer(base))
+            texts = session.rows(base, name)
+            rows[name] = part_of(packs, request, name, texts)
+            known = zip(texts, session.answers(name), strict=False)  # which may be none at all
+            answers |= {text: answer for text, answer in known if answer is not None}
+        return generate.prompts(asked, rows, session.tokenizer(base), answers)
 
     settings = {
         "packs": {name: files[name][1] for name in names},

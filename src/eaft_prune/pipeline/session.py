@@ -24,7 +24,7 @@ from eaft_prune.engines.registry import TRANSFORMERS, dtype_of, engine_kind
 from eaft_prune.engines.world import world_size
 from eaft_prune.packs import sources
 from eaft_prune.packs.pack_file import PackFile
-from eaft_prune.packs.rows import count_rows, read_texts
+from eaft_prune.packs.rows import count_rows, read_answers, read_texts
 from eaft_prune.pipeline.fitting import check_ids, check_length, check_rows
 from eaft_prune.pipeline.observer import Observer
 from eaft_prune.stages import pack as pack_stage
@@ -234,6 +234,10 @@ class Session:
 
     def _file(self, name: str) -> PackFile:
         return PackFile(name, self.packs[name][0], self.experiment.packs.text_column)
+
+    def answers(self, name: str) -> list[str | None]:
+        """What each row of a pack should be answered; none where it has no such column."""
+        return read_answers(self._file(name))
 
     def rows(self, base: Model, name: str) -> Sequence[str]:
         """The texts of a pack."""

@@ -85,6 +85,7 @@ def _generated(comparison: Comparison) -> dict[str, Any]:
             "base": dict(found.base),
             "candidate": dict(found.candidate),
             "changes": found.changes.values(),
+            "answered": None if found.answered is None else found.answered.values(),
             "flips": {name: asdict(one) for name, one in found.flips.items()},
             "median_first_difference": found.median_first_difference,
         }

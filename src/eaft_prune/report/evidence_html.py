@@ -154,6 +154,12 @@ def _rates(found: GenerationReport) -> str:
         f"token{where}; length {length.value:.3f} times the base's "
         f"({length.low:.3f} to {length.high:.3f}). Exact tests are of greedy answers."
     )
+    if found.answered is not None:
+        right = found.answered["dtask_accuracy"]
+        said += (
+            f" Right answers to {found.answered.rows} prompts: {found.base['task_accuracy']:.1%} → "
+            f"{found.candidate['task_accuracy']:.1%} ({right.low:+.1%} to {right.high:+.1%})."
+        )
     table = scroll("What was written", f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody>")
     return f'{table}<p class="note">{text(said)}</p>'
 
@@ -184,6 +190,7 @@ def _state(one: Text) -> str:
     said = ["ends by itself" if one.ended else "cut off"]
     said += ["loops"] if one.loops else []
     said += [] if one.well_formed else ["malformed"]
+    said += ["wrong"] if one.right is False else []
     return ", ".join(said)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from eaft_prune.config import GateSettings
@@ -27,7 +27,7 @@ def gate(
     base: Mapping[EvalKey, PackReport],
     candidate: Mapping[EvalKey, PackReport],
     changes: Mapping[EvalKey, Changes] | None = None,
-    generated: Changes | None = None,
+    generated: Sequence[Changes] = (),
 ) -> GateVerdict:
     """Every |candidate - base| within its limit, on the gate's packs at each length.
 
@@ -73,7 +73,7 @@ def gate(
                 passed = abs(share) <= relative
                 checks.append(GateCheck(metric.relative_change, *key, share, relative, passed))
     for name, limit in settings.of_generated.items():
-        estimate = None if generated is None else generated.get(name)
+        estimate = next((found for some in generated if (found := some.get(name))), None)
         if estimate is None:
             missing.append(f"{name}@{GENERATED}")
             continue
@@ -82,8 +82,17 @@ def gate(
     confidence = None if changes is None else settings.confidence
     if changes is not None and confidence is not None:
         needs = _Needs(confidence, least_rows(settings.rarest, confidence), len(checks))
-        known = {**changes, **({} if generated is None else {(GENERATED, 0): generated})}
-        checks = [_decide(check, known.get((check.pack, check.seq_len)), needs) for check in checks]
+        written = {name: some for some in generated for name in some.estimates}
+        checks = [
+            _decide(
+                check,
+                written.get(check.name)
+                if check.pack == GENERATED
+                else changes.get((check.pack, check.seq_len)),
+                needs,
+            )
+            for check in checks
+        ]
     outcomes = {check.outcome for check in checks}
     status: Status = "PASS" if outcomes == {"PASS"} and not missing else "INCONCLUSIVE"
     status = "FAIL" if "FAIL" in outcomes else status

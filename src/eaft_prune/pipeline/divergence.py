@@ -2,15 +2,14 @@
 
 Both come with scores out of one pass, and are outputs of their own in the store: `evaluate` is the
 same with and without them. The base's likeliest tokens are large and read only where a candidate is
-new, so no record and no lock names them: `task=gc` removes them, and a new candidate makes them
-again. Of a candidate five bytes a token stay.
+new, so no record and no lock names them: they stay as long as the evaluation that they were made
+with. Of a candidate five bytes a token are kept.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 from eaft_prune.core.step import Step
 from eaft_prune.core.types import Divergence, Likeliest, TokenScores
@@ -67,12 +66,12 @@ def _against(session: Session, base: Side, side: Side, part: Part, k: int) -> To
         return kept.pop()
 
     scores = session.run(evaluated(session, side, part, compute)).value
-    settings, inputs = _identity(session, side, part, k)
+    settings, inputs = key_of(session, side)
     step = Step(
         f"divergence/{side.label}/{part.where}",
         evaluate.DIVERGENCE_VERSION,
-        settings,
-        {**inputs, "base": of_base.key},
+        {**settings, **part.settings},
+        {**inputs, "blocks": part.blocks.digest, "base": of_base.key},
         Divergence,
         divergence,
     )
@@ -88,20 +87,12 @@ def _likeliest(session: Session, base: Side, part: Part, k: int) -> tuple[TokenS
 def _likeliest_step(
     session: Session, base: Side, part: Part, k: int, compute: Callable[[], Likeliest]
 ) -> Step[Likeliest]:
-    settings, inputs = _identity(session, base, part, k)
     return Step(
         f"likeliest/{base.label}/{part.where}",
         evaluate.LIKELIEST_VERSION,
-        settings,
-        inputs,
+        {"kl_top_k": k},
+        {"evaluation": evaluated(session, base, part).key},
         Likeliest,
         compute,
         lambda value, seconds: {"bytes": sum(array.nbytes for array in vars(value).values())},
     )
-
-
-def _identity(
-    session: Session, side: Side, part: Part, k: int
-) -> tuple[dict[str, Any], dict[str, str]]:
-    settings, inputs = key_of(session, side)
-    return {**settings, **part.settings, "kl_top_k": k}, {**inputs, "blocks": part.blocks.digest}

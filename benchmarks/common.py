@@ -106,4 +106,4 @@ def flops_per_token(config: Mapping[str, Any], seq_len: int, scored: float) -> f
 
 def options(runtime: RuntimeSettings) -> EngineOptions:
     """What transformers is opened with."""
-    return EngineOptions(EngineSettings(name="transformers"), runtime, 20, top_logprobs=False)
+    return EngineOptions(EngineSettings(name="transformers"), runtime, 20)

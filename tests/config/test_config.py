@@ -211,8 +211,8 @@ REFUSED = {
     ),
     "sglang ablates": (["engine=sglang", "engine.python=p", "task=ablate"], ["mask", "ablate"]),
     "sglang, top log-probs": (
-        ["engine=sglang", "engine.python=p", "eval.top_logprobs=true"],
-        ["eval.top_logprobs", "engine=transformers"],
+        ["eval.top_logprobs=true"],
+        ["eval.top_logprobs", "eval.kl_top_k"],
     ),
     "usage without a server": (["task=usage"], ["task=usage", "engine=sglang"]),
     "usage of norms": (

@@ -62,6 +62,8 @@ def test_what_no_option_says_is_the_default() -> None:
     composed = dict(leaves(experiment.model_dump(mode="json")))
     chosen = "model/demo packs/demo pruning/eaft_reap gate/near_lossless_v1 eval/demo task/search"
     options = {name for option in chosen.split() for name in given(CONF / f"{option}.yaml")}
+    both = {n for v in "12" for n in given(CONF / f"gate/near_lossless_v{v}.yaml")}
+    options |= {name.replace("gate", "beside", 1) for name in both}
     own = {n: v for n, v in own_defaults().items() if n in composed and n not in options}
     assert len(own) > 100
     assert {n: composed[n] for n, v in own.items() if not isinstance(v, dict)} == {

@@ -32,7 +32,8 @@ def test_blocks_are_dealt_once_each_in_whole_batches(blocks: int, batch: int, ra
 def test_two_processes_find_what_one_does(world: World, tmp_path: Path) -> None:
     """Masked and written candidates, profile included, through torchrun and the command line."""
     here = world.elsewhere(tmp_path / "one")
-    extra = ["eval.candidates=[masked,pruned]", "runtime.batch_tokens=128"]
+    extra = ["eval.candidates=[masked,pruned]", "runtime.batch_tokens=128", "eval.generation=true"]
+    extra += ["generation.prompts=2", "generation.max_new_tokens=4"]
     alone = here.run(*extra)
     assert alone.code == 0, alone.out + alone.err
     there = world.elsewhere(tmp_path / "two")
@@ -50,7 +51,8 @@ def test_two_processes_find_what_one_does(world: World, tmp_path: Path) -> None:
     assert together.code == 0, together.out + together.err
     assert together.result["digests"] == alone.result["digests"]
     assert together.result["reports"] == alone.result["reports"]
-    assert not any(stage["cached"] for stage in together.result["stages"])
+    cached = {stage["stage"] for stage in together.result["stages"] if stage["cached"]}
+    assert cached <= {"passages/pruned/UNION"}  # of equal scores, as the masked ones are
 
 
 def test_no_thread_outlives_the_group(tmp_path: Path) -> None:

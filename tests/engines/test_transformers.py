@@ -8,7 +8,6 @@ import math
 import shutil
 import weakref
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -459,18 +458,50 @@ def test_the_likeliest_tokens_are_those_of_transformers(
     engine: TransformersEngine, make_blocks: Make
 ) -> None:
     blocks = make_blocks(2, 24)
-    kept = replace(engine, keep_top=True).score(blocks, lambda done: None)
-    plain = engine.score(blocks, lambda done: None)
-    np.testing.assert_array_equal(kept.logp_T, plain.logp_T)
-    assert plain.top_ids_TK is None
+    scores, kept = engine.likeliest(blocks, 30, nothing)
+    plain = engine.score(blocks, nothing)
+    np.testing.assert_array_equal(scores.logp_T, plain.logp_T)
+    np.testing.assert_array_equal(scores.entropy_T, plain.entropy_T)
+    exact = exact_logp(engine, blocks).topk(30)
+    np.testing.assert_allclose(kept.logp_TK, exact.values, rtol=2**-11, atol=1e-5)
+    rest = torch.log1p(-exact.values.exp().sum(-1))
+    np.testing.assert_allclose(kept.rest_T, rest, rtol=2**-9)
+    assert np.mean(kept.ids_TK == exact.indices.numpy()) > 0.999  # near ties may swap
+    assert kept.ids_TK.dtype == np.uint16
+
+
+def test_divergence_is_that_of_transformers_distributions(
+    engine: TransformersEngine, make_blocks: Make
+) -> None:
+    blocks = make_blocks(3, 24)
+    _, kept = engine.likeliest(blocks, 400, nothing)  # more than there are: every token is a class
+    plan = KeepPlan(((0, 1, 2, 3),) * 2, 8)
+    base, some = exact_logp(engine, blocks), engine.likeliest(blocks, 5, nothing)[1]
+    with engine.masked(plan):
+        exact = exact_logp(engine, blocks)
+        scores, whole = engine.diverge(blocks, kept, nothing)
+        _, merged = engine.diverge(blocks, some, nothing)
+        alone = engine.score(blocks, nothing)
+    kl_T = (base.exp() * (base - exact)).sum(-1).numpy()
+    assert kl_T.mean() > 1e-3
+    np.testing.assert_allclose(whole.kl_T, kl_T, rtol=0.02, atol=1e-5)
+    assert (merged.kl_T <= kl_T * 1.02 + 1e-5).all()  # a lower bound, up to rounding
+    assert 0 < merged.kl_T.mean() < 0.9 * kl_T.mean()
+    same = (base.argmax(-1) == exact.argmax(-1)).numpy()
+    np.testing.assert_array_equal(whole.same_top_T, same)
+    np.testing.assert_array_equal(merged.same_top_T, same)
+    np.testing.assert_array_equal(scores.logp_T, alone.logp_T)
+    np.testing.assert_array_equal(scores.entropy_T, alone.entropy_T)
+    _, itself = engine.diverge(blocks, some, nothing)
+    assert not itself.kl_T.any()
+    assert itself.same_top_T.all()
+
+
+def exact_logp(engine: TransformersEngine, blocks: Blocks) -> torch.Tensor:
+    """ln p of the whole vocabulary at every scored token, of transformers' own head, float64."""
     with torch.inference_mode():
         logits = engine.model(torch.from_numpy(blocks.ids_BS).long()).logits.double()
-    scored = torch.from_numpy(blocks.scored_BS[:, 1:])
-    exact = torch.log_softmax(logits[:, :-1][scored], -1).topk(20)
-    assert kept.top_logp_TK is not None
-    assert kept.top_ids_TK is not None
-    np.testing.assert_allclose(kept.top_logp_TK, exact.values, atol=1e-5)
-    assert np.mean(kept.top_ids_TK == exact.indices.numpy()) > 0.999  # near ties may swap
+    return torch.log_softmax(logits[:, :-1][torch.from_numpy(blocks.scored_BS[:, 1:])], -1)
 
 
 def test_an_entropy_over_more_than_the_vocabulary_is_refused(checkpoint: Path) -> None:

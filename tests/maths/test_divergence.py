@@ -10,7 +10,7 @@ import pytest
 from support.pairs import by_halves, only, pair
 
 from eaft_prune.core.types import TokenScores
-from eaft_prune.maths.divergence import H_BINS, Apart, cells, js2d, js2d_corrected
+from eaft_prune.maths.divergence import H_BINS, P_BINS, Apart, cells, js2d, js2d_corrected
 
 LN2 = math.log(2)
 
@@ -142,3 +142,25 @@ def test_without_a_difference_it_is_0_on_average_at_any_size() -> None:
         assert js2d(*pair(0, blocks, tokens, damage=0)) > 5 * values.std()
         # the jackknife errs on the large side here, by sqrt(2) at most
         assert 0.8 < np.mean([error_of(one) for one in found]) / values.std() < 1.8
+
+
+def test_bins_are_those_between_the_edges_themselves() -> None:
+    rng = np.random.default_rng(0)
+    places = []
+    for bins in (P_BINS, H_BINS):
+        edges = np.linspace(0.0, 1.0, bins + 1)
+        beside = [np.nextafter(edges, to) for to in (-1.0, 2.0)]
+        places.append(np.concatenate([edges, *beside, rng.random(2_000), [1 + 1e-6, -1e-6]]))
+    p, h = places[0], np.resize(places[1], len(places[0]))
+    for values, bins, stride, kind in ((p, P_BINS, H_BINS, float), (h, H_BINS, 1, np.float32)):
+        same = values.astype(kind)
+        pair_of = (same, np.zeros(len(same))) if bins == P_BINS else (np.zeros(len(same)), same)
+        edges = np.linspace(0.0, 1.0, bins + 1)
+        expected = [min(max(sum(e <= v for e in edges) - 1, 0), bins - 1) for v in same.tolist()]
+        assert (cells(*pair_of) // stride).tolist() == expected
+
+
+def test_the_plain_number_is_that_of_the_histograms() -> None:
+    base, other = pair(5, blocks=12, tokens=300, damage=0.5)
+    for some in ((base, other), (only(base, 0), only(other, 0))):
+        assert corrected(*some).plain == js2d(*some)

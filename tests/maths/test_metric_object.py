@@ -159,7 +159,8 @@ def test_a_metric_is_drawn_or_a_distance() -> None:
     for given in ({"per_token": share}, {"distance": share}):
         with pytest.raises(ValueError, match="per_token, or"):
             Metric("x", "x", "Nothing.", value=share, influence=share, **given)
-    assert [metric.name for metric in METRICS if metric.distance] == ["js2d"]
+    columns = [metric.name for metric in METRICS if metric.distance and metric.place == "columns"]
+    assert columns == ["js2d"]
     assert metric_at("metric:LOW_P").change == "dlow_p"
 
 

@@ -19,11 +19,9 @@ from eaft_prune.maths.divergence import histogram2d, js2d, js2d_corrected, js_di
 from eaft_prune.maths.formulas import (
     cc_rate,
     cc_rate_below,
-    kl_top,
     lowest_share,
     perplexity,
     thresholds,
-    top1_agreement,
 )
 from eaft_prune.maths.metrics import pack_report
 
@@ -227,10 +225,8 @@ def test_permuting_tokens_changes_no_report() -> None:
         TokenScores(s.logp_T[order], s.entropy_T[order], s.block_T[order]) for s in (base, other)
     ]
     one, two = pack_report(other, base, 0.15), pack_report(moved[1], moved[0], 0.15)
-    numbers = {name: value for name, value in one.values().items() if value is not None}
-    assert (
-        len(numbers) == len(one.values()) - 2
-    )  # all but KL and agreement, which need top log-probs
+    numbers = one.values()
+    assert len(numbers) >= 11
     for name, value in numbers.items():
         assert two.values()[name] == pytest.approx(value, rel=1e-9, abs=1e-12), name
 
@@ -307,33 +303,3 @@ def test_every_metric_raises_on_nothing_and_on_nan(
     """The module promises it of all of them."""
     with pytest.raises(ValueError):  # noqa: PT011 - each names its own
         measure(values)
-
-
-def test_kl_and_top1_of_kept_tokens_against_full_distributions() -> None:
-    """With all tokens kept the KL is exact; with fewer it is that of the merged classes."""
-    rng = np.random.default_rng(5)
-    logits = rng.normal(0, 2, (2, 40, 12))
-    logp = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-    p, q = np.exp(logp)
-
-    def kept(values: np.ndarray, k: int) -> TokenScores:
-        ids = np.argsort(-values, axis=1)[:, :k]
-        top = np.take_along_axis(values, ids, axis=1)
-        nothing = np.zeros(40, np.float32)
-        return TokenScores(nothing, nothing, nothing.astype(np.int32), top, ids.astype(np.int32))
-
-    exact = np.mean(np.sum(p * np.log(p / q), axis=1))
-    assert kl_top(kept(logp[0], 12), kept(logp[1], 12)) == pytest.approx(exact, rel=1e-6)
-    merged = []
-    for t in range(40):
-        mine, theirs = (np.argsort(-logp[m, t])[:5] for m in (0, 1))
-        least = np.exp(logp[1, t, theirs[-1]])
-        other = [q[t, i] if i in theirs else least for i in mine]
-        classes = [(p[t, i], o) for i, o in zip(mine, other, strict=True)]
-        classes.append((1 - p[t, mine].sum(), 1 - sum(other)))
-        merged.append(sum(a * np.log(a / b) for a, b in classes))
-    some = kl_top(kept(logp[0], 5), kept(logp[1], 5))
-    assert some == pytest.approx(np.mean(merged), rel=1e-6)
-    assert kl_top(kept(logp[0], 5), kept(logp[0], 5)) == pytest.approx(0, abs=1e-9)
-    agreed = np.mean(logp[0].argmax(-1) == logp[1].argmax(-1))
-    assert top1_agreement(kept(logp[0], 5), kept(logp[1], 5)) == agreed

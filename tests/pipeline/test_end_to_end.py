@@ -170,6 +170,7 @@ def test_another_plan_costs_only_the_candidate(world: World, undisturbed: dict[s
     assert result["plan"]["kept"] != undisturbed["plan"]["kept"]
     assert {stage for stage, hit in cached(result).items() if not hit} == {
         "score", "plan", "export", "inspect/pruned", "evaluate/pruned/UNION/64",
+        "divergence/pruned/UNION/64", "coverage", "passages/pruned/UNION",
     }  # fmt: skip
 
 

@@ -96,7 +96,7 @@ def test_candidate_switches_verdict_table_and_expert_map(page: Page) -> None:
     for name in ("random <b>keep</b> 24", "eaft_reap keep 28"):
         picks = "[...document.querySelectorAll('[data-pick]')]"
         page.js(f"{picks}.find((b) => b.dataset.pick === '{name}').click()")
-        assert page.js(visible) == f"{name}|{name}"
+        assert set(page.js(visible).split("|")) == {name}
         assert page.js(CHOICE).startswith(name)
         assert not page.js("document.getElementById('experts').hidden")
     page.js(f"{picks}.find((b) => b.dataset.pick === 'reap keep 24').click()")

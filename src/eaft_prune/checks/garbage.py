@@ -23,6 +23,7 @@ from eaft_prune.records.recipe import read_recipe
 
 # what an export holds besides the files it lists
 _BESIDE = (MANIFEST, MAPPING, RECIPE, SCORES, "README.md")
+_KEPT_FOR = {"evaluate": "blocks", "likeliest": "evaluation"}  # stage -> one of its inputs
 _DAY = 86400.0
 _AT_ONCE = 64  # items whose locks are held while the tracker is asked what runs need now
 
@@ -154,13 +155,17 @@ def _away(item: Item) -> Path:
 
 
 def _names_of_output(home: Path) -> tuple[str, ...]:
-    """Its key; of an evaluation also the digest of its blocks, by which a search names its own."""
+    """Its key, and what else it is kept for.
+
+    Of an evaluation the digest of its blocks, by which a search names its own; of the base's
+    likeliest tokens the key of the evaluation that they were made with.
+    """
     try:
         inputs = json.loads((home / RECORD).read_text())["identity"]["inputs"]
-        blocks = inputs["blocks"] if home.parent.name == "evaluate" else None
+        other = inputs[_KEPT_FOR[home.parent.name]]
     except (OSError, ValueError, LookupError, TypeError):
-        blocks = None  # damaged: only a key can be needed
-    return (home.name, blocks) if isinstance(blocks, str) else (home.name,)
+        other = None  # nothing else, or damaged: only a key can be needed
+    return (home.name, other) if isinstance(other, str) else (home.name,)
 
 
 def _names_of_export(export: Path) -> tuple[str, ...]:

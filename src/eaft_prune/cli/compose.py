@@ -31,6 +31,8 @@ _OPEN_SETTINGS = (  # keys are the user's
     "tracking.tags",
     "eval.num_blocks",
     "gate.packs",
+    "beside.packs",
+    "beside.metrics",
     "gate.metrics",
     "replay.set",
     "search.space",

@@ -7,6 +7,7 @@ from eaft_prune.config.defaults import nodes
 from eaft_prune.config.eval import EvalSettings
 from eaft_prune.config.experiment import Experiment
 from eaft_prune.config.gate import GateSettings
+from eaft_prune.config.generation import GenerationSettings
 from eaft_prune.config.inputs import ModelSettings, PacksSettings, ProfileSettings
 from eaft_prune.config.losses import MarginalSettings
 from eaft_prune.config.parse import parse_experiment, setting_names
@@ -43,6 +44,7 @@ __all__ = [
     "ExportSettings",
     "GateSettings",
     "GcSettings",
+    "GenerationSettings",
     "MarginalSettings",
     "MemoSettings",
     "ModelSettings",

@@ -18,10 +18,11 @@ def runs_code(settings: Mapping[str, Any]) -> dict[str, Any]:
     found["engine.name"] = _named(_at(settings, "engine.name"))
     space = _at(settings, "search.space")
     found["search.space"] = _MODULE if isinstance(space, Mapping) and _MODULE in space else None
-    found["gate.metrics"] = _modules(_at(settings, "gate.metrics"))
-    packs = _at(settings, "gate.packs")
-    for pack in packs if isinstance(packs, Mapping) else ():
-        found[f"gate.packs.{pack}.metrics"] = _modules(_at(packs[pack], "metrics"))
+    for gate in ("gate", "beside"):
+        found[f"{gate}.metrics"] = _modules(_at(settings, f"{gate}.metrics"))
+        packs = _at(settings, f"{gate}.packs")
+        for pack in packs if isinstance(packs, Mapping) else ():
+            found[f"{gate}.packs.{pack}.metrics"] = _modules(_at(packs[pack], "metrics"))
     return {name: value for name, value in found.items() if value}
 
 

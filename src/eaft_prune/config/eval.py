@@ -44,8 +44,10 @@ class EvalSettings(Settings):
     """of probability and entropy: what a confident conflict (CC) is"""
     entropy_top_k: Annotated[int, Field(ge=2)] = 20
     """likeliest tokens that the entropy H is taken over"""
-    top_logprobs: bool = False
-    """keep the entropy_top_k likeliest tokens: KL to the base, top-1 agreement"""
+    generation: bool = False
+    """let base and candidate write on, and compare what they write (section generation)"""
+    kl_top_k: Positive | None = 64
+    """likeliest tokens of the base that the KL to it is taken over; null: no divergence table"""
 
     @model_validator(mode="after")
     def _aligned(self) -> EvalSettings:

@@ -8,6 +8,7 @@ from eaft_prune.config.base import Settings, allowed
 from eaft_prune.config.decoding import DecodeSettings
 from eaft_prune.config.eval import EvalSettings
 from eaft_prune.config.gate import GateSettings
+from eaft_prune.config.generation import GenerationSettings
 from eaft_prune.config.inputs import ModelSettings, PacksSettings, ProfileSettings
 from eaft_prune.config.losses import MarginalSettings
 from eaft_prune.config.proof import CompareSettings, ReplaySettings, VerifySettings
@@ -28,6 +29,8 @@ from eaft_prune.config.search import SearchSettings
 from eaft_prune.config.upkeep import DoctorSettings, GcSettings, MemoSettings
 from eaft_prune.core.types import UNION
 
+_SHARED = ("pack", "seq_lens", "confidence", "rarest")  # by both gates
+
 
 class TaskSettings(Settings):
     name: str  # one of tasks.TASKS
@@ -45,6 +48,9 @@ class Experiment(Settings):
     export: ExportSettings
     eval: EvalSettings
     gate: GateSettings
+    beside: GateSettings | None = None
+    """a second gate, whose verdict stands beside: of the pack, lengths and confidence of gate"""
+    generation: GenerationSettings = GenerationSettings()
     engine: EngineSettings
     tracking: TrackingSettings
     runtime: RuntimeSettings
@@ -63,6 +69,14 @@ class Experiment(Settings):
     sweep: SweepSettings = SweepSettings()
     probe: ProbeSettings = ProbeSettings()
     marginal: MarginalSettings = MarginalSettings()
+
+    @property
+    def second_gate(self) -> GateSettings | None:
+        """`beside` as it is judged: of one comparison there is one confidence."""
+        if self.beside is None:
+            return None
+        shared = {name: getattr(self.gate, name) for name in _SHARED}
+        return self.beside.model_copy(update=shared)
 
     @model_validator(mode="after")
     def _consistent(self) -> Experiment:

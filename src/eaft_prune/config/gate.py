@@ -76,6 +76,14 @@ class GateSettings(Settings):
     """of JS2D"""
     metrics: Limits = Field(default_factory=dict)
     """limits of further metrics: one of ours by name, your own as module:name"""
+    max_dloop_rate: Limit | None = Field(None, exclude_if=lambda found: found is None)
+    """of the change of the share of generations that loop (eval.generation)"""
+    max_dended_rate: Limit | None = Field(None, exclude_if=lambda found: found is None)
+    """of the change of the share that end by themselves"""
+    max_dwell_formed_rate: Limit | None = Field(None, exclude_if=lambda found: found is None)
+    """of the change of the share that is well-formed"""
+    max_dtask_accuracy: Limit | None = Field(None, exclude_if=lambda found: found is None)
+    """of the change of the share of right answers, where rows carry one"""
     packs: dict[str, PackLimits] = Field(default_factory=dict)
     """further packs, each with the limits it must hold; `default`: all others evaluated"""
     confidence: Annotated[float, Field(ge=0.5, lt=1)] | None = 0.95
@@ -95,6 +103,13 @@ class GateSettings(Settings):
         """Every metric, those of the user's that a limit names included."""
         packs = (place for limits in self.packs.values() for place in limits.metrics)
         return with_metrics([*self.metrics, *packs])
+
+    @property
+    def of_generated(self) -> dict[str, float]:
+        """Limits of what is generated, by the name of the change."""
+        names = ("dloop_rate", "dended_rate", "dwell_formed_rate", "dtask_accuracy")
+        found = {name: getattr(self, f"max_{name}") for name in names}
+        return {name: limit for name, limit in found.items() if limit is not None}
 
     def over(self, analyses: int) -> GateSettings:
         """The same with the chance of error shared out over interim analyses (Bonferroni)."""

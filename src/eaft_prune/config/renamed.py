@@ -15,6 +15,7 @@ def _confident(value: float | None) -> dict[str, Any]:
 # section.key -> what stands in its place in that section, if anything does
 RENAMED: dict[str, Callable[[Any], dict[str, Any]]] = {
     "eval.stop": lambda value: {"early_stop": value == "decided"},
+    "eval.top_logprobs": lambda value: {"kl_top_k": 64 if value else None},
     "profile.stop": lambda value: {"early_stop": value == "converged"},
     "profile.stop_first_blocks": lambda value: {"early_stop_first_blocks": value},
     "profile.stop_jaccard": lambda value: {"early_stop_agreement": value},

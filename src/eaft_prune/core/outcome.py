@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from eaft_prune.core.types import Checkpoint, ExpertScores, KeepPlan
+from eaft_prune.core.types import Checkpoint, Coverage, ExpertScores, KeepPlan
 from eaft_prune.core.verdict import Comparison
 
 
@@ -48,6 +48,7 @@ class Selection:
     scores: ExpertScores
     plan: KeepPlan
     settings: Mapping[str, Any]  # of pruning; in a search the winner's, not the configured ones
+    coverage: Coverage | None = None  # None: nothing was traced
 
 
 @dataclass(frozen=True)

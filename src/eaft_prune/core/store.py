@@ -257,8 +257,14 @@ def _build(kind: Any, prefix: str, arrays: Mapping[str, Any], values: Mapping[st
         if dataclasses.is_dataclass(hints[field.name]):
             fields[field.name] = _build(hints[field.name], name + ".", arrays, values)
         else:
-            fields[field.name] = arrays[name] if name in arrays else _tuples(values[name])
+            fields[field.name] = arrays[name] if name in arrays else _value(field, name, values)
     return kind(**fields)
+
+
+def _value(field: dataclasses.Field[Any], name: str, values: Mapping[str, Any]) -> Any:
+    if name not in values and field.default is not dataclasses.MISSING:
+        return field.default  # written before there was such a field
+    return _tuples(values[name])
 
 
 def _name(field: dataclasses.Field[Any]) -> str:

@@ -90,9 +90,9 @@ class TokenScores:
     logp_T: NDArray[np.float32]  # natural log of p_t
     entropy_T: NDArray[np.float32]
     block_T: NDArray[np.int32]
-    # kept with eval.top_logprobs: ln p and ids of the likeliest tokens, in descending order
-    top_logp_TK: NDArray[np.float32] | None = None
-    top_ids_TK: NDArray[np.int32] | None = None
+    # against the base, where it was measured: KL in nats, and whether the likeliest token is its
+    kl_T: NDArray[np.float32] | None = None
+    same_top_T: NDArray[np.bool_] | None = None
 
     @property
     def p_T(self) -> NDArray[np.float64]:
@@ -111,6 +111,30 @@ class TokenScores:
             if value is not None
         }
         return TokenScores(**arrays)
+
+
+@dataclass(frozen=True)
+class Likeliest:
+    """The K likeliest tokens of one model at T scored tokens, in descending order."""
+
+    ids_TK: NDArray[np.uint16] | NDArray[np.int32]
+    logp_TK: NDArray[np.float16]
+    rest_T: NDArray[np.float16]  # ln of what all other tokens hold together
+
+    def __len__(self) -> int:
+        return len(self.ids_TK)
+
+    def __getitem__(self, some: slice) -> Likeliest:
+        """Those of some of the tokens."""
+        return Likeliest(self.ids_TK[some], self.logp_TK[some], self.rest_T[some])
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """How far a model is from the base at T scored tokens."""
+
+    kl_T: NDArray[np.float32]  # of base to model, in nats, >= 0
+    same_top_T: NDArray[np.bool_]  # the base's likeliest token is the likeliest here, or as likely
 
 
 @dataclass(frozen=True)
@@ -167,6 +191,15 @@ class ExpertScores:
     count_LE: NDArray[np.int64]  # selections of the expert among profiled tokens
     region_tokens: Mapping[str, int]  # good / uncertain / conflict -> profiled tokens
     pack_mass_PLE: NDArray[np.float64]  # positive_mass_LE of each pack's tokens alone
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """What dropped experts were to each pack in the unpruned model."""
+
+    packs: tuple[str, ...]
+    tokens_P: NDArray[np.int64]  # profiled
+    lost_PL: NDArray[np.float64]  # share of the router weights; NaN where nothing was profiled
 
 
 @dataclass(frozen=True)
@@ -230,6 +263,7 @@ class Evaluation:
     rows: Mapping[EvalKey, NDArray[np.int32]]  # the conversation of every token, [T]
     token_digests: Mapping[EvalKey, str]
     conditions: Mapping[str, Any]  # engine, dtype, top_k ...: both sides of a comparison must match
+    compared_with: str | None = None  # digest of the base that scores.kl_T is of
 
     def __iter__(self) -> Iterator[EvalKey]:
         return iter(self.scores)

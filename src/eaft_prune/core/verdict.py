@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from eaft_prune.core.types import EvalKey, Evaluation
+
+if TYPE_CHECKING:
+    from eaft_prune.core.generation import GenerationReport
+    from eaft_prune.core.passages import Passage
 
 PlainStatus = Literal["PASS", "FAIL"]
 
 
 Status = Literal["PASS", "FAIL", "INCONCLUSIVE"]
 
+GENERATED = "generated"  # in a check's place for a pack: what the models wrote themselves
+
 
 @dataclass(frozen=True)
 class PackReport:
-    """Metrics of one model on one pack at one sequence length; `further` are those of the user."""
+    """Metrics of one model on one pack at one sequence length; `further` has all others."""
 
     ppl: float
     mean_prob: float
@@ -28,8 +34,6 @@ class PackReport:
     scored_tokens: int
     blocks: int
     rows: int  # conversations, equal ones counted once
-    kl_top: float | None = None  # KL of base to this over the base's likeliest tokens; nats, >= 0
-    top1_agreement: float | None = None  # share of tokens whose likeliest is the base's
     further: Mapping[str, float] = field(default_factory=dict)
 
     def __getitem__(self, metric: str) -> float:
@@ -103,7 +107,8 @@ class GateCheck:
 
     @property
     def label(self) -> str:
-        return f"{self.name}@{self.pack}/{self.seq_len}"
+        where = self.pack if self.pack == GENERATED else f"{self.pack}/{self.seq_len}"
+        return f"{self.name}@{where}"
 
     @property
     def outcome(self) -> Status:
@@ -123,11 +128,13 @@ class GateVerdict:
     status: Status
     checks: tuple[GateCheck, ...]
     confidence: float | None = None  # of status; None: it is the plain one
+    missing: tuple[str, ...] = ()  # labels of checks whose data was not gathered
 
     @property
     def plain(self) -> PlainStatus:
-        """PASS iff every check's point estimate is within its limit."""
-        return "PASS" if all(check.passed for check in self.checks) else "FAIL"
+        """PASS iff every check was measured and its point estimate is within its limit."""
+        held = all(check.passed for check in self.checks)
+        return "PASS" if held and not self.missing else "FAIL"
 
     @property
     def failed_checks(self) -> tuple[str, ...]:
@@ -168,3 +175,6 @@ class Comparison:
     reports: Reports
     verdicts: Mapping[str, GateVerdict]  # candidate label -> verdict
     changes: Mapping[str, Mapping[EvalKey, Changes]] = field(default_factory=dict)  # by candidate
+    beside: Mapping[str, GateVerdict] = field(default_factory=dict)  # of a second gate
+    generated: Mapping[str, GenerationReport] = field(default_factory=dict)  # by candidate
+    passages: Mapping[str, Sequence[Passage]] = field(default_factory=dict)  # that it lost most on

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +10,8 @@ from typing import Any, Protocol
 
 from eaft_prune.checkpoints.read import ModelFiles
 from eaft_prune.config import EngineSettings, RuntimeSettings
-from eaft_prune.core.types import Blocks, KeepPlan, TokenScores, Trace
+from eaft_prune.core.generation import Decoding
+from eaft_prune.core.types import Blocks, Divergence, KeepPlan, Likeliest, TokenScores, Trace
 
 OnTokens = Callable[[int], None]  # tokens done since the last call
 
@@ -26,7 +27,30 @@ class Scorer(Protocol):
         """log p and H of every scored token, in block order."""
 
 
-class Profiler(Scorer, Protocol):
+class Comparer(Scorer, Protocol):
+    """A scorer that tells the likeliest tokens, and what it makes of another's."""
+
+    def likeliest(
+        self, blocks: Blocks, k: int, on_tokens: OnTokens
+    ) -> tuple[TokenScores, Likeliest]:
+        """Scores, and the k likeliest tokens of every scored one."""
+
+    def diverge(
+        self, blocks: Blocks, base: Likeliest, on_tokens: OnTokens
+    ) -> tuple[TokenScores, Divergence]:
+        """Scores, and how far they are from the model that those likeliest tokens are of."""
+
+
+class Writer(Scorer, Protocol):
+    """A scorer that writes on."""
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], how: Decoding, first: int, on_tokens: OnTokens
+    ) -> tuple[list[list[int]], list[bool]]:
+        """What follows each prompt, and whether it ended by itself; the first is number `first`."""
+
+
+class Profiler(Comparer, Writer, Protocol):
     """A scorer that also shows its routing, and can do without some experts."""
 
     def trace(self, blocks: Blocks, on_tokens: OnTokens) -> Trace:
@@ -43,7 +67,6 @@ class EngineOptions:
     engine: EngineSettings
     runtime: RuntimeSettings
     entropy_top_k: int
-    top_logprobs: bool  # scores carry the likeliest tokens
 
 
 @dataclass(frozen=True)
@@ -58,6 +81,7 @@ class EngineKind:
     # checkpoint, its top_k, a file for a server's log
     open: Callable[[EngineOptions, ModelFiles, int, Path], Scorer]
     profiles: bool = False  # its scorers are Profilers: they mask experts too
-    top_logprobs: bool = False  # its scores can carry the likeliest tokens
+    compares: bool = False  # its scorers are Comparers
+    writes: bool = False  # its scorers are Writers
     # whether what a scorer said of a checkpoint holds as long as the key does
     lasting: Callable[[EngineOptions], bool] = lambda options: True

@@ -22,24 +22,36 @@ class Head(Protocol):
 
 
 def token_scores(
-    head: Head, hidden_TH: torch.Tensor, targets_T: torch.Tensor, top_k: int
+    head: Head,
+    hidden_TH: torch.Tensor,
+    targets_T: torch.Tensor,
+    top_k: int,
+    kept: int = 1,
+    asked_TK: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, ...]:
     """ln softmax(head(hidden))[target] and normalised entropy of the top k, float32 [T] each; and
-    of the top k themselves ln p, float32 [T, k], and ids, int32 [T, k].
+    of the `kept` likeliest themselves ln p, float32 [T, kept], and ids, int32 [T, kept]; and ln p
+    of the tokens asked for, float32 [T, K], of which there may be none.
     """
     cuda = hidden_TH.device.type == "cuda"
     width = hidden_TH.element_size() if cuda else 4
     rows = max(1, _budget(hidden_TH.device) // (width * head.vocab))
+    if asked_TK is None:
+        asked_TK = targets_T.new_empty((len(targets_T), 0))
     scored = []
-    for part, target in zip(
-        torch.split(hidden_TH, rows), torch.split(targets_T, rows), strict=True
+    for part, target, asked in zip(
+        *(torch.split(x, rows) for x in (hidden_TH, targets_T, asked_TK)), strict=True
     ):
-        logp, lse, top, ids = (_scan if cuda else _dense)(head(part), target, top_k)
-        scored.append((logp.clamp(max=0.0), top_entropy(top), top - lse[:, None], ids))
+        logits = head(part)
+        logp, lse, top, ids = (_scan if cuda else _dense)(logits, target, max(top_k, kept))
+        likeliest = top[:, :kept] - lse[:, None], ids[:, :kept]
+        of_asked = logits.gather(1, asked).float() - lse[:, None]
+        scored.append((logp.clamp(max=0.0), top_entropy(top[:, :top_k]), *likeliest, of_asked))
     if not scored:  # no position of the batch is scored
         nothing = torch.zeros(0, device=hidden_TH.device)
-        none_of_k = nothing.view(0, 1).expand(0, top_k)
-        return nothing, nothing, none_of_k, none_of_k.int()
+        none_of_k = nothing.view(0, 1).expand(0, kept)
+        none_asked = nothing.view(0, 1).expand(0, asked_TK.shape[1])
+        return nothing, nothing, none_of_k, none_of_k.int(), none_asked
     return tuple(torch.cat(parts) for parts in zip(*scored, strict=True))
 
 

@@ -86,7 +86,6 @@ def load_files(files: ModelFiles, options: EngineOptions) -> TransformersEngine:
         entropy_top_k=entropy_top_k,
         top_k=family.top_k(files.config),
         n_experts=family.n_experts(files.config),
-        keep_top=options.top_logprobs,
         kernels=mode == "kernels",
     )
     if family is not GPT_OSS:  # which is proven by tests, and has its experts packed

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -24,7 +24,16 @@ import torch.distributed as dist
 # the group's threads, still there when Python ends, sometimes abort it
 import torch.distributed.nn.functional
 
-from eaft_prune.core.types import Blocks, KeepPlan, TokenScores, Trace, UserError
+from eaft_prune.core.generation import Decoding
+from eaft_prune.core.types import (
+    Blocks,
+    Divergence,
+    KeepPlan,
+    Likeliest,
+    TokenScores,
+    Trace,
+    UserError,
+)
 from eaft_prune.engines.base import OnTokens
 from eaft_prune.engines.transformers import TransformersEngine
 
@@ -60,10 +69,10 @@ def serve(load: Load) -> int:
                 answer = _tried(load, *arguments)
                 engine = answer if isinstance(answer, TransformersEngine) else None
                 dist.gather_object(answer if engine is None else None, dst=0)
-            case (str(what), shares, plan):
+            case (str(what), shares, plan, parts):
                 assert engine is not None, f"{what} was asked before a model was loaded"
-                share = shares[dist.get_rank()]
-                done = _tried(_run, engine, what, share, plan, _silent)
+                share, part = shares[dist.get_rank()], parts[dist.get_rank()]
+                done = _tried(_run, engine, what, share, plan, _silent, part)
                 failed = isinstance(done, _Failure)
                 dist.gather_object(done if failed else None, dst=0)
                 everybody: list[Any] = [None]
@@ -95,34 +104,55 @@ class ParallelEngine:
             self._plan = None
 
     def score(self, blocks: Blocks, on_tokens: OnTokens) -> TokenScores:
-        logp, entropy, *top = self._all("score", blocks, on_tokens)
-        block_T = np.nonzero(blocks.scored_BS)[0].astype(np.int32)
-        return TokenScores(logp, entropy, block_T, *top)
+        logp, entropy = self._all("score", blocks, on_tokens)
+        return TokenScores(logp, entropy, _block_T(blocks))
+
+    def likeliest(
+        self, blocks: Blocks, k: int, on_tokens: OnTokens
+    ) -> tuple[TokenScores, Likeliest]:
+        logp, entropy, *top = self._all("likeliest", blocks, on_tokens, k)
+        return TokenScores(logp, entropy, _block_T(blocks)), Likeliest(*top)
+
+    def diverge(
+        self, blocks: Blocks, base: Likeliest, on_tokens: OnTokens
+    ) -> tuple[TokenScores, Divergence]:
+        logp, entropy, *apart = self._all("diverge", blocks, on_tokens, base)
+        return TokenScores(logp, entropy, _block_T(blocks)), Divergence(*apart)
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], how: Decoding, first: int, on_tokens: OnTokens
+    ) -> tuple[list[list[int]], list[bool]]:
+        return self.local.generate(prompts, how, first, on_tokens)  # the others wait
 
     def trace(self, blocks: Blocks, on_tokens: OnTokens) -> Trace:
         logp, entropy, experts, weights, norms = self._all("trace", blocks, on_tokens)
-        block_T = np.nonzero(blocks.scored_BS)[0].astype(np.int32)
         row_T = blocks.row_BS[blocks.scored_BS]
         return Trace(
             experts_TLK=experts,
             weights_TLK=weights,
             norms_TLK=norms,
-            scores=TokenScores(logp, entropy, block_T),
+            scores=TokenScores(logp, entropy, _block_T(blocks)),
             pack_T=blocks.row_packs[row_T],
             row_T=row_T,
             packs=blocks.packs,
             n_experts=self.local.n_experts,
         )
 
-    def _all(self, what: str, blocks: Blocks, on_tokens: OnTokens) -> list[Array]:
+    def _all(
+        self, what: str, blocks: Blocks, on_tokens: OnTokens, more: int | Likeliest | None = None
+    ) -> list[Array]:
         """Every rank's arrays, one after the other: ranks hold consecutive blocks."""
         batch = max(1, self.local.batch_tokens // blocks.seq_len)
         shares = [blocks[part] for part in deal(len(blocks), batch, dist.get_world_size())]
-        dist.broadcast_object_list([(what, shares, self._plan)], src=0)
-        # rank 0 is masked already
-        mine = _tried(_run, self.local, what, shares[0], None, on_tokens)
-        _check(mine if isinstance(mine, _Failure) else None)
         ends = np.cumsum([share.scored_tokens for share in shares])
+        parts = [
+            more[end - share.scored_tokens : end] if isinstance(more, Likeliest) else more
+            for share, end in zip(shares, ends, strict=True)
+        ]
+        dist.broadcast_object_list([(what, shares, self._plan, parts)], src=0)
+        # rank 0 is masked already
+        mine = _tried(_run, self.local, what, shares[0], None, on_tokens, parts[0])
+        _check(mine if isinstance(mine, _Failure) else None)
         whole = [np.empty((ends[-1], *part.shape[1:]), part.dtype) for part in mine]
         for part, into in zip(mine, whole, strict=True):
             into[: ends[0]] = part
@@ -195,16 +225,23 @@ def _check(mine: _Failure | None) -> None:
 
 
 def _run(
-    engine: TransformersEngine, what: str, blocks: Blocks, plan: KeepPlan | None, on: OnTokens
+    engine: TransformersEngine,
+    what: str,
+    blocks: Blocks,
+    plan: KeepPlan | None,
+    on: OnTokens,
+    more: Any,
 ) -> list[Array]:
-    """log p and H, the likeliest tokens if kept, and of a trace ids, router weights and norms."""
+    """log p and H, what is said of likeliest tokens, and of a trace ids, router weights, norms."""
     if len(blocks) == 0:
         return []
     with engine.masked(plan) if plan is not None else nullcontext():
         if what == "score":
             scores = engine.score(blocks, on)
-            top = (scores.top_logp_TK, scores.top_ids_TK)
-            return [scores.logp_T, scores.entropy_T, *(part for part in top if part is not None)]
+            return [scores.logp_T, scores.entropy_T]
+        if what != "trace":
+            scores, said = getattr(engine, what)(blocks, more, on)
+            return [scores.logp_T, scores.entropy_T, *vars(said).values()]
         trace = engine.trace(blocks, on)
     scores = trace.scores
     return [
@@ -216,8 +253,12 @@ def _run(
     ]
 
 
+def _block_T(blocks: Blocks) -> np.ndarray[Any, np.dtype[np.int32]]:
+    return np.nonzero(blocks.scored_BS)[0].astype(np.int32)
+
+
 def _bytes(array: Array) -> torch.Tensor:
-    return torch.from_numpy(array).reshape(-1).view(torch.uint8)
+    return torch.from_numpy(array.reshape(-1).view(np.uint8))
 
 
 def _silent(done: int) -> None:

@@ -71,7 +71,8 @@ TRANSFORMERS = EngineKind(
     conditions=lambda options, top_k: {**_transformers_key(options), "top_k": top_k},
     open=_open_transformers,
     profiles=True,
-    top_logprobs=True,
+    compares=True,
+    writes=True,
 )
 SGLANG = EngineKind(
     name="sglang",

@@ -11,11 +11,22 @@ import numpy as np
 import torch
 
 from eaft_prune.checkpoints.families.base import Family
-from eaft_prune.core.types import Blocks, KeepPlan, TokenScores, Trace, UserError
+from eaft_prune.core.generation import Decoding
+from eaft_prune.core.types import (
+    Blocks,
+    Divergence,
+    KeepPlan,
+    Likeliest,
+    TokenScores,
+    Trace,
+    UserError,
+)
 from eaft_prune.engines import experts as moe
 from eaft_prune.engines.base import OnTokens
+from eaft_prune.engines.generation import generate
 from eaft_prune.engines.head import Head, token_scores
 from eaft_prune.engines.logits import OwnHead, PlainHead
+from eaft_prune.maths.kl import kl_of_classes, rest_of
 
 
 @dataclass(frozen=True)
@@ -52,7 +63,6 @@ class TransformersEngine:
     entropy_top_k: int
     top_k: int
     n_experts: int
-    keep_top: bool = False  # scores carry the likeliest tokens, entropy_top_k of them
     kernels: bool = False  # experts are transformers' own: nothing to observe
 
     @property
@@ -71,10 +81,50 @@ class TransformersEngine:
     def score(self, blocks: Blocks, on_tokens: OnTokens) -> TokenScores:
         scored = []
         for ids, predictors, targets in self.batches(blocks):
-            parts = self._scores(ids, predictors, targets)[: 4 if self.keep_top else 2]
-            scored.append(tuple(part.cpu() for part in parts))
+            logp, entropy, *_ = self._scores(ids, predictors, targets)
+            scored.append((logp.cpu(), entropy.cpu()))
             on_tokens(ids.numel())
         return _token_scores(blocks, scored)
+
+    @torch.inference_mode()
+    def likeliest(
+        self, blocks: Blocks, k: int, on_tokens: OnTokens
+    ) -> tuple[TokenScores, Likeliest]:
+        scored, kept = [], []
+        vocab = self.model.get_output_embeddings().weight.shape[0]
+        narrow = np.uint16 if vocab <= 1 << 16 else np.int32
+        for ids, predictors, targets in self.batches(blocks):
+            logp, entropy, top, top_ids, _ = self._scores(ids, predictors, targets, min(k, vocab))
+            scored.append((logp.cpu(), entropy.cpu()))
+            ln_p = top.cpu().numpy()
+            kept.append(
+                (top_ids.cpu().numpy().astype(narrow), ln_p.astype(np.float16), rest_of(ln_p))
+            )
+            on_tokens(ids.numel())
+        scores = _token_scores(blocks, scored)
+        return scores, Likeliest(*(np.concatenate(part) for part in zip(*kept, strict=True)))
+
+    @torch.inference_mode()
+    def diverge(
+        self, blocks: Blocks, base: Likeliest, on_tokens: OnTokens
+    ) -> tuple[TokenScores, Divergence]:
+        scored, apart, first = [], [], 0
+        for ids, predictors, targets in self.batches(blocks):
+            here = base[first : first + len(targets)]
+            first += len(targets)
+            asked = torch.from_numpy(here.ids_TK.astype(np.int64)).to(self.device)
+            logp, entropy, top, _, of_asked = self._scores(ids, predictors, targets, 1, asked)
+            scored.append((logp.cpu(), entropy.cpu()))
+            same = (of_asked[:, 0] >= top[:, 0]).cpu().numpy()  # ids of equal ones are chance
+            apart.append((kl_of_classes(here, of_asked.cpu().numpy()), same))
+            on_tokens(ids.numel())
+        scores = _token_scores(blocks, scored)
+        return scores, Divergence(*(np.concatenate(part) for part in zip(*apart, strict=True)))
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], how: Decoding, first: int, on_tokens: OnTokens
+    ) -> tuple[list[list[int]], list[bool]]:
+        return generate(self.model, prompts, how, first, on_tokens)
 
     @torch.inference_mode()
     def trace(self, blocks: Blocks, on_tokens: OnTokens) -> Trace:
@@ -116,11 +166,16 @@ class TransformersEngine:
             yield ids, flat - 1, ids.reshape(-1)[flat]  # position 0 is never scored
 
     def _scores(
-        self, ids: torch.Tensor, predictors: torch.Tensor, targets: torch.Tensor
+        self,
+        ids: torch.Tensor,
+        predictors: torch.Tensor,
+        targets: torch.Tensor,
+        kept: int = 1,
+        asked: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, ...]:
-        """ln p and entropy of a batch's scored tokens, and their likeliest ones."""
+        """ln p and entropy of a batch's scored tokens, their likeliest, and of those asked for."""
         hidden, head = self.body(ids)
-        return token_scores(head, hidden[predictors], targets, self.entropy_top_k)
+        return token_scores(head, hidden[predictors], targets, self.entropy_top_k, kept, asked)
 
     def body(self, ids: torch.Tensor) -> tuple[torch.Tensor, Head]:
         """Last hidden states [b * S, H] of tokens [b, S], and what makes logits of them."""
@@ -151,8 +206,8 @@ def _recording(layers: list[torch.nn.Module], routing: _Routing) -> Iterator[Non
 
 def _token_scores(blocks: Blocks, scored: Sequence[tuple[torch.Tensor, ...]]) -> TokenScores:
     block_T = np.nonzero(blocks.scored_BS)[0].astype(np.int32)
-    logp, entropy, *top = (torch.cat(part).numpy() for part in zip(*scored, strict=True))
-    scores = TokenScores(logp, entropy, block_T, *top)
+    logp, entropy = (torch.cat(part).numpy() for part in zip(*scored, strict=True))
+    scores = TokenScores(logp, entropy, block_T)
     if not np.isfinite(scores.logp_T).all():
         raise UserError(
             f"pack {blocks.pack}: the model gives NaN probabilities; its weights are damaged, or "

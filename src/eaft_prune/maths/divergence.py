@@ -35,16 +35,25 @@ def check_numbers(*arrays: Floats) -> None:
 def cells(p_T: Floats, entropy_T: Floats) -> Ints:
     """Flat index [T] of each token's bin, p first, 160 x 120 linear bins on [0, 1]^2."""
     check_numbers(p_T, entropy_T)
-    place = []
-    for values, bins in ((p_T, P_BINS), (entropy_T.astype(np.float64), H_BINS)):
-        edges = np.linspace(0.0, 1.0, bins + 1)
-        place.append(np.clip(np.searchsorted(edges, values, "right") - 1, 0, bins - 1))
-    return np.asarray(place[0] * H_BINS + place[1], np.int64)
+    return _bin(p_T, P_BINS) * H_BINS + _bin(entropy_T.astype(np.float64), H_BINS)
+
+
+def _bin(values_T: Floats, bins: int) -> Ints:
+    """Which of the bins between `linspace` edges each value is in; five times a binary search."""
+    edges = np.linspace(0.0, 1.0, bins + 1)
+    near = np.clip((values_T * bins).astype(np.int64), 0, bins - 1)
+    near += values_T >= edges[near + 1]  # the product may round to the other side of an edge
+    near -= values_T < edges[near]
+    return np.clip(near, 0, bins - 1)
 
 
 def histogram2d(p_T: Floats, entropy_T: Floats) -> NDArray[np.float64]:
     """Counts [160, 120] over linear bins of p and H on [0, 1]^2; sums to T."""
-    counts = np.bincount(cells(p_T, entropy_T), minlength=_CELLS)
+    return _counts(cells(p_T, entropy_T))
+
+
+def _counts(cell_T: Ints) -> NDArray[np.float64]:
+    counts = np.bincount(cell_T, minlength=_CELLS)
     return counts.reshape(P_BINS, H_BINS).astype(np.float64)
 
 
@@ -76,6 +85,7 @@ class Apart:
 
     value: float
     influence_n: NDArray[np.float64] | None
+    plain: float | None = None  # of the numbers as they are, where `value` is rid of a bias
 
 
 def js2d_corrected(base: TokenScores, other: TokenScores, row_T: Ints) -> Apart:
@@ -103,9 +113,10 @@ def js2d_corrected(base: TokenScores, other: TokenScores, row_T: Ints) -> Apart:
     """
     ids, row_T = np.unique(row_T, return_inverse=True)
     n_rows, tokens = len(ids), len(base)
-    if n_rows < 2:
-        return Apart(js2d(base, other), None)
     mine, theirs = cells(base.p_T, base.entropy_T), cells(other.p_T, other.entropy_T)
+    plain = js_divergence(_counts(mine), _counts(theirs))
+    if n_rows < 2:
+        return Apart(plain, None, plain)
     # one entry per (row, cell) that either model has tokens in
     entry = np.concatenate([row_T * _CELLS + mine, row_T * _CELLS + theirs])
     occupied, inverse = np.unique(entry, return_inverse=True)
@@ -119,13 +130,13 @@ def js2d_corrected(base: TokenScores, other: TokenScores, row_T: Ints) -> Apart:
     total = float(term.sum())
     value = n_rows / (n_rows - 1) * total / (4 * tokens)
     if n_rows < 3 or alone > _MOST_ALONE:
-        return Apart(value, None)
+        return Apart(value, None, plain)
     rest = d_i[cell] - d  # of the cell, without this row
     without = phi[cell] * _ratio(rest * rest - (dd_i[cell] - d * d), n_i[cell] - n - 1)
     total_n = total + np.bincount(row, without - term[cell], minlength=n_rows)
     tokens_n = tokens - np.bincount(row_T, minlength=n_rows)
     value_n = (n_rows - 1) / (n_rows - 2) * total_n / (4 * tokens_n)
-    return Apart(value, (n_rows - 1) * (value_n.mean() - value_n))
+    return Apart(value, (n_rows - 1) * (value_n.mean() - value_n), plain)
 
 
 def _ratio(top: NDArray[Any], bottom: NDArray[Any]) -> NDArray[np.float64]:

@@ -1,4 +1,4 @@
-"""PPL, the CC rate and its thresholds, KL and agreement: pure functions of token scores.
+"""PPL, the CC rate and its thresholds: pure functions of token scores.
 
 All of them raise ValueError on nothing and on NaN: a metric of no tokens is not 0.
 """
@@ -66,33 +66,3 @@ def cc_rate_below(p_T: Floats, entropy_T: Floats, p_q: float, h_q: float) -> flo
     """Share of tokens with p <= p_q and H <= H_q, thresholds of another model; lower is better."""
     check_numbers(p_T, entropy_T)
     return float(np.mean((p_T <= p_q) & (entropy_T.astype(np.float64) <= h_q)))
-
-
-def kl_top(base: TokenScores, other: TokenScores) -> float:
-    """Mean KL of base to other over the base's K likeliest tokens and one class of all others.
-
-    sum over classes c of P_c ln(P_c / Q_c) in nats, >= 0, 0 if equal. Where a token is not among
-    other's K likeliest, its Q is taken as that of the last of them: the most it can be.
-    """
-    assert base.top_logp_TK is not None
-    assert base.top_ids_TK is not None
-    assert other.top_logp_TK is not None
-    assert other.top_ids_TK is not None
-    total = 0.0
-    for part in np.array_split(np.arange(len(base)), len(base) // 4096 + 1):
-        mine, theirs = base.top_logp_TK[part].astype(float), other.top_logp_TK[part].astype(float)
-        same_TKK = base.top_ids_TK[part][:, :, None] == other.top_ids_TK[part][:, None, :]
-        found = same_TKK.any(axis=2)
-        place = same_TKK.argmax(axis=2)
-        logq = np.where(found, np.take_along_axis(theirs, place, axis=1), theirs[:, -1:])
-        p = np.exp(mine)
-        rest_p, rest_q = (np.maximum(1 - np.exp(x).sum(axis=1), 1e-12) for x in (mine, logq))
-        total += float(np.sum(p * (mine - logq)) + np.sum(rest_p * np.log(rest_p / rest_q)))
-    return max(total / len(base), 0.0)
-
-
-def top1_agreement(base: TokenScores, other: TokenScores) -> float:
-    """Share of tokens whose likeliest next token both models agree on; higher is better."""
-    assert base.top_ids_TK is not None
-    assert other.top_ids_TK is not None
-    return float(np.mean(base.top_ids_TK[:, 0] == other.top_ids_TK[:, 0]))

@@ -39,8 +39,12 @@ def _near(values_T: Values, share_T: Values, quantile: float) -> float:
     """Mean share of the tokens about the quantile of the values."""
     n = len(values_T)
     centre, width = int(quantile * (n - 1)), max(n // 100, 16)
-    order = np.argsort(values_T, kind="stable")
-    return float(np.mean(share_T[order[max(centre - width, 0) : centre + width]]))
+    first, end = max(centre - width, 0), min(centre + width, n)
+    ends = np.partition(values_T, (first, end - 1))
+    (about,) = np.nonzero((values_T >= ends[first]) & (values_T <= ends[end - 1]))
+    order = about[np.argsort(values_T[about], kind="stable")]  # of these alone: a tenth of the time
+    skipped = first - np.count_nonzero(values_T < ends[first])
+    return float(np.mean(share_T[order[skipped : skipped + end - first]]))
 
 
 def _by_row(centred_T: Values, row_T: Ints) -> Values:

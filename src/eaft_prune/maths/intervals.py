@@ -11,14 +11,15 @@ only repeats what is there. docs/statistics.md has what was simulated.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from eaft_prune.core.types import TokenScores
 from eaft_prune.core.verdict import Changes, Estimate
-from eaft_prune.maths.metrics import METRICS, Metric
+from eaft_prune.maths.divergence import Apart
+from eaft_prune.maths.metrics import METRICS, Metric, distances
 
 IMAGINED = 3.0  # times the largest deviation; 2 misses up to 10% of the heaviest tails simulated
 LEAST_ROWS = 8  # the spread of fewer says nothing
@@ -36,10 +37,12 @@ def changes(
     *,
     confidence: float | None,
     metrics: Sequence[Metric] = METRICS,
+    apart: Mapping[str, Apart] | None = None,
 ) -> Changes | None:
     """Candidate minus base with standard errors and bounds; None below 8 rows or confidence None.
 
-    row_T: the conversation of every token. A metric whose influence is unknown (JS2D where most
+    row_T: the conversation of every token. apart: the `distances` of the two, where they are known.
+    A metric whose influence is unknown (JS2D where most
     tokens are alone in their bins) is left out. Equal token scores are changes of exactly 0 +- 0
     whatever the number of rows.
     """
@@ -47,13 +50,20 @@ def changes(
         return None
     unit_T = np.asarray(np.unique(row_T, return_inverse=True)[1], np.int64)
     n_rows = int(unit_T.max()) + 1
+    if apart is None:
+        apart = distances(base, other, unit_T, metrics)
+    metrics = [m for m in metrics if m.distance is None or m.name in apart]  # what was measured
     if _equal(base, other):
         return Changes(n_rows, dict.fromkeys(_names(metrics), Estimate(0.0, 0.0, 0.0, 0.0)))
     if n_rows < LEAST_ROWS:
         return None
     found: dict[str, Estimate] = {}
     for metric in metrics:
-        for name, (value, influence) in _changed(metric, base, other, unit_T, cc_quantile).items():
+        if metric.distance is None:
+            named = _changed(metric, base, other, unit_T, cc_quantile)
+        else:
+            named = {metric.change: (apart[metric.name].value, apart[metric.name].influence_n)}
+        for name, (value, influence) in named.items():
             if influence is None:
                 continue
             estimate = of_influence(value, influence, confidence, metric.burst)
@@ -134,10 +144,7 @@ def student(probability: float, n: int) -> float:
 def _changed(
     metric: Metric, base: TokenScores, other: TokenScores, row_T: Ints, cc_quantile: float
 ) -> dict[str, tuple[float, Values | None]]:
-    """Each change of a metric that is judged: its value and influence."""
-    if metric.distance is not None:
-        apart = metric.distance(base, other, row_T)
-        return {metric.change: (apart.value, apart.influence_n)}
+    """Each change of a number that is judged: its value and influence."""
     b, o = (metric.of(scores, base, cc_quantile) for scores in (base, other))
     b_n, o_n = (metric.pull(scores, row_T, cc_quantile) for scores in (base, other))
     found: dict[str, tuple[float, Values | None]] = {metric.change: (o - b, o_n - b_n)}
@@ -153,4 +160,5 @@ def _names(metrics: Sequence[Metric]) -> list[str]:
 
 
 def _equal(a: TokenScores, b: TokenScores) -> bool:
-    return np.array_equal(a.logp_T, b.logp_T) and np.array_equal(a.entropy_T, b.entropy_T)
+    same = np.array_equal(a.logp_T, b.logp_T) and np.array_equal(a.entropy_T, b.entropy_T)
+    return same and not (b.kl_T is not None and b.kl_T.any())

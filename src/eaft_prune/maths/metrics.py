@@ -6,7 +6,7 @@ here. Its limit stands in conf/gate: under the key that the entry names, else in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Literal
@@ -16,17 +16,16 @@ from numpy.typing import NDArray
 
 from eaft_prune.core.types import TokenScores, UserError
 from eaft_prune.core.verdict import PackReport
-from eaft_prune.maths.divergence import Apart, js2d, js2d_corrected
+from eaft_prune.maths.divergence import Apart, js2d_corrected
 from eaft_prune.maths.formulas import (
     cc_rate,
     cc_rate_below,
     check_scores,
-    kl_top,
     perplexity,
     thresholds,
-    top1_agreement,
 )
 from eaft_prune.maths.influence import Ints, Values, of_cc_rate, of_mean
+from eaft_prune.maths.kl import kl_max, kl_mean, kl_quantile, rms_dp, top1_flips
 
 PerToken = NDArray[np.floating] | NDArray[np.bool_]
 
@@ -50,6 +49,8 @@ class Metric:
     influence: Callable[[TokenScores, Ints, float], Values] | None = None
     distance: Callable[[TokenScores, TokenScores, Ints], Apart] | None = None
     burst: float = 0.0  # of a share of rare tokens: what one conversation may hold, none having any
+    needs: Literal["kl_T", "same_top_T"] | None = None  # of the scores of a distance
+    place: Literal["columns", "divergence"] = "columns"  # the table that shows it
     limit: str | None = None  # the gate's key; None: `gate.metrics` holds it
     relative_limit: str | None = None  # the gate's key of a limit as a share of the base's number
 
@@ -119,6 +120,16 @@ JS2D = Metric(
     "0 is identical, ln 2 disjoint.",
     distance=js2d_corrected, limit="max_js2d",
 )  # fmt: skip
+
+
+def _kl(
+    name: str, label: str, meaning: str, of: Callable[[TokenScores, TokenScores, Ints], Apart]
+) -> Metric:
+    return Metric(
+        name, label, f"{meaning}.", better="lower", distance=of, needs="kl_T", place="divergence"
+    )
+
+
 METRICS = (
     PPL,
     Metric("nll", "", "Mean -ln p over scored tokens, in nats.", _nll, "lower"),
@@ -140,7 +151,27 @@ METRICS = (
         lambda scores: scores.entropy_T,
     ),
     JS2D,
+    _kl("kl_mean", "mean KL", "Mean KL of the base to the candidate, in nats", kl_mean),
+    *(
+        _kl(f"kl_p{name}", f"{label} KL", f"The KL that {label} of the tokens do not exceed",
+            kl_quantile(share))
+        for name, label, share in (
+            ("50", "median", 0.5), ("90", "90%", 0.9), ("95", "95%", 0.95), ("99", "99%", 0.99),
+            ("999", "99.9%", 0.999),
+        )
+    ),
+    _kl("kl_max", "maximum KL", "The KL of the worst token", kl_max),
+    Metric(
+        "top1_flips", "top-1 flips",
+        "Share of tokens whose likeliest successor is another than the base's.",
+        better="lower", distance=top1_flips, needs="same_top_T", place="divergence",
+    ),
+    Metric(
+        "rms_dp", "RMS Δ p", "Root of the mean square of the change of p.",
+        better="lower", distance=rms_dp, place="divergence",
+    ),
 )  # fmt: skip
+DIVERGENCE = tuple(metric for metric in METRICS if metric.place == "divergence")
 
 
 def with_metrics(places: Iterable[str]) -> tuple[Metric, ...]:
@@ -177,16 +208,38 @@ def metric_at(place: str) -> Metric:
     return found
 
 
+def distances(
+    base: TokenScores,
+    other: TokenScores,
+    row_T: NDArray[np.integer],
+    metrics: Sequence[Metric] = METRICS,
+) -> dict[str, Apart]:
+    """How far two models are apart, by every metric that says so; 0 of a model from itself.
+
+    What was not measured is left out.
+    """
+    rows = np.unique(row_T, return_inverse=True)[1]
+    itself = other is base
+    return {
+        metric.name: Apart(0.0, None, 0.0) if itself else metric.distance(base, other, rows)
+        for metric in metrics
+        if metric.distance is not None and not (itself and metric.place == "divergence")
+        if metric.needs is None or getattr(other, metric.needs) is not None
+    }
+
+
 def pack_report(
     scores: TokenScores,
     base: TokenScores,
     cc_quantile: float,
     metrics: Sequence[Metric] = METRICS,
     row_T: NDArray[np.integer] | None = None,
+    apart: Mapping[str, Apart] | None = None,
 ) -> PackReport:
     """All metrics of `scores`, with `base` (the base model on the same tokens) as reference.
 
-    row_T: the conversation of every token; None: every block is taken for one.
+    row_T: the conversation of every token; None: every block is taken for one. apart: their
+    `distances`, where they are known.
     """
     check_scores(scores, "candidate")
     check_scores(base, "base")
@@ -194,19 +247,17 @@ def pack_report(
         raise ValueError(
             f"evaluations of different tokens cannot be compared: {len(base)} and {len(scores)}"
         )
-    kept = base.top_ids_TK is not None and scores.top_ids_TK is not None
-    rows = np.unique(scores.block_T if row_T is None else row_T, return_inverse=True)[1]
+    row_T = scores.block_T if row_T is None else row_T
+    if apart is None:
+        apart = distances(base, scores, row_T, metrics)
     found = {
         metric.name: metric.of(scores, base, cc_quantile)
         for metric in metrics
         if metric.label and metric.distance is None
     }
-    itself = scores is base  # of which every distance is 0
-    corrected = {
-        metric.name: 0.0 if itself else metric.distance(base, scores, rows).value
-        for metric in metrics
-        if metric.distance is not None
-    }
+    corrected = {name: one.value for name, one in apart.items()}
+    plain = apart["js2d"].plain
+    assert plain is not None, "JS2D is known without its correction too"
     return PackReport(
         ppl=found.pop("ppl"),
         mean_prob=found.pop("mean_prob"),
@@ -215,12 +266,10 @@ def pack_report(
         cc_rate_base_thr=cc_rate_below(
             scores.p_T, scores.entropy_T, *thresholds(base.p_T, base.entropy_T, cc_quantile)
         ),
-        js2d=0.0 if itself else js2d(base, scores),
+        js2d=plain,
         js2d_corrected=corrected.pop("js2d"),
         scored_tokens=len(scores),
         blocks=len(np.unique(scores.block_T)),
-        rows=int(rows.max()) + 1,
-        kl_top=kl_top(base, scores) if kept else None,
-        top1_agreement=top1_agreement(base, scores) if kept else None,
+        rows=len(np.unique(row_T)),
         further={**found, **corrected},
     )

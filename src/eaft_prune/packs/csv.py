@@ -29,9 +29,13 @@ def _opened(file: PackFile, only: str | None = None) -> Any:
 
 def kind(file: PackFile) -> Kind:
     """text; raises UserError where the column is not there."""
+    return kind_of(file, [(name, "text") for name in names(file)])
+
+
+def names(file: PackFile) -> list[str]:
+    """Its columns."""
     with arrow_errors(file, "is not a CSV file"), _opened(file) as opened:
-        names = opened.schema.names
-    return kind_of(file, [(name, "text") for name in names])
+        return list(opened.schema.names)
 
 
 def count(file: PackFile) -> int:

@@ -36,6 +36,11 @@ def kind(file: PackFile) -> Kind:
     raise file.error("has no rows")
 
 
+def names(file: PackFile) -> list[str]:
+    """The keys of the first row."""
+    return list(next(_objects(file), (0, {}))[1])
+
+
 def _held(value: Any) -> str:
     if isinstance(value, str):
         return "text"

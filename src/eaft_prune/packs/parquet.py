@@ -32,6 +32,12 @@ def kind(file: PackFile) -> Kind:
         return kind_of(file, [(field.name, _held(field.type)) for field in opened.schema_arrow])
 
 
+def names(file: PackFile) -> list[str]:
+    """Its columns."""
+    with _opened(file) as opened, arrow_errors(file, "is damaged"):
+        return list(opened.schema_arrow.names)
+
+
 def _held(kind: pyarrow.DataType) -> str:
     """text, messages, or the type as pyarrow writes it."""
     from pyarrow import types

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 from eaft_prune.core.types import UserError
@@ -16,11 +17,14 @@ from eaft_prune.packs.pack_file import Kind, PackFile, shown
 Message = Mapping[str, Any]
 Row = str | Sequence[Message]
 
+ANSWER = "answer"
 _LFS = b"version https://git-lfs"
 
 
 class _Format(Protocol):
     """How rows are stored: what the column holds, how many there are, and they themselves."""
+
+    def names(self, file: PackFile) -> list[str]: ...
 
     def kind(self, file: PackFile) -> Kind: ...
 
@@ -60,6 +64,22 @@ def read_texts(file: PackFile, render: Callable[[Sequence[Message]], str]) -> It
             yield row if isinstance(row, str) else render(row)
         except UserError as error:
             raise file.error(f"row {index}: {error}") from None
+
+
+def read_answers(file: PackFile) -> list[str | None]:
+    """What each row's last turn should answer: its `answer`, a text or a number; None: it has none.
+
+    Empty where the file has no such column. Raises UserError where one holds something else.
+    """
+    own, form = replace(file, column=ANSWER), _format(file)
+    if ANSWER not in form.names(own):
+        return []
+    found: list[str | None] = []
+    for index, value in enumerate(form.rows(own)):
+        if value is not None and not isinstance(value, str | int | float):
+            raise file.error(f"row {index}: {ANSWER} holds {shown(value)}, no text and no number")
+        found.append(None if value is None or value == "" else str(value))
+    return found
 
 
 def read_rows(file: PackFile) -> Iterator[Row]:

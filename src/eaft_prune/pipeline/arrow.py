@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from eaft_prune.checkpoints.model import Model
 from eaft_prune.checkpoints.pad import check_switches
 from eaft_prune.config import resolve_path
+from eaft_prune.core.generation import GenerationReport
 from eaft_prune.core.outcome import Outcome, Selection
+from eaft_prune.core.passages import Passage
 from eaft_prune.core.types import Checkpoint, Evaluation, UserError
 from eaft_prune.pipeline.compare import compare
 from eaft_prune.pipeline.criterion import select
 from eaft_prune.pipeline.evaluation import Side, masked_model
 from eaft_prune.pipeline.export import write
+from eaft_prune.pipeline.generation import generated
+from eaft_prune.pipeline.passages import differing
 from eaft_prune.pipeline.requests import evaluating
 from eaft_prune.pipeline.sequential import measure_all
 from eaft_prune.pipeline.session import Session
@@ -37,6 +41,8 @@ class Origin:
     base: Checkpoint | None = None
     pruned: Checkpoint | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
+    generated: Mapping[str, GenerationReport] = field(default_factory=dict)
+    passages: Mapping[str, Sequence[Passage]] = field(default_factory=dict)
 
 
 def run_arrow(session: Session, out: Path) -> Outcome:
@@ -58,7 +64,10 @@ def run_arrow(session: Session, out: Path) -> Outcome:
             pruned = model.checkpoint
             sides.append(Side(name, model))
     found = measure_all(session, base, sides)
-    return judge(session, out, found, Origin(selection, base.checkpoint, pruned))
+    written = generated(session, base, sides)
+    passages = {other.model: differing(session, base, found[0], other) for other in found[1:]}
+    origin = Origin(selection, base.checkpoint, pruned, generated=written, passages=passages)
+    return judge(session, out, found, origin)
 
 
 def judge(session: Session, out: Path, evaluations: list[Evaluation], origin: Origin) -> Outcome:
@@ -67,8 +76,13 @@ def judge(session: Session, out: Path, evaluations: list[Evaluation], origin: Or
     The card of an exported candidate tells its verdict.
     """
     base, *candidates = evaluations
-    settings = session.experiment.gate.over(len(session.experiment.eval.interim_shares))
-    comparison = compare(session.experiment.eval, settings, base, candidates)
+    looks = len(session.experiment.eval.interim_shares)
+    settings, second = session.experiment.gate.over(looks), session.experiment.second_gate
+    beside = None if second is None else second.over(looks)
+    comparison = compare(
+        session.experiment.eval, settings, base, candidates, beside, origin.generated
+    )
+    comparison = replace(comparison, passages=origin.passages)
     saved = {}
     for model in evaluations:
         saved[model.model] = out / "evaluations" / model.model
@@ -79,6 +93,8 @@ def judge(session: Session, out: Path, evaluations: list[Evaluation], origin: Or
         session.observer.reports(model.model, comparison.reports[model.model], reference)
     for verdict in list(comparison.verdicts.values())[:1]:
         session.observer.verdict(verdict)
+    for verdict in list(comparison.beside.values())[:1]:
+        session.observer.beside(verdict)
     pruned = origin.pruned
     if pruned is not None and pruned.label in comparison.verdicts:
         card.tell(pruned.path, verdict_section(comparison, pruned.label, settings.measured))

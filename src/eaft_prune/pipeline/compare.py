@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from eaft_prune.config import EvalSettings, GateSettings
+from eaft_prune.core.generation import GenerationReport
 from eaft_prune.core.types import EvalKey, Evaluation, UserError
-from eaft_prune.core.verdict import Changes, Comparison, PackReport
+from eaft_prune.core.verdict import Comparison
+from eaft_prune.maths.divergence import Apart
 from eaft_prune.maths.intervals import changes
-from eaft_prune.maths.metrics import Metric, pack_report
+from eaft_prune.maths.metrics import Metric, distances, pack_report
 from eaft_prune.stages.gate import gate
 
 
@@ -17,8 +20,13 @@ def compare(
     gate_settings: GateSettings,
     base: Evaluation,
     candidates: Sequence[Evaluation],
+    beside: GateSettings | None = None,
+    generated: Mapping[str, GenerationReport] = {},
 ) -> Comparison:
     """Reports of base and candidates, and the gate's verdict on each candidate.
+
+    beside: a second gate, of the same confidence, whose verdicts stand beside. generated: what each
+    candidate wrote, if it was asked to.
 
     Raises UserError unless all were measured on the same tokens under the same conditions.
     """
@@ -27,42 +35,78 @@ def compare(
         raise UserError(f"two candidates have one name: {', '.join(names)}")
     for candidate in candidates:
         _check_paired(base, candidate, eval_settings.top_k)
-    metrics = gate_settings.measured
+    candidates = [_compared(base, candidate) for candidate in candidates]
+    sides = (base, *candidates)
+    metrics = _metrics(gate_settings, beside)
+    apart = {side.model: _apart(metrics, base, side) for side in sides}
     reports = {
-        model.model: _reports(eval_settings, model, base, metrics) for model in (base, *candidates)
+        side.model: {
+            key: pack_report(
+                scores,
+                base.scores[key],
+                eval_settings.cc_quantile,
+                metrics,
+                base.rows[key],
+                apart[side.model][key],
+            )
+            for key, scores in side.scores.items()
+        }
+        for side in sides
     }
-    found = {c.model: _changes(eval_settings, gate_settings, base, c) for c in candidates}
-    verdicts = {
-        label: gate(gate_settings, reports[base.model], reports[label], of_candidate)
-        for label, of_candidate in found.items()
+    quantile, confidence = eval_settings.cc_quantile, gate_settings.confidence
+    found = {}
+    for candidate in candidates:
+        of_key = {
+            key: changes(
+                base.scores[key],
+                scores,
+                base.rows[key],
+                quantile,
+                confidence=confidence,
+                metrics=metrics,
+                apart=apart[candidate.model][key],
+            )
+            for key, scores in candidate.scores.items()
+        }
+        found[candidate.model] = {key: one for key, one in of_key.items() if one is not None}
+    written = {
+        label: [some for some in (report.changes, report.answered) if some is not None]
+        for label, report in generated.items()
     }
-    return Comparison(base, tuple(candidates), reports, verdicts, found)
+    verdicts, further = (
+        {
+            label: gate(settings, reports[base.model], reports[label], some, written.get(label, ()))
+            for label, some in found.items()
+            if settings is not None
+        }
+        for settings in (gate_settings, beside)
+    )
+    return Comparison(base, tuple(candidates), reports, verdicts, found, further, generated)
 
 
-def _reports(
-    settings: EvalSettings, model: Evaluation, base: Evaluation, metrics: Sequence[Metric]
-) -> dict[EvalKey, PackReport]:
+def _compared(base: Evaluation, candidate: Evaluation) -> Evaluation:
+    """Without its KL to another base than this."""
+    if candidate.compared_with in (None, base.checkpoint_digest):
+        return candidate
+    alone = {
+        key: replace(scores, kl_T=None, same_top_T=None) for key, scores in candidate.scores.items()
+    }
+    return replace(candidate, scores=alone, compared_with=None)
+
+
+def _metrics(gate_settings: GateSettings, beside: GateSettings | None) -> list[Metric]:
+    more = () if beside is None else beside.measured
+    return list({m.name: m for m in (*gate_settings.measured, *more)}.values())
+
+
+def _apart(
+    metrics: Sequence[Metric], base: Evaluation, other: Evaluation
+) -> dict[EvalKey, dict[str, Apart]]:
+    """Made once for report and changes: they are the dearest part of both."""
     return {
-        key: pack_report(scores, base.scores[key], settings.cc_quantile, metrics, base.rows[key])
-        for key, scores in model.scores.items()
-    }
-
-
-def _changes(
-    eval_settings: EvalSettings, gate_settings: GateSettings, base: Evaluation, other: Evaluation
-) -> dict[EvalKey, Changes]:
-    found = {
-        key: changes(
-            base.scores[key],
-            scores,
-            base.rows[key],
-            eval_settings.cc_quantile,
-            confidence=gate_settings.confidence,
-            metrics=gate_settings.measured,
-        )
+        key: distances(base.scores[key], scores, base.rows[key], metrics)
         for key, scores in other.scores.items()
     }
-    return {key: change for key, change in found.items() if change is not None}
 
 
 def _check_paired(base: Evaluation, candidate: Evaluation, top_k: int | None) -> None:

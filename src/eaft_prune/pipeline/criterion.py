@@ -11,11 +11,12 @@ from eaft_prune.core.outcome import Selection
 from eaft_prune.core.plugins import source_digest
 from eaft_prune.core.step import Step
 from eaft_prune.core.store import Stored
-from eaft_prune.core.types import ExpertScores, KeepPlan, LayerLosses
+from eaft_prune.core.types import Coverage, ExpertScores, KeepPlan, LayerLosses, Trace
 from eaft_prune.pipeline.losses import layer_losses, marginal_scores
 from eaft_prune.pipeline.session import Session
 from eaft_prune.pipeline.traces import trace_of
 from eaft_prune.records.scores import check_scores, read_scores
+from eaft_prune.stages import coverage as covering
 from eaft_prune.stages import plan as planning
 from eaft_prune.stages import score as scoring
 
@@ -23,7 +24,8 @@ from eaft_prune.stages import score as scoring
 def select(session: Session, base: Model) -> Selection:
     """Scores, and the plan that is cut from them."""
     settings = session.experiment.pruning
-    scores = _scores(session, base)
+    trace = _trace(session, base)
+    scores = _scores(session, base, trace)
     inputs: dict[str, str] = {"scores": scores.digest}
     losses: Stored[LayerLosses] | None = None
     if settings.selection == "marginal_loss":
@@ -42,7 +44,27 @@ def select(session: Session, base: Model) -> Selection:
         )
     )
     session.observer.plan(plan.value)
-    return Selection(settings.name, scores.value, plan.value, settings.model_dump(mode="json"))
+    values = settings.model_dump(mode="json")
+    covered = None if trace is None else _coverage(session, trace, plan)
+    return Selection(settings.name, scores.value, plan.value, values, covered)
+
+
+def _coverage(session: Session, trace: Stored[Trace], plan: Stored[KeepPlan]) -> Coverage:
+    step = Step(
+        "coverage",
+        covering.VERSION,
+        {},
+        {"trace": trace.digest, "plan": plan.digest},
+        Coverage,
+        lambda: covering.coverage(trace.value, plan.value),
+    )
+    return session.run(step).value
+
+
+def _trace(session: Session, base: Model) -> Stored[Trace] | None:
+    """The routing trace; None where scores are not made of one."""
+    given = session.experiment.scores is not None
+    return None if given or session.experiment.pruning.measured else trace_of(session, base)
 
 
 def scoring_settings(settings: PruningSettings) -> dict[str, Any]:
@@ -53,13 +75,12 @@ def scoring_settings(settings: PruningSettings) -> dict[str, Any]:
     return {**settings.scoring, "function_sha256": source}
 
 
-def _scores(session: Session, base: Model) -> Stored[ExpertScores]:
+def _scores(session: Session, base: Model, trace: Stored[Trace] | None) -> Stored[ExpertScores]:
     settings = session.experiment.pruning
     if session.experiment.scores is not None:
         return _given_scores(session, base, session.experiment.scores)
-    if settings.measured:
+    if trace is None:
         return marginal_scores(session, base)
-    trace = trace_of(session, base)
     return session.run(
         Step(
             "score",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from eaft_prune.checkpoints.model import Model, with_top_k
 from eaft_prune.core.step import Step
 from eaft_prune.core.store import Stored
 from eaft_prune.core.types import Blocks, EvalKey, Evaluation, KeepPlan, TokenScores
+from eaft_prune.engines.base import OnTokens
 from eaft_prune.pipeline.requests import evaluating
 from eaft_prune.pipeline.session import Session
 from eaft_prune.stages import evaluate
@@ -44,6 +46,28 @@ class ScorerConditions:
     values: Mapping[str, Any]
 
 
+@dataclass(frozen=True)
+class Part:
+    """Some blocks in some order, as one evaluation."""
+
+    where: str  # pack, length and whatever else tells it apart in records
+    blocks: Stored[Blocks]
+    chunk: tuple[int, int] | None = None  # from the first to before the second; None: all
+    order: Order | None = None  # the one that a chunk counts in; None: as they are
+
+    @property
+    def some(self) -> Blocks:
+        first, end = self.chunk or (0, None)
+        whole = self.blocks.value
+        return (whole if self.order is None else whole[self.order.order_B])[first:end]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What keys hold of it beside the digest of all blocks."""
+        found: dict[str, Any] = {} if self.chunk is None else {"chunk": list(self.chunk)}
+        return found if self.order is None else {**found, "order": self.order.name}
+
+
 def key_of(session: Session, side: Side) -> tuple[dict[str, Any], dict[str, str]]:
     """Settings and inputs of a side's evaluation, but for the blocks: known before any is loaded.
 
@@ -51,65 +75,84 @@ def key_of(session: Session, side: Side) -> tuple[dict[str, Any], dict[str, str]
     """
     kind = session.kind if side.mask is None else session.profiling_kind
     settings = {**kind.key(session.options), "replicate": side.replicate}
-    if session.experiment.eval.top_logprobs:
-        settings["top_logprobs"] = True
     kept = side.mask.digest if side.mask and not side.mask.keeps_all else ""
     return settings, {"model": side.model.digest, "mask": kept}
 
 
 def evaluated(
-    session: Session,
-    side: Side,
-    blocks: Stored[Blocks],
-    name: str,
-    chunk: tuple[int, int] | None = None,
-    order: Order | None = None,
+    session: Session, side: Side, part: Part, compute: Callable[[], TokenScores] | None = None
 ) -> Step[TokenScores]:
-    """The evaluation of a side on all blocks, or on those from chunk[0] to before chunk[1].
-
-    order: the one that a chunk counts in; None: as they are.
-    """
+    """The evaluation of a side; compute: a pass that also gives more than scores."""
     settings, inputs = key_of(session, side)
-    if chunk is not None:
-        settings["chunk"] = list(chunk)
-    if order is not None:
-        settings["order"] = order.name
-    first, end = chunk or (0, None)
-    some = (blocks.value if order is None else blocks.value[order.order_B])[first:end]
 
-    def compute() -> TokenScores:
-        with session.bars.bar(name, some.ids_BS.size, "tok") as on_tokens:
-            if side.mask is None:
-                return evaluate.evaluate(session.scorer(side.model), some, on_tokens)
-            profiler = session.profiler(side.model)
-            return evaluate.evaluate_masked(profiler, some, side.mask, on_tokens)
+    def alone() -> TokenScores:
+        with running(session, side, part) as (scorer, on_tokens):
+            return evaluate.evaluate(scorer, part.some, on_tokens)
 
     def facts(value: TokenScores, seconds: float) -> Mapping[str, Any]:
-        tokens = some.ids_BS.size
+        tokens = part.some.ids_BS.size
         return {"tokens": tokens, "scored_tokens": len(value), "tokens_per_s": tokens / seconds}
 
-    inputs = {**inputs, "blocks": blocks.digest}
-    return Step(f"evaluate/{name}", evaluate.VERSION, settings, inputs, TokenScores, compute, facts)
+    name = f"evaluate/{side.label}/{part.where}"
+    settings, inputs = {**settings, **part.settings}, {**inputs, "blocks": part.blocks.digest}
+    made = alone if compute is None else compute
+    return Step(name, evaluate.VERSION, settings, inputs, TokenScores, made, facts)
+
+
+@contextmanager
+def opened(session: Session, side: Side) -> Iterator[Any]:
+    """The side's model, its experts masked inside."""
+    if side.mask is None:
+        yield session.scorer(side.model)
+        return
+    profiler = session.profiler(side.model)
+    with profiler.masked(side.mask):
+        yield profiler
+
+
+@contextmanager
+def running(session: Session, side: Side, part: Part) -> Iterator[tuple[Any, OnTokens]]:
+    """The same, and a bar of the part's tokens."""
+    total = part.some.ids_BS.size
+    with (
+        session.bars.bar(f"{side.label}/{part.where}", total, "tok") as on_tokens,
+        opened(session, side) as scorer,
+    ):
+        yield scorer, on_tokens
 
 
 def measure(
-    session: Session, base: Model, side: Side, asked: Sequence[BlockRequest] | None = None
+    session: Session,
+    base: Model,
+    side: Side,
+    asked: Sequence[BlockRequest] | None = None,
+    scored: Callable[[Side, Part], TokenScores] | None = None,
 ) -> Evaluation:
-    """One model on every asked pack and length, by default all of the settings."""
+    """One model on every asked pack and length, by default all of the settings.
+
+    scored: how its scores are had, if it is one of a comparison.
+    """
     scores: dict[EvalKey, TokenScores] = {}
     rows: dict[EvalKey, NDArray[np.int32]] = {}
     token_digests: dict[EvalKey, str] = {}
     for request in evaluating(session.experiment) if asked is None else asked:
         blocks = session.blocks(base, request)
-        name = f"{side.label}/{request.pack}/{request.seq_len}"
-        stored = session.run(evaluated(session, side, blocks, name))
-        scores[request.pack, request.seq_len] = stored.value
-        rows[request.pack, request.seq_len] = blocks.value.conversation_BS[blocks.value.scored_BS]
-        token_digests[request.pack, request.seq_len] = blocks.digest
+        key, part = (
+            (request.pack, request.seq_len),
+            Part(f"{request.pack}/{request.seq_len}", blocks),
+        )
+        scores[key] = (
+            session.run(evaluated(session, side, part)).value
+            if scored is None
+            else scored(side, part)
+        )
+        rows[key] = blocks.value.conversation_BS[blocks.value.scored_BS]
+        token_digests[key] = blocks.digest
     plan_digest = side.mask.digest if side.mask else None
+    compared = any(found.kl_T is not None for found in scores.values())
     return Evaluation(
         side.label, side.model.digest, plan_digest, scores, rows, token_digests,
-        conditions(session, side.model),
+        conditions(session, side.model), base.digest if compared else None,
     )  # fmt: skip
 
 

@@ -58,6 +58,9 @@ class Observer(Protocol):
     def verdict(self, verdict: GateVerdict) -> None:
         """The gate decided."""
 
+    def beside(self, verdict: GateVerdict) -> None:
+        """The gate that stands beside decided."""
+
     @property
     def run_id(self) -> str:
         """The tracked run, for processes that join it."""

@@ -8,7 +8,7 @@ from eaft_prune.core.digests import digest
 from eaft_prune.core.types import UserError
 from eaft_prune.pipeline.arrow import check_plan_fits
 from eaft_prune.pipeline.criterion import select
-from eaft_prune.pipeline.evaluation import Side, evaluated, masked_model
+from eaft_prune.pipeline.evaluation import Part, Side, evaluated, masked_model
 from eaft_prune.pipeline.export import target_of
 from eaft_prune.pipeline.requests import evaluating
 from eaft_prune.pipeline.session import Session
@@ -39,7 +39,7 @@ def preview(session: Session) -> tuple[str, dict[str, str]]:
         for request in evaluating(session.experiment):
             blocks = session.blocks(base, request)
             where = f"{name} {request.pack} {request.seq_len}"
-            step = evaluated(session, sides[name], blocks, where)
+            step = evaluated(session, sides[name], Part(where, blocks))
             if unknown or not session.store.holds(step):
                 missing[digest([dict(step.inputs), plan.digest if unknown else ""])] = where
     return plan.digest, missing

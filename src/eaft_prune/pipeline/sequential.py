@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +14,8 @@ from eaft_prune.checkpoints.model import Model
 from eaft_prune.core.digests import digest
 from eaft_prune.core.types import EvalKey, Evaluation, TokenScores
 from eaft_prune.pipeline.compare import compare
-from eaft_prune.pipeline.evaluation import Order, Side, evaluated, measure
+from eaft_prune.pipeline.divergence import paired
+from eaft_prune.pipeline.evaluation import Order, Part, Side, measure
 from eaft_prune.pipeline.requests import evaluating
 from eaft_prune.pipeline.session import Session
 from eaft_prune.stages.pack import BlockRequest
@@ -38,13 +39,16 @@ def measure_all(session: Session, base: Model, sides: Sequence[Side]) -> list[Ev
     experiment = session.experiment
     shares = experiment.eval.interim_shares
     if len(shares) == 1:
-        return [measure(session, base, side) for side in sides]
+        scored = paired(session, sides[0])
+        return [measure(session, base, side, scored=scored) for side in sides]
+    scored = paired(session, sides[0])
     asked = evaluating(experiment)
     read = [request for request in asked if _is_read(session, request)]
     settings = experiment.gate.over(len(shares))
     found: list[Evaluation] = []
     for number in range(1, len(shares) + 1):
-        found = [_up_to(session, base, side, read, shares[:number]) for side in sides]
+        so_far = shares[:number]
+        found = [_up_to(session, base, side, scored, read, so_far) for side in sides]
         verdicts = compare(experiment.eval, settings, found[0], found[1:]).verdicts
         said = ", ".join(f"{label} {verdict.status}" for label, verdict in verdicts.items())
         tokens = sum(map(len, found[0].scores.values()))
@@ -60,7 +64,7 @@ def measure_all(session: Session, base: Model, sides: Sequence[Side]) -> list[Ev
     others = [request for request in asked if request not in read]
     if not others:
         return found
-    rest = [measure(session, base, side, others) for side in sides]
+    rest = [measure(session, base, side, others, scored) for side in sides]
     return [
         replace(
             some,
@@ -82,6 +86,7 @@ def _up_to(
     session: Session,
     base: Model,
     side: Side,
+    scored: Callable[[Side, Part], TokenScores],
     read: Sequence[BlockRequest],
     shares: Sequence[float],
 ) -> Evaluation:
@@ -96,16 +101,22 @@ def _up_to(
         total = len(blocks.value)
         order = Order(f"random {seed}", np.random.default_rng(seed).permutation(total))
         ends = sorted({max(math.ceil(s * total), min(_LEAST, total)) for s in shares})
-        where = f"{side.label}/{request.pack}/{request.seq_len}"
+        where = f"{request.pack}/{request.seq_len}"
         parts = []
         for first, end in zip([0, *ends], ends, strict=False):
-            name = f"{where}/{first}-{end}"
-            step = evaluated(session, side, blocks, name, (first, end), order)
-            parts.append((first, session.run(step).value))
+            part = Part(f"{where}/{first}-{end}", blocks, (first, end), order)
+            parts.append((first, scored(side, part)))
         key = (request.pack, request.seq_len)
         scores[key] = TokenScores.joined(parts)
         seen = order.order_B[: ends[-1]]
         rows[key] = blocks.value.conversation_BS[seen][blocks.value.scored_BS[seen]]
         digests[key] = digest([blocks.digest, order.name, ends[-1]])
     none = measure(session, base, side, [])
-    return replace(none, scores=scores, rows=rows, token_digests=digests)
+    compared = any(found.kl_T is not None for found in scores.values())
+    return replace(
+        none,
+        scores=scores,
+        rows=rows,
+        token_digests=digests,
+        compared_with=base.digest if compared else None,
+    )

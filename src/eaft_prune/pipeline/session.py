@@ -23,7 +23,7 @@ from eaft_prune.engines.registry import TRANSFORMERS, dtype_of, engine_kind
 from eaft_prune.engines.world import world_size
 from eaft_prune.packs import sources
 from eaft_prune.packs.pack_file import PackFile
-from eaft_prune.packs.rows import count_rows, read_texts
+from eaft_prune.packs.rows import count_rows, read_answers, read_texts
 from eaft_prune.pipeline.fitting import check_ids, check_length, check_rows
 from eaft_prune.pipeline.observer import Observer
 from eaft_prune.stages import pack as pack_stage
@@ -144,11 +144,11 @@ class Session:
         packed: list[pack_stage.Packed] = []
 
         def compute() -> Blocks:
-            rows = {name: self._rows(base, name) for name in files}
+            rows = {name: self.rows(base, name) for name in files}
             count = request.num_blocks
             total = None if count == "all" else count * request.seq_len
             with self.bars.bar(f"pack {request.pack}", total, "tok") as on_tokens:
-                done = pack_stage.pack(packs, request, rows, self._tokens(base), on_tokens)
+                done = pack_stage.pack(packs, request, rows, self.tokenizer(base), on_tokens)
             packed.append(done)
             return done.blocks
 
@@ -179,10 +179,8 @@ class Session:
     @property
     def options(self) -> EngineOptions:
         """The settings that engines are opened with."""
-        settings, asked = self.experiment, self.experiment.eval
-        return EngineOptions(
-            settings.engine, settings.runtime, asked.entropy_top_k, asked.top_logprobs
-        )
+        settings = self.experiment
+        return EngineOptions(settings.engine, settings.runtime, settings.eval.entropy_top_k)
 
     @property
     def profiling_kind(self) -> EngineKind:
@@ -236,11 +234,16 @@ class Session:
     def _file(self, name: str) -> PackFile:
         return PackFile(name, self.packs[name][0], self.experiment.packs.text_column)
 
-    def _rows(self, base: Model, name: str) -> Sequence[str]:
+    def answers(self, name: str) -> list[str | None]:
+        """What each row of a pack should be answered; none where it has no such column."""
+        return read_answers(self._file(name))
+
+    def rows(self, base: Model, name: str) -> Sequence[str]:
+        """The texts of a pack."""
         if name not in self._texts:
             file, texts = self._file(name), []
             with self.bars.bar(f"read {name}", count_rows(file), "row") as on_rows:
-                for text in read_texts(file, lambda row: self._tokens(base).render(row)):
+                for text in read_texts(file, lambda row: self.tokenizer(base).render(row)):
                     texts.append(text)
                     on_rows(1)
             if file_digest(file.path) != self.packs[name][1]:
@@ -248,7 +251,8 @@ class Session:
             self._texts[name] = texts
         return self._texts[name]
 
-    def _tokens(self, base: Model) -> TransformersTokenizer:
+    def tokenizer(self, base: Model) -> TransformersTokenizer:
+        """The base model's."""
         if self._tokenizer is None:
             from eaft_prune.packs.tokenizer import load_tokenizer
 

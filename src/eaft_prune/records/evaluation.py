@@ -38,6 +38,7 @@ def save_evaluation(directory: Path, evaluation: Evaluation) -> None:
         "checkpoint_digest": evaluation.checkpoint_digest,
         "plan_digest": evaluation.plan_digest,
         "conditions": dict(evaluation.conditions),
+        "compared_with": evaluation.compared_with,
         "files": {
             str(item.relative_to(directory)): file_digest(item)
             for item in sorted(directory.rglob("*"))
@@ -72,6 +73,7 @@ def load_evaluation(directory: Path) -> Evaluation:
             {key: scored.row_T for key, scored in found.items()},
             token_digests,
             facts["conditions"],
+            facts.get("compared_with"),
         )
     except Exception as error:  # json, safetensors and numpy each raise their own
         raise UserError(f"{directory} is not a whole evaluation: {error}") from error

@@ -11,7 +11,7 @@ from typing import Any
 from eaft_prune.core.files import write_atomically
 from eaft_prune.core.outcome import Outcome, StageRecord
 from eaft_prune.core.types import Checkpoint, EvalKey
-from eaft_prune.core.verdict import GateCheck, GateVerdict
+from eaft_prune.core.verdict import Comparison, GateCheck, GateVerdict
 
 FILE = "result.json"
 
@@ -32,6 +32,7 @@ def result(
         "task": task,
         "gate": next(iter(gates.values()), None),
         "gates": gates,
+        "beside": {} if comparison is None else {k: _gate(v) for k, v in comparison.beside.items()},
         "plan": None
         if selection is None
         else {
@@ -44,6 +45,7 @@ def result(
         "checkpoint": _checkpoint(outcome.checkpoint),
         "reports": {} if comparison is None else reports_by_name(comparison.reports),
         "changes": {} if comparison is None else reports_by_name(comparison.changes),
+        "generated": {} if comparison is None else _generated(comparison),
         "evaluations": {label: str(path) for label, path in outcome.evaluations.items()},
         "facts": dict(outcome.facts),
         "digests": {record.stage: record.output_digest for record in records},
@@ -76,6 +78,21 @@ def reports_by_name(found: Mapping[str, Mapping[EvalKey, Any]]) -> dict[str, Any
     return out
 
 
+def _generated(comparison: Comparison) -> dict[str, Any]:
+    """What every candidate wrote, in numbers; the texts are in the report."""
+    return {
+        label: {
+            "base": dict(found.base),
+            "candidate": dict(found.candidate),
+            "changes": found.changes.values(),
+            "answered": None if found.answered is None else found.answered.values(),
+            "flips": {name: asdict(one) for name, one in found.flips.items()},
+            "median_first_difference": found.median_first_difference,
+        }
+        for label, found in comparison.generated.items()
+    }
+
+
 def _gate(verdict: GateVerdict) -> dict[str, Any]:
     return {
         "name": verdict.gate,
@@ -85,6 +102,7 @@ def _gate(verdict: GateVerdict) -> dict[str, Any]:
         "failed_checks": list(verdict.failed_checks),
         "undecided_checks": list(verdict.undecided_checks),
         "plain_failed_checks": list(verdict.plain_failed_checks),
+        "not_measured": list(verdict.missing),
         "settled_by": None if verdict.settled_by is None else verdict.settled_by.label,
         "checks": [_check(check) for check in verdict.checks],
     }

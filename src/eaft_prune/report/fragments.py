@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from eaft_prune.core.types import UNION
 from eaft_prune.core.verdict import GateCheck, Status
 from eaft_prune.maths.metrics import JS2D, Metric
+from eaft_prune.report.elements import numeral, scroll, small, status, text
 from eaft_prune.report.summary import (
     CORRECTED_MEANING,
     PLAIN_MEANING,
@@ -22,7 +22,7 @@ from eaft_prune.report.summary import (
     usage,
 )
 from eaft_prune.report.text import (
-    agreement_sentence,
+    beside_sentence,
     bounds_label,
     check_numbers,
     evidence,
@@ -30,6 +30,7 @@ from eaft_prune.report.text import (
     interval,
     metric_numbers,
     missed_sentence,
+    missing_clause,
     number,
     plain_clause,
     plain_note,
@@ -43,15 +44,6 @@ NEAR = 0.75  # share of a limit from which a delta is shown as near it
 OPEN_FACTS = 6  # groups of more facts start folded
 BAR_FULL = 1.5  # share of a limit at which a bar is full
 _SENTENCES: Mapping[Status, str] = {"FAIL": "failed", "INCONCLUSIVE": "are undecided"}
-
-
-def text(value: object) -> str:
-    """Escaped for element content and for double-quoted attributes."""
-    return html.escape(str(value), quote=True)
-
-
-def _numeral(value: str) -> str:
-    return value.replace("-", "\N{MINUS SIGN}")
 
 
 def headline(summaries: Sequence[CandidateSummary], base: str) -> str:
@@ -78,7 +70,7 @@ def leaderboard_table(summaries: Sequence[CandidateSummary]) -> str:
             f'<td class="place">{place}</td>',
             f'<th scope="row"><button type="button" class="pick" data-pick="{text(summary.label)}">'
             f"{text(summary.label)}</button></th>",
-            f"<td>{_status(summary.verdict.status)}</td>",
+            f"<td>{status(summary.verdict.status)}</td>",
             f'<td class="n">{failed}</td>',
             f'<td class="n">{len(summary.verdict.undecided_checks)}</td>',
             *(_worst_cell(summary.worst(name)) for name in labels),
@@ -87,13 +79,13 @@ def leaderboard_table(summaries: Sequence[CandidateSummary]) -> str:
     head = '<th scope="col"></th><th scope="col">candidate</th><th scope="col">verdict</th>'
     for label in ("failed", "undecided", *labels.values()):
         head += f'<th scope="col" class="n">{text(label)}</th>'
-    return _scroll("Leaderboard", f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody>")
+    return scroll("Leaderboard", f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody>")
 
 
 def _worst_cell(check: GateCheck | None) -> str:
     if check is None:
         return '<td class="n">none</td>'
-    return f'<td class="n {_tone(usage(check))}">{_numeral(check_numbers(check)[0])}</td>'
+    return f'<td class="n {_tone(usage(check))}">{numeral(check_numbers(check)[0])}</td>'
 
 
 def verdict_block(summary: CandidateSummary, base: str) -> str:
@@ -106,19 +98,19 @@ def verdict_block(summary: CandidateSummary, base: str) -> str:
             share = f"{len(named)} of {len(verdict.checks)}"
             sentence = f"{share} checks of {text(verdict.gate)} {verb}: {_names(summary, named)}"
             break
-    if verdict.status == "INCONCLUSIVE":
+    if verdict.undecided_checks and not verdict.failed_checks:
         settled = settling(verdict)
         sentence += f". {text(settled[0].upper() + settled[1:])}"
-    sentence += f"{text(_numeral(plain_clause(summary)))}."
-    sentences = (missed_sentence, ppl_sentence, worst_pack_sentence, agreement_sentence)
-    said = [_numeral(sentence(summary)) for sentence in sentences]
+    sentence += f"{text(missing_clause(verdict))}{text(numeral(plain_clause(summary)))}."
+    sentences = (missed_sentence, ppl_sentence, worst_pack_sentence)
+    said = [numeral(sentence(summary)) for sentence in sentences]
     further = "".join(f"<p>{text(part[0].upper() + part[1:])}.</p>" for part in said if part)
     return (
-        f'<div class="verdict"><p class="word">{_status(verdict.status)} '
+        f'<div class="verdict"><p class="word">{status(verdict.status)} '
         f"{text(evidence(summary))}</p>"
         f'<p class="pair">{text(summary.label)} <span>against</span> {text(base)}</p>'
         f"<p>{sentence}</p>{further}</div>"
-        f"{_checks_table(summary)}"
+        f"{_checks_table(summary)}{beside_block(summary)}"
     )
 
 
@@ -143,6 +135,10 @@ def _whisker(check: GateCheck) -> str:
     return f'<b style="left:{left:.1f}%;width:{max(right - left, 0.3):.1f}%"></b>'
 
 
+def _where(check: GateCheck) -> str:
+    return f"{check.pack} · {check.seq_len}" if check.seq_len else check.pack
+
+
 def _checks_table(summary: CandidateSummary) -> str:
     verdict = summary.verdict
     head = "".join(
@@ -155,21 +151,37 @@ def _checks_table(summary: CandidateSummary) -> str:
     )  # fmt: skip
     rows = []
     for check in verdict.checks:
-        value, within, limit, margin = (_numeral(n) for n in check_numbers(check))
+        value, within, limit, margin = (numeral(n) for n in check_numbers(check))
         used = usage(check)
         width = min(used, BAR_FULL) / BAR_FULL * 100
         taken = f"{used:.0%}" if used < 100 else "over 100 times"
-        note = _small(_numeral(plain_note(summary, check)))
+        note = small(numeral(plain_note(summary, check)))
         rows.append(
             f'<tr class="{_tone(used)}"><th scope="row">{text(summary.label_of(check))} '
-            f"<small>{text(check.pack)} · {check.seq_len}</small></th>"
+            f"<small>{text(_where(check))}</small></th>"
             f'<td class="bar"><span class="track" role="img" aria-label="{taken} of the limit">'
             f'<i style="width:{width:.1f}%"></i>{_whisker(check)}</span>{note}</td>'
             f'<td class="n">{value}</td><td class="n">{within}</td><td class="n">{limit}</td>'
-            f'<td class="n">{margin}</td><td>{_status(check.outcome)}</td></tr>'
+            f'<td class="n">{margin}</td><td>{status(check.outcome)}</td></tr>'
+        )
+    for label in verdict.missing:
+        rows.append(
+            f'<tr><th scope="row">{text(label)}</th><td></td><td></td><td></td><td></td><td></td>'
+            f"<td>{status('NOT MEASURED')}</td></tr>"
         )
     table = f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
     return f'<table class="checks">{table}</table>'
+
+
+def beside_block(summary: CandidateSummary) -> str:
+    """A second gate's verdict, folded; empty where there is none."""
+    second = summary.second
+    if second is None:
+        return ""
+    return (
+        f'<details class="beside"><summary>{status(second.verdict.status)} '
+        f"{text(beside_sentence(summary))}</summary>{_checks_table(second)}</details>"
+    )
 
 
 def metrics_table(summary: CandidateSummary, base: str) -> str:
@@ -188,18 +200,18 @@ def metrics_table(summary: CandidateSummary, base: str) -> str:
     top += '<th scope="col" rowspan="2" class="n group">tokens</th>'
     body = "".join(_metrics_row(summary, row) for row in summary.rows)
     head = f"<thead><tr>{top}</tr><tr>{sub}</tr></thead>"
-    return _scroll(f"Metrics of {summary.label}", f"{head}<tbody>{body}</tbody>")
+    return scroll(f"Metrics of {summary.label}", f"{head}<tbody>{body}</tbody>")
 
 
 def _metrics_row(summary: CandidateSummary, row: Row) -> str:
     cells = ""
     for metric in summary.columns:
         values = row.values(metric)
-        base, candidate, delta = (_numeral(n) for n in metric_numbers(metric, values))
+        base, candidate, delta = (numeral(n) for n in metric_numbers(metric, values))
         tone, ends = _tone(summary.used(metric, row)), _interval(summary, metric, row)
         cells += f'<td class="n group">{base}</td><td class="n">{candidate}</td>'
         cells += f'<td class="n delta {tone}">{delta}{ends}</td>'
-    decides, other = (_numeral(number(value, JS2D.decimals)) for value in summary.js2d(row))
+    decides, other = (numeral(number(value, JS2D.decimals)) for value in summary.js2d(row))
     tone, ends = _tone(summary.used(JS2D, row)), _interval(summary, JS2D, row)
     cells += f'<td class="n group delta {tone}">{decides}{ends}</td>'
     cells += f'<td class="n other">{other}</td>'
@@ -211,11 +223,7 @@ def _metrics_row(summary: CandidateSummary, row: Row) -> str:
 
 def _interval(summary: CandidateSummary, metric: Metric, row: Row) -> str:
     ends = "\N{NO-BREAK SPACE}to ".join(interval(summary, metric, row))  # two lines, not three
-    return _small(_numeral(ends))
-
-
-def _small(said: str) -> str:
-    return f" <small>{text(said)}</small>" if said else ""
+    return small(numeral(ends))
 
 
 def glossary(metrics: Sequence[Metric]) -> str:
@@ -247,18 +255,6 @@ def provenance(facts: Mapping[str, Any]) -> str:
         summary = f"<summary>{text(printable(group))}</summary>"
         parts.append(f"<details{state}>{summary}{listed}</details>" if group else listed)
     return "".join(parts) or "<p>No facts were recorded.</p>"
-
-
-def _scroll(label: str, table: str) -> str:
-    """A table that scrolls inside its own box, by keyboard too."""
-    return (
-        f'<div class="scroll" role="region" tabindex="0" aria-label="{text(label)}">'
-        f"<table>{table}</table></div>"
-    )
-
-
-def _status(status: str) -> str:
-    return f'<span class="status {text(status.lower())}">{text(status)}</span>'
 
 
 def _tone(used: float | None) -> str:

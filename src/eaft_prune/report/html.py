@@ -13,6 +13,14 @@ from typing import Any
 from eaft_prune.core.outcome import Selection
 from eaft_prune.core.verdict import Comparison
 from eaft_prune.maths.metrics import METRICS, Metric
+from eaft_prune.report.elements import text
+from eaft_prune.report.evidence_html import (
+    coverage_table,
+    divergence_table,
+    passages_block,
+    searchable,
+    written_block,
+)
 from eaft_prune.report.experts import selections_of
 from eaft_prune.report.fragments import (
     fact_list,
@@ -21,7 +29,6 @@ from eaft_prune.report.fragments import (
     leaderboard_table,
     metrics_table,
     provenance,
-    text,
     verdict_block,
 )
 from eaft_prune.report.plots import plot_data
@@ -51,6 +58,9 @@ def html_report(
     data = _json(plot_data(comparison, selections, cc_quantile))
     theme, plotly, script = _file("theme.js"), _plotly(), _file("report.js")
     labels = [summary.label for summary in summaries]
+    covered = coverage_table(selections)
+    passages = [passages_block(comparison, label) for label in labels]
+    written = [written_block(summary, comparison) for summary in summaries]
     return Template(_file("report.html")).substitute(
         title=text(_title(summaries, base)),
         policy=_policy(theme, plotly, script),
@@ -64,6 +74,12 @@ def html_report(
         ),
         several="" if len(summaries) > 1 else "hidden",
         metrics=_per_candidate(summaries, base, metrics_table),
+        divergence=_per_candidate(summaries, base, divergence_table),
+        coverage=covered,
+        uncovered="" if covered else "hidden",
+        find=searchable([*passages, *written]),
+        passages=_beside(labels, passages),
+        written=_beside(labels, written),
         glossary=glossary(metrics),
         experts="" if selections else "hidden",
         provenance=provenance(facts),
@@ -85,9 +101,13 @@ def _per_candidate(
     summaries: list[CandidateSummary], base: str, render: Callable[[CandidateSummary, str], str]
 ) -> str:
     """One block per candidate; the script shows that of the selected one."""
+    return _beside([s.label for s in summaries], [render(summary, base) for summary in summaries])
+
+
+def _beside(labels: Sequence[str], blocks: Sequence[str]) -> str:
     return "".join(
-        f'<div data-candidate="{text(summary.label)}">{render(summary, base)}</div>'
-        for summary in summaries
+        f'<div data-candidate="{text(label)}">{block}</div>'
+        for label, block in zip(labels, blocks, strict=True)
     )
 
 

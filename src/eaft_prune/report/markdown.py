@@ -12,6 +12,7 @@ from eaft_prune.core.text import id_ranges
 from eaft_prune.core.types import UNION
 from eaft_prune.core.verdict import Comparison
 from eaft_prune.maths.metrics import JS2D, METRICS, Metric
+from eaft_prune.report import divergence
 from eaft_prune.report.experts import expert_map, method, selections_of
 from eaft_prune.report.summary import (
     CORRECTED_MEANING,
@@ -23,7 +24,7 @@ from eaft_prune.report.summary import (
 )
 from eaft_prune.report.text import (
     RESULTS,
-    agreement_sentence,
+    beside_sentence,
     bounds_label,
     check_numbers,
     evidence,
@@ -106,11 +107,14 @@ def _checks(summary: CandidateSummary) -> list[str]:
         (
             summary.label_of(check),
             inline(check.pack),
-            str(check.seq_len),
+            str(check.seq_len or ""),
             *check_numbers(check),
             "pass" if check.outcome == "PASS" else f"**{RESULTS[check.outcome]}**",
         )
         for check in summary.verdict.checks
+    ]
+    rows += [
+        (code(label), "", "", "", "", "", "", "not measured") for label in summary.verdict.missing
     ]
     columns = (bounds_label(summary.verdict), "limit", "margin", "result")
     checks = table(("check", "pack", "length", "value", *columns), rows, left=2)
@@ -118,7 +122,7 @@ def _checks(summary: CandidateSummary) -> list[str]:
 
 
 def _candidate(summary: CandidateSummary, base: str) -> list[str]:
-    sentences = (missed_sentence, ppl_sentence, worst_pack_sentence, agreement_sentence)
+    sentences = (missed_sentence, ppl_sentence, worst_pack_sentence)
     further = [sentence(summary) for sentence in sentences]
     note = "" if summary.verdict.confidence is None else ", changes with their bounds"
     labels = [label for metric in summary.columns for label in (metric.label, "Δ")]
@@ -131,9 +135,11 @@ def _candidate(summary: CandidateSummary, base: str) -> list[str]:
         "",
         *_sentences(further),
         *_checks(summary),
+        *_beside(summary),
         f"Metrics are written base → candidate{note}.",
         "",
         *table(header, [_metric_cells(summary, row) for row in summary.rows], left=1),
+        *_divergence(summary),
         "<details><summary>What the metrics mean</summary>",
         "",
         *(f"- **{metric.label}**: {metric.sentence}" for metric in (*summary.columns, JS2D)),
@@ -141,6 +147,30 @@ def _candidate(summary: CandidateSummary, base: str) -> list[str]:
         f"- **plain**: {PLAIN_MEANING}",
         "",
         "</details>",
+        "",
+    ]
+
+
+def _beside(summary: CandidateSummary) -> list[str]:
+    second = summary.second
+    if second is None:
+        return []
+    head = f"<details><summary>{html.escape(beside_sentence(summary))}</summary>"
+    return [head, "", *_checks(second), "</details>", ""]
+
+
+def _divergence(summary: CandidateSummary) -> list[str]:
+    header = (*divergence.HEADS, *divergence.heads())
+    rows = []
+    for row, cells in divergence.lines(summary):
+        shown = [f"{value} ({ends})" if ends else value for value, ends in cells]
+        rows.append([inline(row.pack), str(row.seq_len), *shown])
+    note = divergence.NOTE if any(map(divergence.measured, summary.rows)) else divergence.MISSING
+    return [
+        "### Divergence from the base",
+        "",
+        *table(tuple(map(inline, header)), rows, left=1),
+        f"{note}.",
         "",
     ]
 

@@ -15,6 +15,14 @@ function unpack({ bits, data: text }) {
   return Array.from(new Type(bytes.buffer));
 }
 
+// ---- passages and answers: what does not hold the text is hidden -----------------------------
+$("find")?.addEventListener("input", ({ target }) => {
+  const wanted = target.value.toLowerCase();
+  const all = [...document.querySelectorAll(".passage")];
+  all.forEach((one) => { one.hidden = !one.textContent.toLowerCase().includes(wanted); });
+  $("found").textContent = wanted ? `${all.filter((one) => !one.hidden).length} of ${all.length}` : "";
+});
+
 // ---- histograms: counts[p][h] flat, p first --------------------------------------------------
 const [P, H] = data.bins;
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from eaft_prune.core.types import UNION, EvalKey, Evaluation
 from eaft_prune.core.verdict import (
@@ -57,6 +57,12 @@ class CandidateSummary:
     verdict: GateVerdict
     rows: tuple[Row, ...]
     metrics: tuple[Metric, ...]  # of the comparison, in the order of METRICS
+    beside: GateVerdict | None = None  # of a second gate, which decides nothing
+
+    @property
+    def second(self) -> CandidateSummary | None:
+        """The same with the second gate's verdict, if there is one."""
+        return None if self.beside is None else replace(self, verdict=self.beside, beside=None)
 
     @property
     def columns(self) -> tuple[Metric, ...]:
@@ -166,7 +172,7 @@ def margin(check: GateCheck) -> float:
 
 def columns(metrics: Sequence[Metric]) -> tuple[Metric, ...]:
     """Those that reports show, but for JS2D, which has columns of its own."""
-    return tuple(metric for metric in metrics if metric.label and metric is not JS2D)
+    return tuple(m for m in metrics if m.label and m.place == "columns" and m is not JS2D)
 
 
 def ordered_keys(keys: Iterable[EvalKey]) -> list[EvalKey]:
@@ -231,7 +237,8 @@ def _summary(
             )
     changes = comparison.changes.get(label, {})
     rows = tuple(Row(*key, base[key], reports[key], changes.get(key)) for key in ordered_keys(base))
-    return CandidateSummary(label, _verdict_of(label, comparison.verdicts), rows, metrics)
+    verdict, beside = _verdict_of(label, comparison.verdicts), comparison.beside.get(label)
+    return CandidateSummary(label, verdict, rows, metrics, beside)
 
 
 def reports_of(evaluation: Evaluation, reports: Reports) -> Mapping[EvalKey, PackReport]:

@@ -11,6 +11,7 @@ from rich.text import Text
 from eaft_prune.core.types import UNION
 from eaft_prune.core.verdict import Comparison, Status
 from eaft_prune.maths.metrics import JS2D, METRICS, Metric
+from eaft_prune.report.divergence import worst_sentence
 from eaft_prune.report.summary import (
     CandidateSummary,
     Row,
@@ -23,7 +24,7 @@ from eaft_prune.report.summary import (
 from eaft_prune.report.terminal import add_row, rendered, table
 from eaft_prune.report.text import (
     RESULTS,
-    agreement_sentence,
+    beside_sentence,
     bounds_label,
     check_numbers,
     evidence,
@@ -62,8 +63,13 @@ def comparison_table(
     for summary in summaries:
         parts.append(Text(f"{printable(summary.label)} against {base}", style="bold"))
         parts += ["", _metrics(summary, base), "", _checks(summary), ""]
-        said = (missed_sentence, worst_pack_sentence, agreement_sentence)
-        sentences = (*plain_sentences(summary), *(sentence(summary) for sentence in said))
+        said = (missed_sentence, worst_pack_sentence)
+        sentences = (
+            *plain_sentences(summary),
+            *(sentence(summary) for sentence in said),
+            worst_sentence(summary.rows),
+            beside_sentence(summary),
+        )
         parts += [Text(printable(sentence)) for sentence in sentences if sentence]
         parts += [_verdict(summary), ""]
     if len(summaries) > 1:
@@ -119,7 +125,7 @@ def _checks(summary: CandidateSummary) -> Table:
     made = _table(("check", "pack", "length"), ("value", bounds, "limit", "margin", "result"))
     for check in summary.verdict.checks:
         result = Text(RESULTS[check.outcome], style=_STYLES[check.outcome])
-        where = (summary.label_of(check), check.pack, str(check.seq_len))
+        where = (summary.label_of(check), check.pack, str(check.seq_len or ""))
         add_row(made, [*where, *check_numbers(check), result])
     return made
 

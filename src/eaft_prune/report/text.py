@@ -128,7 +128,28 @@ def verdict_sentence(summary: CandidateSummary) -> str:
         )
     else:
         sentence = f"all {total} checks of {verdict.gate} hold"
-    return f"{sentence}{plain_clause(summary)}"
+    return f"{sentence}{missing_clause(verdict)}{plain_clause(summary)}"
+
+
+def missing_clause(verdict: GateVerdict) -> str:
+    """Checks whose data was not gathered; empty if none."""
+    return f"; not measured: {', '.join(verdict.missing)}" if verdict.missing else ""
+
+
+def beside_sentence(summary: CandidateSummary) -> str:
+    """What a second gate says, in a line; empty where there is none."""
+    second = summary.second
+    if second is None:
+        return ""
+    verdict = second.verdict
+    counts = {
+        "failed": len(verdict.failed_checks),
+        "undecided": len(verdict.undecided_checks),
+        "not measured": len(verdict.missing),
+    }
+    said = ", ".join(f"{n} {what}" for what, n in counts.items() if n)
+    total = len(verdict.checks) + len(verdict.missing)
+    return f"{verdict.gate} stands beside: {verdict.status}, of {total} checks {said or 'all hold'}"
 
 
 def percent(share: float) -> str:
@@ -163,17 +184,6 @@ def ppl_sentence(summary: CandidateSummary) -> str:
     within = "" if ends is None else f" ({ends[0]:+.2%} to {ends[1]:+.2%})"
     where = f"on {row.pack} at {row.seq_len}"
     return f"PPL {change:+.2%}{within}, {base} → {candidate} {where}"
-
-
-def agreement_sentence(summary: CandidateSummary) -> str:
-    """KL to the base and top-1 agreement by row; empty where the likeliest tokens were not kept."""
-    said = [
-        f"{row.pack} at {row.seq_len} KL {row.candidate.kl_top:.4f}, "
-        f"top-1 {row.candidate.top1_agreement:.2%}"
-        for row in summary.rows
-        if row.candidate.kl_top is not None
-    ]
-    return "likeliest tokens against the base's: " + "; ".join(said) if said else ""
 
 
 def settling(verdict: GateVerdict) -> str:

@@ -13,7 +13,7 @@ from eaft_prune.config import PruningSettings, SearchSettings
 from eaft_prune.core.progress import Bars
 from eaft_prune.core.store import Stored
 from eaft_prune.core.types import Blocks, KeepPlan, TokenScores, Trace
-from eaft_prune.pipeline.evaluation import Side, evaluated
+from eaft_prune.pipeline.evaluation import Part, Side, evaluated
 from eaft_prune.pipeline.requests import searching
 from eaft_prune.pipeline.session import Session
 from eaft_prune.pipeline.traces import trace_of
@@ -104,7 +104,7 @@ def chunk_scores(problem: Problem, plan: KeepPlan | None, chunk: Chunk) -> Token
         session = replace(problem.session, bars=Bars(False))
         side = Side("search", problem.base, plan if mask else None)
         blocks = problem.blocks[chunk.replicate]
-        step = evaluated(session, side, blocks, f"search/{name}", (chunk.first, chunk.end))
+        step = evaluated(session, side, Part(name, blocks, (chunk.first, chunk.end)))
         problem._scores[name] = session.store.run(step).value
     return problem._scores[name]
 

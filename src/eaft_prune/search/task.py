@@ -16,9 +16,10 @@ import optuna
 from eaft_prune.core.outcome import Outcome, Selection
 from eaft_prune.core.types import UserError
 from eaft_prune.pipeline.arrow import Origin, check_padding, check_target, judge
-from eaft_prune.pipeline.evaluation import Side, measure
+from eaft_prune.pipeline.evaluation import Side
 from eaft_prune.pipeline.export import write
 from eaft_prune.pipeline.requests import evaluating
+from eaft_prune.pipeline.sequential import measure_all
 from eaft_prune.pipeline.session import Session
 from eaft_prune.report import facts_text
 from eaft_prune.search.problem import Problem, open_problem
@@ -66,7 +67,7 @@ def run(session: Session, out: Path) -> Outcome:
         "trials_now": len(finished(study)) - before,
         "search_seconds": round(seconds, 2),
     }
-    found = [measure(session, base, Side(m.label, m)) for m in (base, pruned)]
+    found = measure_all(session, base, [Side(m.label, m) for m in (base, pruned)])
     origin = Origin(selection, base.checkpoint, pruned.checkpoint, facts)
     return replace(judge(session, out, found, origin), text=_text(facts))
 

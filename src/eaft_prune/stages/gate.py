@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from eaft_prune.config import GateSettings
 from eaft_prune.core.types import EvalKey, UserError
-from eaft_prune.core.verdict import Changes, Estimate, GateCheck, GateVerdict, PackReport, Status
+from eaft_prune.core.verdict import (
+    GENERATED,
+    Changes,
+    Estimate,
+    GateCheck,
+    GateVerdict,
+    PackReport,
+    Status,
+)
 from eaft_prune.maths.intervals import bounds, least_rows
 
 _MOST_ROWS = 100_000_000  # more than these would not settle anything for anyone
@@ -19,6 +27,7 @@ def gate(
     base: Mapping[EvalKey, PackReport],
     candidate: Mapping[EvalKey, PackReport],
     changes: Mapping[EvalKey, Changes] | None = None,
+    generated: Sequence[Changes] = (),
 ) -> GateVerdict:
     """Every |candidate - base| within its limit, on the gate's packs at each length.
 
@@ -39,17 +48,23 @@ def gate(
 
     The absolute and the relative limit on PPL are two checks: which of them is smaller depends on
     the base's PPL, itself an estimate. JS2D's interval is of the bias-corrected estimate. Without
-    `changes`, or with gate.confidence = null, the status is the plain one. Raises UserError where a
+    `changes`, or with gate.confidence = null, the status is the plain one. generated: changes of
+    what the two write, counted in prompts. A check whose data was not gathered (KL, where the
+    engine does not tell likeliest tokens; generation, where it was not asked for) is neither passed
+    nor failed, and without it nothing passes. Raises UserError where a
     report is missing and ValueError where one is empty, holds NaN or covers other tokens than its
     partner.
     """
     limits = settings.limits(dict.fromkeys(pack for pack, _ in base))
     checks: list[GateCheck] = []
+    missing: list[str] = []
     for key in [(pack, seq_len) for pack in limits for seq_len in settings.seq_lens]:
         b, c = _pair(key, base, candidate)
         for metric in settings.measured:
             absolute, relative = limits[key[0]].of(metric)
-            if absolute is not None:
+            if absolute is not None and metric.needs is not None and metric.name not in c.further:
+                missing.append(f"{metric.change}@{key[0]}/{key[1]}")
+            elif absolute is not None:
                 value = metric.delta(b, c)
                 passed = abs(value) <= absolute
                 checks.append(GateCheck(metric.change, *key, value, absolute, passed))
@@ -57,16 +72,31 @@ def gate(
                 share = metric.delta(b, c) / b[metric.name]
                 passed = abs(share) <= relative
                 checks.append(GateCheck(metric.relative_change, *key, share, relative, passed))
+    for name, limit in settings.of_generated.items():
+        estimate = next((found for some in generated if (found := some.get(name))), None)
+        if estimate is None:
+            missing.append(f"{name}@{GENERATED}")
+            continue
+        passed = abs(estimate.value) <= limit
+        checks.append(GateCheck(name, GENERATED, 0, estimate.value, limit, passed))
     confidence = None if changes is None else settings.confidence
     if changes is not None and confidence is not None:
         needs = _Needs(confidence, least_rows(settings.rarest, confidence), len(checks))
+        written = {name: some for some in generated for name in some.estimates}
         checks = [
-            _decide(check, changes.get((check.pack, check.seq_len)), needs) for check in checks
+            _decide(
+                check,
+                written.get(check.name)
+                if check.pack == GENERATED
+                else changes.get((check.pack, check.seq_len)),
+                needs,
+            )
+            for check in checks
         ]
     outcomes = {check.outcome for check in checks}
-    status: Status = "PASS" if outcomes == {"PASS"} else "INCONCLUSIVE"
+    status: Status = "PASS" if outcomes == {"PASS"} and not missing else "INCONCLUSIVE"
     status = "FAIL" if "FAIL" in outcomes else status
-    return GateVerdict(settings.name, status, tuple(checks), confidence)
+    return GateVerdict(settings.name, status, tuple(checks), confidence, tuple(missing))
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,7 @@ def pack(
     there are too few rows, or a pack of harmony text holds no assistant message.
     """
     names = list(rows) if request.pack == UNION else [request.pack]
-    chosen = {name: _part(settings, request, name, rows[name]) for name in names}
+    chosen = {name: part_of(settings, request, name, rows[name]) for name in names}
     most = math.inf if request.num_blocks == "all" else request.num_blocks * request.seq_len
     read: list[_Row] = []
     have = 0
@@ -166,9 +166,10 @@ def in_profile_part(text: str, fraction: float) -> bool:
     return int.from_bytes(head, "big") < fraction * 2**64
 
 
-def _part(
+def part_of(
     settings: PacksSettings, request: BlockRequest, name: str, texts: Sequence[str]
 ) -> list[str]:
+    """The rows of a pack that belong to the asked part, in the order that its seed draws."""
     if settings.format == "harmony" and not any(ASSISTANT_START in text for text in texts):
         raise UserError(
             f"pack {name} ({settings.files[name]}): no row has an assistant span "

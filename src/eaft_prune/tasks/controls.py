@@ -12,6 +12,7 @@ from eaft_prune.core.types import KeepPlan
 from eaft_prune.pipeline.arrow import Origin, check_plan_fits, judge, open_base
 from eaft_prune.pipeline.evaluation import Side
 from eaft_prune.pipeline.export import write_plan
+from eaft_prune.pipeline.generation import generated
 from eaft_prune.pipeline.requests import comparing_experts
 from eaft_prune.pipeline.sequential import measure_all
 from eaft_prune.pipeline.session import Session
@@ -24,7 +25,8 @@ def run_noise_floor(session: Session, out: Path) -> Outcome:
     base = open_base(session)
     sides = [Side("base", base), Side("repeat", base, replicate=1)]
     found = measure_all(session, base, sides)
-    return judge(session, out, found, Origin(base=base.checkpoint))
+    written = generated(session, base, sides)
+    return judge(session, out, found, Origin(base=base.checkpoint, generated=written))
 
 
 def run_noop(session: Session, out: Path) -> Outcome:
@@ -34,8 +36,9 @@ def run_noop(session: Session, out: Path) -> Outcome:
     session.observer.plan(plan)
     model = write_plan(session, base, plan, {"criterion": "keep all"})
     same = export.identical_tensors(base.files, model.files)
-    found = measure_all(session, base, [Side("base", base), Side("pruned", model)])
-    origin = Origin(None, base.checkpoint, model.checkpoint, {"identical_tensors": same})
+    sides = [Side("base", base), Side("pruned", model)]
+    found, written = measure_all(session, base, sides), generated(session, base, sides)
+    origin = Origin(None, base.checkpoint, model.checkpoint, {"identical_tensors": same}, written)
     return judge(session, out, found, origin)
 
 

@@ -39,8 +39,13 @@ def _check_eval(task: Task, experiment: Experiment) -> None:
         raise UserError(
             f"eval.top_k = {asked.top_k} has no effect with task={task.name}: use task=pipeline"
         )
-    if asked.top_logprobs and task.evaluates == "plans":
-        raise UserError(f"eval.top_logprobs = true has no effect with task={task.name}: drop it")
+    if asked.generation and task.evaluates not in ("candidates", "control"):
+        raise UserError(
+            "eval.generation = true needs a base and a candidate: task=pipeline, noise_floor or "
+            f"noop, not {task.name}"
+        )
+    if asked.generation and experiment.packs.format != "harmony":
+        raise UserError("eval.generation = true needs packs of conversations: packs.format=harmony")
     if asked.early_stop and task.evaluates not in ("candidates", "control"):
         raise UserError(
             "eval.early_stop = true needs a base, a candidate and their gate: "
@@ -98,8 +103,8 @@ def _check_engine(task: Task, experiment: Experiment) -> None:
             f"engine={kind.name} cannot mask experts (task=search, task=ablate, "
             "eval.candidates=[masked]): use engine=transformers for that"
         )
-    if asked.top_logprobs and not kind.top_logprobs:
-        raise UserError("eval.top_logprobs = true needs engine=transformers")
+    if asked.generation and not kind.writes:
+        raise UserError("eval.generation = true needs engine=transformers: drop it")
     two = task.evaluates == "candidates" or (task.writes and task.evaluates == "control")
     if two and experiment.engine.base_url is not None:
         raise UserError(

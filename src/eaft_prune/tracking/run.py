@@ -159,6 +159,12 @@ class MlflowRun:
         change = figures.get("summary/dppl_percent")
         self._outcome = verdict.status + ("" if change is None else f" {change:+.1f}%")
 
+    def beside(self, verdict: GateVerdict) -> None:
+        """Tags of a second gate's verdict; its numbers are among the tables."""
+        names = ("failed_checks", "undecided_checks", "missing")
+        tags = {f"gate.beside.{name}": ",".join(getattr(verdict, name)) for name in names}
+        self._log({}, {**tags, "gate.beside": f"{verdict.status} {verdict.gate}"})
+
     def point(
         self,
         name: str,

@@ -236,9 +236,7 @@ def test_training(every_domain: Path) -> None:
     assert sum(training.NATURAL.values()) == pytest.approx(1)
 
 
-def test_train_demo_model(
-    made: tuple[Path, Path, Any], every_domain: Path, tmp_path: Path
-) -> None:
+def test_train_demo_model(made: tuple[Path, Path, Any], every_domain: Path, tmp_path: Path) -> None:
     """Two steps; the written weights are those that were measured."""
     _, packs, _ = made
     found = script("train_demo_model").main(
@@ -324,9 +322,7 @@ def test_correction_biases_even_the_load(every_domain: Path) -> None:
     (router,) = lab.routers_of(model)
     chosen: list[torch.Tensor] = []
     router.get_buffer(lab.BIAS).zero_()
-    router.register_forward_hook(
-        lambda module, args, out: chosen.append(out[2].flatten())
-    )
+    router.register_forward_hook(lambda module, args, out: chosen.append(out[2].flatten()))
     model(input_ids=stream[:128].view(2, 64))
     counts = torch.bincount(torch.cat(chosen), minlength=8).float()
     assert counts.min() < counts.mean() < counts.max()

@@ -5,7 +5,7 @@
 
 The summary is against REAP sum, the same criterion without weights of regions: cells are
 100 (PPL / PPL of REAP sum's plans - 1), mean and reach of the 95% interval. The full tables are
-losses against the whole model. **Bold** is less than REAP sum, *italic* more, where the interval
+losses against the whole model, other weights against EAFT-REAP's, and CC rates. **Bold** is less than REAP sum, *italic* more, where the interval
 excludes 0. Files get them between their markers.
 """
 
@@ -26,12 +26,9 @@ Study = dict[str, Any]
 
 AGAINST = {
     "EAFT-REAP": "EAFT-REAP",
-    "policy": "EAFT-REAP policy",
-    "soft": "EAFT-REAP soft",
     "REAP mean": "REAP mean",
     "greedy": "greedy",
     "EAFT-REAP, sizes": "EAFT-REAP, sizes by marginal loss",
-    "greedy, sizes": "greedy, sizes by marginal loss",
 }
 
 
@@ -172,8 +169,8 @@ def main(arguments: Sequence[str] | None = None) -> str:
     parser.add_argument("--full", type=Path)
     asked = parser.parse_args(arguments)
     studies = [json.loads(file.read_text()) for file in sorted(asked.folder.glob("*.json"))]
-    short = "\n\n".join([models(studies), summary(studies), weights(studies), conflicts(studies)])
-    long = "\n\n".join(full(study) for study in studies)
+    short = "\n\n".join([models(studies), summary(studies)])
+    long = "\n\n".join([*map(full, studies), weights(studies), conflicts(studies)])
     for path, text in ((asked.summary, short), (asked.full, long)):
         if path:
             written(path, text, "study")

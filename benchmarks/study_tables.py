@@ -5,8 +5,9 @@
 
 The summary is against REAP sum, the same criterion without weights of regions: cells are
 100 (PPL / PPL of REAP sum's plans - 1), mean and reach of the 95% interval. The full tables are
-losses against the whole model, other weights against EAFT-REAP's, and CC rates. **Bold** is less than REAP sum, *italic* more, where the interval
-excludes 0. Files get them between their markers.
+losses against the whole model, other weights against EAFT-REAP's, and CC rates. **Bold** is less
+than what it is against, *italic* more, where the interval excludes 0; losses are marked against
+REAP sum.
 """
 
 from __future__ import annotations

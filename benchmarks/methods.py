@@ -39,7 +39,6 @@ from eaft_prune.pipeline.requests import evaluating
 from eaft_prune.pipeline.session import Resident, Session
 from eaft_prune.stages.pack import BlockRequest
 
-BEGIN, END = "<!-- methods: begin -->", "<!-- methods: end -->"
 REFERENCE = "EAFT-REAP"
 RAGGED = ("pruning.selection=marginal_loss", "pruning.min_keep_n=8", "eval.candidates=[masked]")
 REPAIRED = ("pruning.compensation=down_proj",)
@@ -138,13 +137,14 @@ def table(
     return "\n".join(f"| {line} |" for line in lines)
 
 
-def written(path: Path, text: str) -> None:
+def written(path: Path, text: str, name: str) -> None:
     """Put `text` between the markers of a file."""
-    before, _, rest = path.read_text().partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not end:
-        raise SystemExit(f"{path} lacks the markers {BEGIN} and {END}")
-    path.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    before, _, rest = path.read_text().partition(begin)
+    _, found, after = rest.partition(end)
+    if not found:
+        raise SystemExit(f"{path} lacks the markers {begin} and {end}")
+    path.write_text(f"{before}{begin}\n{text}\n{end}{after}")
 
 
 def experiment(
@@ -218,7 +218,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, list[list[float]]]
     )
     print(text)
     if asked.write:
-        written(asked.write, text)
+        written(asked.write, text, "methods")
     return rows
 
 

@@ -120,6 +120,21 @@ class Permute(torch.autograd.Function):
         return grad[inverse], None, None
 
 
+def by_expert(
+    x_TH: Tensor, ids_TK: Tensor, num_experts: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Rows [T K, H] sorted by expert, each's expert one-hot [T K, E], and the order there and back.
+
+    One-hot so that a bias is a matmul: a gather's backward would be atomics on a few rows.
+    """
+    t, k = ids_TK.shape
+    flat = ids_TK.flatten()
+    order = flat.argsort(stable=True)
+    inverse = torch.empty_like(order).scatter_(0, order, torch.arange(t * k, device=x_TH.device))
+    rows = Permute.apply(x_TH[:, None].expand(t, k, -1).reshape(t * k, -1), order, inverse)
+    return rows, F.one_hot(flat[order], num_experts).to(x_TH.dtype), order, inverse
+
+
 def dense(x: Tensor, layer: nn.Linear) -> Tensor:
     """A linear layer in the dtype of its input."""
     return F.linear(x, layer.weight.to(x.dtype), layer.bias.to(x.dtype))
@@ -223,16 +238,7 @@ class Experts(nn.Module):
 
     def forward(self, x_TH: Tensor, ids_TK: Tensor) -> Tensor:
         """Output of each chosen expert, not weighted: [T, K, H]."""
-        t, k = ids_TK.shape
-        flat = ids_TK.flatten()
-        order = flat.argsort(stable=True)
-        inverse = torch.empty_like(order).scatter_(
-            0, order, torch.arange(t * k, device=x_TH.device)
-        )
-        rows = x_TH[:, None].expand(t, k, -1).reshape(t * k, -1)
-        rows = Permute.apply(rows, order, inverse)
-        # the bias by a matmul: a gather's backward would be atomics on 32 rows
-        chosen = F.one_hot(flat[order], self.c.num_experts).to(x_TH.dtype)
+        rows, chosen, order, inverse = by_expert(x_TH, ids_TK, self.c.num_experts)
         counts = chosen.float().sum(0).long()
         up_weight = fake_quantise(self.gate_up_proj, self.quantised)
         down_weight = fake_quantise(self.down_proj, self.quantised)
@@ -244,7 +250,7 @@ class Experts(nn.Module):
         out = expert_matmul(hidden, down_weight, counts)
         out = out + chosen @ self.down_proj_bias.to(x_TH.dtype)
         unsorted: Tensor = Permute.apply(out, inverse, order)
-        return unsorted.view(t, k, -1)
+        return unsorted.view(*ids_TK.shape, -1)
 
 
 class MoE(nn.Module):

@@ -11,17 +11,11 @@ perplexity of the written weights on the packs, none of whose rows is in the tra
 from __future__ import annotations
 
 import argparse
-import json
-import math
-import shutil
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
 from demo_model import (
@@ -37,89 +31,43 @@ from demo_model import (
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
-
-# part of the training tokens from each domain. Documentation, plain and continued in conversations,
-# is what the packs ask for; the rest is what a general model knows besides
-SHARES = {
-    "docs": 0.42, "continued": 0.20, "codeio": 0.08, "bfcl": 0.03, "agent": 0.10, "own": 0.08,
-    "gym": 0.03, "skill": 0.058, "chat": 0.002,
-}  # fmt: skip
+from training import (
+    SHARES,
+    Schedule,
+    fit,
+    mixture,
+    pack_perplexity,
+    write_json,
+    write_tokenizer,
+)
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Schedule):
     """Everything that decides a run besides the data."""
 
-    tokens: int = 300_000_000
-    batch: int = 32  # sequences a step
-    seq_len: int = 2048
-    lr: float = 4e-3
-    warmup: int = 200  # steps
-    final_lr: float = 0.03  # part of lr at the end of the cosine
-    weight_decay: float = 0.4
-    balance: float = 0.0  # load-balancing loss; 1.0 is the loss of a uniform router
     router_noise: float = 1.5  # standard deviation of the normal noise on router logits
     expert_dropout: float = 0.05  # part of the experts of a layer that a sequence cannot use
     quantise_from: float = 0.75  # part of the run after which experts are rounded
-    seed: int = 1
 
 
 # ---------------------------------------------------------------- training
 
 
-def mixture(path: Path, tokens: int, seed: int, device: str) -> Tensor:
-    """A stream of about `tokens` ids on the device: rows of all domains by SHARES, shuffled."""
-    rng = np.random.default_rng(seed)
-    files = np.load(path)
-    ids, starts, lengths, offset = [], [], [], 0
-    for domain, share in SHARES.items():
-        domain_ids, row_lengths = (
-            files[f"{domain}/ids"],
-            files[f"{domain}/lengths"].astype(np.int64),
-        )
-        passes = share * tokens / domain_ids.size
-        print(f"{domain}: {domain_ids.size} tokens, {passes:.1f} passes", flush=True)
-        rows = np.tile(np.arange(row_lengths.size), int(passes))
-        part = rng.permutation(row_lengths.size)[: int((passes % 1) * row_lengths.size)]
-        rows = np.concatenate([rows, part])
-        row_starts = offset + row_lengths.cumsum() - row_lengths
-        ids.append(domain_ids)
-        starts.append(row_starts[rows])
-        lengths.append(row_lengths[rows])
-        offset += domain_ids.size
-    whole = [np.concatenate(starts), np.concatenate(lengths)]
-    order = rng.permutation(whole[0].size)
-    start, length = (torch.from_numpy(part[order]).to(device) for part in whole)
-    shift = start - (length.cumsum(0) - length)
-    index = shift.repeat_interleave(length) + torch.arange(int(length.sum()), device=device)
-    return torch.from_numpy(np.concatenate(ids).astype(np.int16)).to(device)[index]
+def train(config: TrainConfig, sizes: ModelConfig, stream: Tensor) -> DemoModel:
+    """Train a model from scratch; float32 master weights, bf16 matmuls.
 
-
-def train(config: TrainConfig, sizes: ModelConfig, data: Path, device: str) -> DemoModel:
-    """Train a model from scratch; AdamW, cosine, float32 master weights, bf16 matmuls.
-
-    On the CPU everything is float32, attention is plain and nothing is compiled.
+    On the CPU everything is float32 and attention is plain.
     """
     torch.manual_seed(config.seed)
-    cuda = device == "cuda"
+    device = stream.device.type
+    cuda, window = device == "cuda", sizes.sliding_window
     model = DemoModel(sizes).to(device)
     for layer in model.model.blocks:
         layer.mlp.noise, layer.mlp.dropout = config.router_noise, config.expert_dropout
-    decayed = [p for n, p in model.named_parameters() if p.ndim > 1 and not n.endswith("bias")]
-    plain = [p for n, p in model.named_parameters() if p.ndim == 1 or n.endswith("bias")]
-    groups: list[dict[str, Any]] = [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": plain},
-    ]
-    optimizer = torch.optim.AdamW(
-        groups, lr=config.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True
-    )
-    stream = mixture(data / "tokens.npz", config.tokens, config.seed, device)
-    window, per_step = sizes.sliding_window, config.batch * config.seq_len
     masks: tuple[Mask, Mask] = (
         block_masks(config.seq_len, window) if cuda else dense_masks(config.seq_len, window, device)
     )
-    steps = stream.numel() // per_step
 
     def losses(ids_BS: Tensor) -> tuple[Tensor, Tensor]:
         logits, balance = model(ids_BS, masks, torch.bfloat16 if cuda else torch.float32)
@@ -127,41 +75,12 @@ def train(config: TrainConfig, sizes: ModelConfig, data: Path, device: str) -> D
             logits[:, :-1].flatten(0, 1).float(), ids_BS[:, 1:].flatten()
         ), balance
 
-    compiled = torch.compile(losses, dynamic=False) if cuda else losses
-    began = warm = time.time()
-    for step in range(steps):
-        at = step * per_step
-        ids = stream[at : at + per_step].view(config.batch, config.seq_len).long()
-        progress = step / steps
-        cosine = 0.5 * (1 + math.cos(math.pi * progress))
-        rate = config.lr * (config.final_lr + (1 - config.final_lr) * cosine)
-        for group in optimizer.param_groups:
-            group["lr"] = rate * min(1.0, (step + 1) / config.warmup)
+    def round_late(step: int, steps: int) -> None:
         if step == int(config.quantise_from * steps):
             set_rounding(model, 1.0)
-        loss, balance = compiled(ids)
-        (loss + config.balance * balance).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        if step == 10:
-            _wait(device)
-            warm = time.time()
-        if step % max(1, steps // 25) == 0 or step == steps - 1:
-            _wait(device)
-            speed = per_step * (step - 10) / (time.time() - warm) if step > 10 else 0
-            print(
-                f"step {step}/{steps} {time.time() - began:.0f} s {speed / 1e6:.2f}M tok/s "
-                f"loss {loss.item():.4f} balance {balance.item():.3f}",
-                flush=True,
-            )
+
+    fit(model, losses, config, stream, round_late)
     return model
-
-
-def _wait(device: str) -> None:
-    """Until the device has done what it was asked."""
-    if device == "cuda":
-        torch.cuda.synchronize()
 
 
 def set_rounding(model: DemoModel, amount: float) -> None:
@@ -273,90 +192,20 @@ def write_checkpoint(model: DemoModel, tokenizer_file: Path, folder: Path, shard
         part = {name: tensors[name] for name in tensors if where[name] == file}
         save_file(part, folder / file, metadata={"format": "pt"})
         (folder / file).chmod(0o644)
+    special = write_tokenizer(tokenizer_file, folder)
+    write_json(folder / "config.json", config_json(model.c, special))
     index = {"metadata": {"total_size": total}, "weight_map": where}
-    tokenizer = Tokenizer.from_file(str(tokenizer_file))
-    added = {str(i): t for i, t in sorted(tokenizer.get_added_tokens_decoder().items())}
-    special = {token.content: int(i) for i, token in added.items()}
-    names = {
-        "bos_token": "<|startoftext|>",
-        "eos_token": "<|return|>",
-        "pad_token": "<|endoftext|>",
-    }
-    flags = ("content", "lstrip", "normalized", "rstrip", "single_word", "special")
-    texts = {
-        "model.safetensors.index.json": index,
-        "config.json": config_json(model.c, special),
-        "generation_config.json": {
-            "bos_token_id": special["<|startoftext|>"],
-            "do_sample": True,
-            "eos_token_id": [special[t] for t in ("<|return|>", "<|endoftext|>", "<|call|>")],
-            "pad_token_id": special["<|endoftext|>"],
-        },
-        "special_tokens_map.json": names,
-        "tokenizer_config.json": {
-            **names,
-            "added_tokens_decoder": {
-                i: {flag: getattr(token, flag) for flag in flags} for i, token in added.items()
-            },
-            "clean_up_tokenization_spaces": False,
-            "model_input_names": ["input_ids", "attention_mask"],
-            "model_max_length": 131072,
-            "tokenizer_class": "PreTrainedTokenizerFast",
-        },
-    }
-    for file, value in texts.items():
-        (folder / file).write_text(json.dumps(value, indent=2) + "\n")
-    shutil.copyfile(tokenizer_file, folder / "tokenizer.json")
-    shutil.copyfile(Path(__file__).with_name("harmony.jinja"), folder / "chat_template.jinja")
+    write_json(folder / "model.safetensors.index.json", index)
 
 
-# ---------------------------------------------------------------- perplexity on the packs
+def logits_in(model: DemoModel, masks: tuple[Mask, Mask]) -> Callable[[Tensor], Tensor]:
+    """ids [B, S] -> logits, in float32."""
 
+    def logits_of(ids_BS: Tensor) -> Tensor:
+        logits: Tensor = model(ids_BS, masks)[0]
+        return logits
 
-def scored_stream(texts: list[str], tokenizer: Tokenizer) -> tuple[Tensor, Tensor]:
-    """Ids of rows joined with EOS, and which of them are content of assistant messages."""
-    token = tokenizer.token_to_id
-    start, message, eos = token("<|start|>"), token("<|message|>"), token("<|return|>")
-    ends = {token("<|end|>"), token("<|call|>"), eos}
-    assistant = tokenizer.encode("assistant").ids
-    ids, scored = [], []
-    for encoded in tokenizer.encode_batch(texts):
-        header, content, header_at = False, False, 0
-        for at, i in enumerate([*encoded.ids, eos]):
-            if i in ends:
-                content = False
-            ids.append(i)
-            scored.append(content)
-            if i == start:
-                header, header_at = True, at + 1
-            elif i == message and header:
-                header = False
-                content = encoded.ids[header_at : header_at + len(assistant)] == assistant
-    return torch.tensor(ids), torch.tensor(scored)
-
-
-@torch.no_grad()
-def pack_perplexity(
-    model: DemoModel, tokenizer: Tokenizer, packs: Path, length: int
-) -> dict[str, float]:
-    """Print the perplexity of scored tokens of each pack in blocks of `length`."""
-    device = str(model.lm_head.weight.device)
-    masks, found = dense_masks(length, model.c.sliding_window, device), {}
-    for file in sorted(packs.glob("*.parquet")):
-        ids, scored = scored_stream(pq.read_table(file)["text"].to_pylist(), tokenizer)
-        blocks = ids.numel() // length
-        ids, scored = (x[: blocks * length].view(blocks, length).to(device) for x in (ids, scored))
-        nll = []
-        for i in range(0, blocks, 8):
-            logits, _ = model(ids[i : i + 8], masks)
-            loss = F.cross_entropy(
-                logits[:, :-1].flatten(0, 1), ids[i : i + 8, 1:].flatten(), reduction="none"
-            )
-            nll.append(loss[scored[i : i + 8, 1:].flatten()])
-        tokens = torch.cat(nll)
-        found[file.stem] = float(tokens.mean().exp())
-        print(f"{file.stem} S={length}: PPL {found[file.stem]:.3f}, {tokens.numel()} scored tokens")
-    return found
+    return logits_of
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[int, dict[str, float]]:
@@ -374,18 +223,28 @@ def main(arguments: Sequence[str] | None = None) -> dict[int, dict[str, float]]:
     args = parser.parse_args(arguments)
     config = TrainConfig(**{field.name: getattr(args, field.name) for field in fields(TrainConfig)})
     sizes = ModelConfig(**{field.name: getattr(args, field.name) for field in fields(ModelConfig)})
+    stream = mixture(args.data / "tokens.npz", SHARES, config.tokens, config.seed, args.device)
+    return make(config, sizes, stream, args)
+
+
+def make(
+    config: TrainConfig, sizes: ModelConfig, stream: Tensor, places: argparse.Namespace
+) -> dict[int, dict[str, float]]:
+    """Train, round, write, measure; places: data, packs, out and lengths of the command line."""
     print(config, sizes, flush=True)
-    tokenizer = Tokenizer.from_file(str(args.data / "tokenizer.json"))
+    tokenizer = Tokenizer.from_file(str(places.data / "tokenizer.json"))
     if sizes.vocab_size != tokenizer.get_vocab_size():
-        parser.error(
-            f"--vocab-size {sizes.vocab_size}: {args.data} has {tokenizer.get_vocab_size()}"
+        raise SystemExit(
+            f"--vocab-size {sizes.vocab_size}: {places.data} has {tokenizer.get_vocab_size()}"
         )
-    model = train(config, sizes, args.data, args.device)
+    model, device = train(config, sizes, stream), stream.device.type
     settle(model)
-    write_checkpoint(model, args.data / "tokenizer.json", args.out)
-    return {
-        length: pack_perplexity(model, tokenizer, args.packs, length) for length in args.lengths
-    }
+    write_checkpoint(model, places.data / "tokenizer.json", places.out)
+    found = {}
+    for length in places.lengths:
+        logits_of = logits_in(model, dense_masks(length, sizes.sliding_window, device))
+        found[length] = pack_perplexity(logits_of, tokenizer, places.packs, length, device)
+    return found
 
 
 if __name__ == "__main__":

@@ -242,6 +242,84 @@ def test_methods(world: World, tmp_path: Path) -> None:
     assert sum(line.startswith("| leave-one-out |") for line in table) == 2
 
 
+STUDY = [
+    "--seeds", "0", "1", "--dropped", "0.25", "0.5", "--blocks", "8", "--seq-len", "64",
+    "--weights",
+]  # fmt: skip
+
+
+def studied(world: World, out: Path, *more: str) -> dict[str, Any]:
+    """study.json of the tiny model."""
+    given = [a for a in inputs(world) if not a.startswith(("pruning.keep_n", "model"))]
+    (path,) = (a.split("=", 1)[1] for a in inputs(world) if a.startswith("model.path"))
+    script("study").main(
+        [
+            "--models", f"study={path}", "--out", str(out), "--store", str(out / "store"), *STUDY,
+            *more, "--", *given, "marginal.num_blocks=2", "marginal.seq_len=64",
+            "pruning.keep_multiple=1", "pruning.core_pos_top_m=1",
+        ]
+    )  # fmt: skip
+    found: dict[str, Any] = json.loads((out / "study.json").read_text())
+    return found
+
+
+@pytest.fixture(scope="module")
+def study_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("study")
+
+
+def test_study(world: World, study_folder: Path) -> None:
+    """Two calls are one study; weights of 1 are REAP sum; intervals are of what plans lost."""
+    methods = ("greedy", "EAFT-REAP, sizes by marginal loss")
+    first = studied(world, study_folder, "--methods", *methods)
+    found = studied(world, study_folder, "--methods", "random")
+    assert {one["method"] for one in found["plans"]} == {
+        *(one["method"] for one in first["plans"]), "random",
+    }  # fmt: skip
+    plans = {(one["method"], one["seed"], one["keep_n"]): one for one in found["plans"]}
+    assert {keep_n for *_, keep_n in plans} == {6, 4}
+    for (method, seed, keep_n), one in plans.items():
+        plain = plans["REAP sum", seed, keep_n]
+        assert (one["moved"] == 0) == (one["plan"] == plain["plan"])
+        if method == "w_conflict 1, w_uncertain 1":
+            assert one["plan"] == plain["plan"]
+    for one in found["apart"]:
+        other = one["reference"]
+        apart = [
+            plans[one["method"], seed, one["keep_n"]]["dnll"]
+            - (plans[other, seed, one["keep_n"]]["dnll"] if other else 0.0)
+            for seed in (0, 1)
+        ]
+        assert one["mean"] == pytest.approx(np.mean(apart), abs=2e-6)
+        assert (
+            one["reach"]
+            >= one["seeds"]
+            == pytest.approx(12.706 * np.std(apart, ddof=1) / 2**0.5, rel=1e-3, abs=2e-5)
+        )
+
+
+def test_study_tables(world: World, study_folder: Path, tmp_path: Path) -> None:
+    """Every size is a row of the summary, every method one of the full tables."""
+    if not (study_folder / "study.json").exists():
+        studied(world, study_folder, "--methods", "greedy")
+    tables = script("study_tables")
+    main = tables.main
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- study: begin -->\nold\n<!-- study: end -->\nafter\n")
+    shipped = BENCHMARKS / "study"
+    text = main([str(shipped), "--summary", str(page)])
+    before, _, *lines, _, after = page.read_text().splitlines()
+    assert (before, after) == ("before", "after")
+    assert lines == text.splitlines()[: len(lines)]
+    for file in shipped.glob("*.json"):
+        study = json.loads(file.read_text())
+        for keep_n in study["keep"]:
+            assert any(line.startswith(f"| {study['model']} | {keep_n} |") for line in lines)
+    study = json.loads((study_folder / "study.json").read_text())
+    assert "| greedy |" in tables.full(study)
+    assert tables.percent(math.log(1.1), 0.0) == "+10.00 ± 0.00"
+
+
 def test_parallel_throughput(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two processes; that they equal one is compared inside."""
     main = script("parallel_throughput").main

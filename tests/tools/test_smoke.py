@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -160,22 +161,87 @@ def test_demo_model() -> None:
     assert torch.equal(blocks & 15, codes[..., 0::2].to(torch.uint8))
 
 
-def test_train_demo_model(made: tuple[Path, Path, Any], tmp_path: Path) -> None:
-    """Two steps; the package finds the perplexity in the written checkpoint that was printed."""
+@pytest.fixture(scope="module")
+def every_domain(made: tuple[Path, Path, Any]) -> Path:
+    """The work folder with tokens of all domains: packs took every row of some, one is not here."""
+    work, _, _ = made
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(TOOLS)
+        shares = script("training").SHARES
+    tokens = dict(np.load(work / "tokens.npz"))
+    for domain in shares:
+        for part in ("ids", "lengths"):
+            tokens.setdefault(f"{domain}/{part}", tokens[f"own/{part}"])
+    np.savez(work / "tokens.npz", **tokens)
+    return work
+
+
+LogpOf = Callable[[np.ndarray, np.ndarray], np.ndarray]  # ids and scored [B, S] -> ln p [T]
+
+
+def check_perplexity(logp_of: LogpOf, work: Path, packs: Path, found: dict[str, float]) -> None:
+    """A written checkpoint, loaded, has the perplexity that the script printed."""
+    training = script("training")
+    tokenizer = training.Tokenizer.from_file(str(work / "tokenizer.json"))
+    assert set(found) == {file.stem for file in packs.glob("*.parquet")}
+    for name, perplexity in found.items():
+        texts = pq.read_table(packs / f"{name}.parquet")["text"].to_pylist()
+        ids, scored = (x.numpy() for x in training.scored_stream(texts, tokenizer))
+        ids, scored = (x[: len(x) // 64 * 64].reshape(-1, 64) for x in (ids, scored))
+        scored[:, 0] = False
+        assert np.exp(-logp_of(ids, scored).mean()) == pytest.approx(perplexity, rel=1e-4)
+
+
+def by_the_package(model: Path) -> LogpOf:
     from eaft_prune.checkpoints.read import open_model
     from eaft_prune.core.types import Blocks
     from eaft_prune.engines.loading import load_files
 
-    work, packs, _ = made
-    training = script("train_demo_model")
-    tokens = dict(np.load(work / "tokens.npz"))
-    for domain in training.SHARES:  # of some the packs took every row; reasoning-gym is not here
-        for part in ("ids", "lengths"):
-            tokens.setdefault(f"{domain}/{part}", tokens[f"own/{part}"])
-    np.savez(work / "tokens.npz", **tokens)
-    found = training.main(
+    engine = load_files(open_model(model), options(device="cpu", dtype="float32"))
+
+    def logp_of(ids: np.ndarray, scored: np.ndarray) -> np.ndarray:
+        blocks = Blocks(
+            "", 64, ids.astype(np.int32), scored, np.zeros_like(ids, np.int32),
+            np.zeros(1, np.int32), ("",), "",
+        )  # fmt: skip
+        return engine.score(blocks, lambda done: None).logp_T.astype(np.float64)
+
+    return logp_of
+
+
+def by_transformers(path: Path) -> LogpOf:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+
+    def logp_of(ids: np.ndarray, scored: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            logp = model(input_ids=torch.from_numpy(ids)).logits[:, :-1].double().log_softmax(-1)
+        of_next = logp.gather(-1, torch.from_numpy(ids)[:, 1:, None])[..., 0].numpy()
+        return np.asarray(of_next[scored[:, 1:]])
+
+    return logp_of
+
+
+def test_training(every_domain: Path) -> None:
+    """The stream is whole passes over a domain, its rows in another order."""
+    training = script("training")
+    files = np.load(every_domain / "tokens.npz")
+    own = files["own/ids"].astype(np.int64)
+    # a little more than three passes, less than a row
+    stream = training.mixture(every_domain / "tokens.npz", {"own": 1.0}, 3 * own.size + 1, 0, "cpu")
+    drawn = stream.numpy().astype(np.int64)
+    assert np.array_equal(np.bincount(drawn), 3 * np.bincount(own))
+    assert not np.array_equal(drawn, np.tile(own, 3))
+    assert sum(training.NATURAL.values()) == pytest.approx(1)
+
+
+def test_train_demo_model(made: tuple[Path, Path, Any], every_domain: Path, tmp_path: Path) -> None:
+    """Two steps; the written weights are those that were measured."""
+    _, packs, _ = made
+    found = script("train_demo_model").main(
         [
-            "--data", str(work), "--packs", str(packs), "--out", str(tmp_path / "model"),
+            "--data", str(every_domain), "--packs", str(packs), "--out", str(tmp_path / "model"),
             "--device", "cpu", "--lengths", "64", "--tokens", "700", "--batch", "4",
             "--seq-len", "64", "--quantise-from", "0.5", "--vocab-size", "400",
             "--hidden-size", "64", "--intermediate-size", "32", "--num-layers", "2",
@@ -183,18 +249,84 @@ def test_train_demo_model(made: tuple[Path, Path, Any], tmp_path: Path) -> None:
             "--head-dim", "16", "--sliding-window", "16",
         ]
     )  # fmt: skip
-    files = open_model(tmp_path / "model")
-    engine = load_files(files, options(device="cpu", dtype="float32"))
-    tokenizer = training.Tokenizer.from_file(str(work / "tokenizer.json"))
-    assert set(found[64]) == {file.stem for file in packs.glob("*.parquet")}
-    for name, perplexity in found[64].items():
-        texts = pq.read_table(packs / f"{name}.parquet")["text"].to_pylist()
-        ids, scored = (x.numpy() for x in training.scored_stream(texts, tokenizer))
-        ids, scored = (x[: len(x) // 64 * 64].reshape(-1, 64) for x in (ids, scored))
-        scored[:, 0] = False
-        blocks = Blocks(
-            name, 64, ids.astype(np.int32), scored, np.zeros_like(ids, np.int32),
-            np.zeros(1, np.int32), (name,), "",
-        )  # fmt: skip
-        logp = engine.score(blocks, lambda done: None).logp_T.astype(np.float64)
-        assert np.exp(-logp.mean()) == pytest.approx(perplexity, rel=1e-4)
+    check_perplexity(by_the_package(tmp_path / "model"), every_domain, packs, found[64])
+
+
+SMALL = {
+    "hidden_size": 64, "intermediate_size": 96, "moe_intermediate_size": 32,
+    "num_hidden_layers": 2, "num_experts": 8, "n_routed_experts": 8, "num_experts_per_tok": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 400,
+}  # fmt: skip
+SMALL_DEMO = {
+    "vocab_size": 400, "hidden_size": 64, "intermediate_size": 32, "num_layers": 2,
+    "num_experts": 8, "top_k": 2, "num_heads": 4, "num_kv_heads": 2, "head_dim": 16,
+    "sliding_window": 16,
+}  # fmt: skip
+
+
+def recipe(name: str, folder: Path) -> Path:
+    """One of the lab, its sizes and its training made small."""
+    recipe = json.loads((TOOLS / "lab" / f"{name}.json").read_text())
+    part, sizes = ("demo_model", SMALL_DEMO) if name == "gpt_oss" else ("config", SMALL)
+    known = sizes if name == "gpt_oss" else recipe[part].keys() & sizes.keys()
+    recipe[part] |= {key: sizes[key] for key in known}
+    recipe["train"] |= {"tokens": 900, "batch": 4, "seq_len": 64}
+    (folder / f"{name}.json").write_text(json.dumps(recipe))
+    return folder / f"{name}.json"
+
+
+@pytest.mark.parametrize("name", sorted(file.stem for file in TOOLS.glob("lab/*.json")))
+def test_train_lab_model(
+    name: str, made: tuple[Path, Path, Any], every_domain: Path, tmp_path: Path
+) -> None:
+    """Every recipe at a small size; the written weights are those that were measured."""
+    _, packs, _ = made
+    found = script("train_lab_model").main(
+        [
+            str(recipe(name, tmp_path)), "--data", str(every_domain), "--packs", str(packs),
+            "--out", str(tmp_path / "model"), "--device", "cpu", "--lengths", "64",
+        ]
+    )  # fmt: skip
+    read = by_the_package if name == "gpt_oss" else by_transformers
+    check_perplexity(read(tmp_path / "model"), every_domain, packs, found[64])
+
+
+def test_experts_of_the_lab_are_those_of_transformers() -> None:
+    """Outputs and gradients are those of transformers' own loop over experts."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    lab = script("train_lab_model")
+    lab.ALL_EXPERTS_FUNCTIONS.register("lab", lab.experts_forward)
+    config = AutoConfig.for_model("qwen3_moe", **SMALL, initializer_range=0.5)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config)
+    ids = torch.randint(0, 400, (2, 16))
+    found = {}
+    for name in ("eager", "lab"):
+        model.config._experts_implementation = name
+        model.zero_grad()
+        loss = model(input_ids=ids, labels=ids).loss
+        loss.backward()
+        found[name] = [loss.detach(), *(p.grad.clone() for p in model.parameters())]
+    torch.testing.assert_close(found["lab"], found["eager"], rtol=1e-4, atol=1e-6)
+
+
+def test_correction_biases_even_the_load(every_domain: Path) -> None:
+    """A step raises the bias of experts with less than the mean load, and lowers it of others."""
+    lab = script("train_lab_model")
+    config = json.loads((TOOLS / "lab" / "glm4_moe.json").read_text())["config"]
+    small = {key: SMALL[key] for key in config.keys() & SMALL.keys()}
+    schedule = lab.LabSchedule(tokens=256, batch=2, seq_len=64, bias_rate=0.1, lr=0.0)
+    stream = torch.randint(0, 400, (256,), generator=torch.Generator().manual_seed(0))
+    model = lab.train(schedule, config | small, stream)
+    (router,) = lab.routers_of(model)
+    chosen: list[torch.Tensor] = []
+    router.get_buffer(lab.BIAS).zero_()
+    router.register_forward_hook(lambda module, args, out: chosen.append(out[2].flatten()))
+    model(input_ids=stream[:128].view(2, 64))
+    counts = torch.bincount(torch.cat(chosen), minlength=8).float()
+    assert counts.min() < counts.mean() < counts.max()
+    expected = 0.1 * (counts.mean() - counts).sign()
+    again = lab.train(schedule, config | small, stream)
+    (router,) = lab.routers_of(again)
+    torch.testing.assert_close(router.get_buffer(lab.BIAS), expected)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from eaft_prune.checkpoints.families.sliced_routers import KEPT
-from eaft_prune.checkpoints.formats import FLOATS, MXFP4, format_of
 from eaft_prune.engines.packed import PackedWeight
 
 NAME = "eaft_experts"
@@ -50,41 +48,19 @@ def weight(module: Any, name: str, expert: int | None = None) -> torch.Tensor:
     return chosen if packed or module.is_transposed else chosen.transpose(-2, -1)
 
 
-@contextmanager
-def replaced(
-    module: Any, name: str, experts: Sequence[int], stored: Mapping[str, torch.Tensor]
-) -> Iterator[None]:
-    """Inside, a projection of these experts and its bias are those that these tensors store."""
-    held, bias_EO = getattr(module, name), getattr(module, f"{name}_bias").data
-    ids = torch.tensor(experts, device=bias_EO.device)
-    own_bias_KO = bias_EO[ids]
-    bias_EO[ids] = stored[f"{name}_bias"].to(bias_EO)
-    if isinstance(held, PackedWeight):
-        blocks, scales = (stored[part] for part in MXFP4.names(name))
-        setattr(module, name, held.replaced(ids, (blocks, scales)))
-    else:
-        matrices_EIO = weight(module, name).data
-        own_KIO = matrices_EIO[ids]
-        form = format_of(name, stored) or FLOATS["F32"]
-        matrices_EIO[ids] = form.decoded(name, stored).to(matrices_EIO)
-    try:
-        yield
-    finally:
-        bias_EO[ids] = own_bias_KO
-        if isinstance(held, PackedWeight):
-            setattr(module, name, held)
-        else:
-            matrices_EIO[ids] = own_KIO
+def has_gate(module: Any) -> bool:
+    """Whether its activation multiplies two halves; not every version of transformers says."""
+    return getattr(module, "has_gate", True)
 
 
 def first_projection(module: Any) -> str:
     """The projection before the activation: gate and up in one, or up alone."""
-    return "gate_up_proj" if module.has_gate else "up_proj"
+    return "gate_up_proj" if has_gate(module) else "up_proj"
 
 
 def activated(module: Any, inner: torch.Tensor) -> torch.Tensor:
     """What comes between an expert's projections."""
-    out: torch.Tensor = module._apply_gate(inner) if module.has_gate else module.act_fn(inner)
+    out: torch.Tensor = module._apply_gate(inner) if has_gate(module) else module.act_fn(inner)
     return out
 
 

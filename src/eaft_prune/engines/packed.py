@@ -49,16 +49,6 @@ class PackedWeight:
         blocks, scales = self.read()
         return self._dequantized(blocks[expert], scales[expert])
 
-    def replaced(self, experts: torch.Tensor, by: Packed) -> PackedWeight:
-        """The same with other bytes for some experts; every read copies the whole projection."""
-
-        def read() -> Packed:
-            blocks, scales = (part.clone() for part in self.read())
-            blocks[experts], scales[experts] = (part.to(blocks.device) for part in by)
-            return blocks, scales
-
-        return PackedWeight(read, self.scratch)
-
     def _dequantized(self, blocks: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
         *outer, groups = scales.shape
         out = self.scratch.take(*outer, groups * GROUP)

@@ -12,15 +12,18 @@ from eaft_prune.engines import attention, experts
 
 _TOKENS = 64
 _SEED = 0
-# mean |d ln p| over all tokens of the vocabulary: what the order of sums leaves, and no more
-_LIMITS = {"float32": 1e-4, "bfloat16": 0.1, "float16": 0.05}
+# mean distance of the two distributions of a position, half the sum of |d p|: what the order of
+# sums leaves. In sixteen bits another order can choose another expert, and much follows from it.
+_LIMITS = {"float32": 1e-4, "bfloat16": 0.1, "float16": 0.1}
 
 
 @torch.inference_mode()
 def check_against_plain(
     model: Any, ours: Callable[[torch.Tensor], torch.Tensor], dtype: str
 ) -> float:
-    """Mean |d ln p| between both on made-up tokens, whose logits `ours` gives; [1, S] -> [S, V].
+    """Mean distance between both on made-up tokens, whose logits `ours` gives; [1, S] -> [S, V].
+
+    The distance is total variation, in [0, 1].
 
     Raises UserError where they differ by more than rounding, so that no architecture that our
     experts, attention or head do not fit is silently wrong.
@@ -29,7 +32,7 @@ def check_against_plain(
     generator = torch.Generator().manual_seed(_SEED)
     ids = torch.randint(text.vocab_size, (1, _TOKENS), generator=generator)
     ids = ids.to(next(model.parameters()).device)
-    mine = ours(ids).float().log_softmax(-1)
+    mine = ours(ids).float().softmax(-1)
     chosen = model.config._attn_implementation
     try:
         model.set_experts_implementation("eager")
@@ -40,11 +43,12 @@ def check_against_plain(
         model.set_experts_implementation(experts.NAME)
         if chosen == attention.NAME:
             model.set_attn_implementation(chosen)
-    gap = float((mine - logits.float().log_softmax(-1)).abs().mean())
+    gap = float((mine - logits.float().softmax(-1)).abs().sum(-1).mean() / 2)
     if not gap <= _LIMITS[dtype]:
         raise UserError(
             f"a {model.config.model_type} model gives other probabilities here than in "
-            f"transformers: mean |d ln p| = {gap:.2g} on {_TOKENS} tokens in {dtype}, at most "
-            f"{_LIMITS[dtype]:g} is rounding; this architecture cannot be pruned yet"
+            f"transformers: they are {gap:.2g} apart (total variation, mean of {_TOKENS} tokens) "
+            f"in {dtype}, where at most {_LIMITS[dtype]:g} is rounding; this architecture cannot "
+            "be pruned yet"
         )
     return gap

@@ -231,7 +231,7 @@ def groups_of(text: Any) -> int:
 
 def is_experts(module: Any) -> bool:
     """Whether transformers runs it through its experts interface."""
-    return hasattr(module, "_is_expert_parallel") and hasattr(module, "down_proj")
+    return hasattr(module, "_apply_gate") and hasattr(module, "is_transposed")
 
 
 def _axes(model: Any, twice: Any, count: int) -> dict[str, int]:

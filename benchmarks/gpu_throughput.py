@@ -36,6 +36,7 @@ from random_model import engine_of, random_files, random_model, unpack
 from eaft_prune.checkpoints.read import ModelFiles
 from eaft_prune.core.types import KeepPlan, Trace
 from eaft_prune.engines.head import token_scores
+from eaft_prune.engines.logits import PlainHead
 from eaft_prune.engines.packed_model import weigh
 
 SHARES = {"layers": 0.0, "2/3": 2 / 3, "all": 1.0}  # of the positions, that are scored
@@ -187,7 +188,7 @@ def head_cost(model: Any, tokens: int, device: torch.device) -> None:
     hidden = torch.randn(tokens, head.weight.shape[1], device=device, dtype=torch.bfloat16)
     targets = torch.randint(0, head.weight.shape[0], (tokens,), device=device)
     bare = seconds(lambda: [head(part) for part in hidden.split(5000)], 9, device)
-    ours = seconds(lambda: token_scores(head, hidden, targets, 20), 9, device)
+    ours = seconds(lambda: token_scores(PlainHead(model), hidden, targets, 20), 9, device)
     print(
         f"head, {tokens} tokens: bare matmul {bare * 1e3:.1f} ms, with log p, top-20 and entropy "
         f"{ours * 1e3:.1f} ms: {ours / bare:.2f}x"

@@ -16,11 +16,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import psutil
 import pytest
+import torch
 from hypothesis import settings
 from support import tiny
 from support.engines import options
 
 from eaft_prune.core.types import Blocks
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read where triton is imported first, by whomever
 
 if TYPE_CHECKING:
     from eaft_prune.engines.transformers import TransformersEngine

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 from support import tiny
+from support.engines import evaluate_masked
 
 from eaft_prune.checkpoints.families import family_of
 from eaft_prune.checkpoints.families.gpt_oss import tensor_table
 from eaft_prune.checkpoints.pad import padded
 from eaft_prune.checkpoints.read import open_model
 from eaft_prune.core.types import Blocks, KeepPlan, UserError
-from eaft_prune.stages.evaluate import evaluate_masked
 from eaft_prune.stages.export import Target, export
 
 if TYPE_CHECKING:

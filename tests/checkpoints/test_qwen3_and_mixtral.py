@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support import tiny
+from support.engines import evaluate_masked
 from support.runs import QUICK, World, write_pack
 
 from eaft_prune.checkpoints.families import family_of
@@ -22,7 +23,6 @@ from eaft_prune.checks.io_probe import io_probe
 from eaft_prune.checks.verify import check_base, check_files, smoke_load
 from eaft_prune.core.types import Blocks, KeepPlan, UserError
 from eaft_prune.records.manifest import read_manifest
-from eaft_prune.stages.evaluate import evaluate_masked
 from eaft_prune.stages.export import Target, export
 
 if TYPE_CHECKING:

@@ -148,7 +148,7 @@ def edit_config(model: Path, **changes: Any) -> None:
 
 def other_family(model: Path) -> list[str]:
     edit_config(model, model_type="llama")
-    return ["model_type", "llama", "gpt_oss"]
+    return ["model_type", "llama", "experts interface"]
 
 
 def experts_as_text(model: Path) -> list[str]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from eaft_prune.config import EngineSettings, RuntimeSettings
-from eaft_prune.engines.base import EngineOptions
+from eaft_prune.core.types import Blocks, KeepPlan, TokenScores
+from eaft_prune.engines.base import EngineOptions, OnTokens, Profiler
 
 
 def options(experts: str = "auto", entropy_top_k: int = 20, **runtime: Any) -> EngineOptions:
@@ -13,3 +14,11 @@ def options(experts: str = "auto", entropy_top_k: int = 20, **runtime: Any) -> E
     engine = EngineSettings.model_validate({"name": "transformers", "experts": experts})
     settings = RuntimeSettings(store_dir="unused", checkpoint_dir="unused", **runtime)
     return EngineOptions(engine, settings, entropy_top_k)
+
+
+def evaluate_masked(
+    engine: Profiler, blocks: Blocks, plan: KeepPlan, on_tokens: OnTokens
+) -> TokenScores:
+    """Scores of the model without the experts outside the plan."""
+    with engine.masked(plan):
+        return engine.score(blocks, on_tokens)

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from eaft_prune.checkpoints.families.sliced_routers import KEPT
 from eaft_prune.checkpoints.pad import padded
 from eaft_prune.core.types import Blocks, KeepPlan, UserError
 from eaft_prune.engines.base import OnTokens
@@ -221,7 +222,8 @@ def _silent(experts: Any, keep: Callable[[Asked], None]) -> Iterator[None]:
     """Inside, experts add nothing, and `keep` gets what they are asked, forward by forward."""
 
     def forward(hidden: torch.Tensor, ids: torch.Tensor, gates: torch.Tensor) -> torch.Tensor:
-        keep(Asked(hidden, ids, gates))
+        kept = getattr(experts, KEPT, None)  # under a mask routers give the ids of those kept
+        keep(Asked(hidden, ids if kept is None else kept[ids], gates))
         return torch.zeros_like(hidden)
 
     experts.forward = forward

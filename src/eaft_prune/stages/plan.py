@@ -95,7 +95,7 @@ def check_keep_n(
             f"groups of experts first, and each must lose as many: give a multiple of {groups} "
             "as pruning.keep_n and, where layers keep different numbers, as pruning.keep_multiple"
         )
-    if settings.keep_n < least:
+    if groups > 1 and settings.keep_n < least:
         raise UserError(
             f"pruning.keep_n = {settings.keep_n}: this model's routers choose some of {groups} "
             f"groups by the best two experts of each and then {top_k} experts of those, so keep_n "

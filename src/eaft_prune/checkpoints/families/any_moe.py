@@ -95,7 +95,12 @@ def _load(path: Path, config: Config, **arguments: Any) -> Any:
     if packed:
         bare: Any = build(settings)  # of the class that it finds for itself where it has a path
         return type(bare).from_pretrained(
-            None, config=bare.config, state_dict=decoded(files, packed), **arguments
+            None,
+            config=bare.config,
+            state_dict=decoded(files, packed),
+            local_files_only=True,
+            trust_remote_code=False,
+            **arguments,
         )
     return auto_class(settings).from_pretrained(
         path, config=settings, local_files_only=True, trust_remote_code=False, **arguments

@@ -55,6 +55,7 @@ class Anatomy:
     groups: int  # of which the router chooses some first; 1: none
     groups_chosen: int
     layers: tuple[Layer, ...]
+    depth: int  # layers with experts or without
     language: Mapping[str, Any]  # settings of the language model alone
     # tensor in memory -> axis of the experts; along it may lie more rows, after theirs
     axes: Mapping[str, int]
@@ -111,6 +112,7 @@ def _anatomy(config_json: str) -> Anatomy:
         groups_of(text),
         getattr(text, "topk_group", None) or 1,
         layers,
+        text.num_hidden_layers,
         text.to_dict(),
         axes,
     )

@@ -114,6 +114,8 @@ def _check_loading(files: ModelFiles, model: Any, sizes: Mapping[str, Shape]) ->
             output_loading_info=True,
             device_map={"": "meta"},
             ignore_mismatched_sizes=True,
+            local_files_only=True,
+            trust_remote_code=False,
         )
     where = f"a {model.config.model_type} model"
     if missing := sorted(info["missing_keys"]):
@@ -180,4 +182,4 @@ def _is_further(name: str, kind: Anatomy) -> bool:
         return True
     numbers = _LAYER.findall(f".{name}")
     language = not any(part in name for part in _TOWERS)
-    return language and bool(numbers) and int(numbers[0]) >= kind.language["num_hidden_layers"]
+    return language and bool(numbers) and int(numbers[0]) >= kind.depth

@@ -61,7 +61,9 @@ def train(config: LabSchedule, model_config: dict[str, Any], stream: Tensor) -> 
     device = stream.device.type
     ALL_EXPERTS_FUNCTIONS.register("lab", experts_forward)
     settings = AutoConfig.for_model(**model_config)
-    model = AutoModelForCausalLM.from_config(settings, attn_implementation="sdpa").to(device)
+    model = AutoModelForCausalLM.from_config(
+        settings, attn_implementation="sdpa", trust_remote_code=False
+    ).to(device)
     model.config._experts_implementation = "lab"
     routers, routed = routers_of(model), list[tuple[Tensor, ...]]()
     load_LE = torch.zeros(len(routers), routers[0].weight.shape[0], device=device)

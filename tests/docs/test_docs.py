@@ -166,4 +166,4 @@ def words(path: Path) -> int:
 def test_pages_are_few_and_short() -> None:
     assert len(list(DOCS.glob("*.md"))) <= 7
     assert words(REPOSITORY / "README.md") <= 900
-    assert sum(words(path) for path in DOCS.glob("*.md") if path.name != "LOG.md") <= 15_000
+    assert sum(words(path) for path in DOCS.glob("*.md") if path.name != "LOG.md") <= 16_000

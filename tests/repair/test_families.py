@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support import tiny
+from support import architectures, tiny
 
 from eaft_prune.checkpoints.families import family_of
+from eaft_prune.checkpoints.formats import FLOATS
+from eaft_prune.checkpoints.formats.base import Storage
 from eaft_prune.checkpoints.projections import changeable, projections_of
 from eaft_prune.checkpoints.read import TensorEntry, open_model
 from eaft_prune.checks.verify import check_base
@@ -106,3 +108,28 @@ def test_a_model_without_biases_has_none_to_move(
     how = How("bias", CompensationSettings(), storage)
     with pytest.raises(UserError, match="have no biases"):
         compensate(load(base), PLAN, make_blocks(8, 64), how, lambda tokens: None)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "said"),
+    [
+        ("glm4_moe", "has layers without experts"),
+        ("qwen3_vl_moe", "is more than a language model"),
+        ("granitemoe", "changes its embeddings"),
+    ],
+)
+def test_a_model_of_another_build_is_refused(
+    model_type: str,
+    said: str,
+    tmp_path: Path,
+    load: Callable[..., TransformersEngine],
+    make_blocks: Callable[..., Blocks],
+) -> None:
+    scaled = {"embedding_multiplier": 3.0} if model_type == "granitemoe" else {}
+    architectures.write(tmp_path / "base", model_type, vocab_size=300, **scaled)
+    engine = load(tmp_path / "base")
+    layers = len(engine.family.experts(engine.model))
+    plan = KeepPlan(((0, 2, 3, 7),) * layers, 8)
+    how = How("down_proj", CompensationSettings(), Storage(FLOATS["F32"], None))
+    with pytest.raises(UserError, match=rf"this model {said}.*use none"):
+        compensate(engine, plan, make_blocks(8, 64), how, lambda tokens: None)

@@ -132,6 +132,7 @@ def _task(engine: TransformersEngine, plan: KeepPlan, blocks: Blocks, how: How) 
     """Raises UserError where there are too few rows to hold any out, too little memory, or where
     biases are asked for and there are none.
     """
+    residual.check_build(engine)
     if how.level == "bias" and how.storage.bias is None:
         raise UserError(
             f"pruning.compensation = 'bias': experts of {engine.family.model_type} have no biases; "

@@ -24,6 +24,7 @@ from eaft_prune.repair.least_squares import Features, Groups
 
 # how far rounding takes a layer's output, of what its experts add and of itself
 _ROUNDING = {torch.float32: (1e-3, 1e-5), torch.bfloat16: (0.05, 0.01), torch.float16: (0.05, 0.01)}
+_OTHER_BUILD = "pruning.compensation: this model {}, which cannot be repaired yet; use none"
 
 
 @dataclass(frozen=True)
@@ -78,12 +79,17 @@ class Behind:
 def start(
     engine: TransformersEngine, plan: KeepPlan, blocks: Blocks, place: torch.device
 ) -> Streams:
-    """Both streams as they enter the first layer: the embeddings."""
+    """Both streams as they enter the first layer: the embeddings.
+
+    Raises UserError for a model of another build: layers without experts, embeddings scaled.
+    """
     embed, layers = engine.model.get_input_embeddings(), layers_of(engine)
     arguments: list[dict[str, Any]] = []
+    entering: list[torch.Tensor] = []
 
     def note(module: Any, given: tuple[Any, ...], named: dict[str, Any]) -> None:
         arguments.append(named)
+        entering.extend(given[:1])
 
     handles = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in layers]
     try:
@@ -93,6 +99,8 @@ def start(
     finally:
         for handle in handles:
             handle.remove()
+    if not entering or not torch.equal(entering[0], embed(ids)):
+        raise UserError(_OTHER_BUILD.format("changes its embeddings before the first layer"))
     batches = list(engine.batches(blocks))
     entered = [embed(ids).to(place) for ids, _, _ in batches]
     predictors = [rows for _, rows, _ in batches]
@@ -177,6 +185,15 @@ def linearised(
     slopes_by_expert = Groups(len(asked.ids), tuple(rows_of), tuple(slopes_of))
     down_KIH = experts.down_KCH[:, : experts.inner]
     return Linearised(experts.with_one(asked.hidden), slopes_by_expert, down_KIH)
+
+
+def check_build(engine: TransformersEngine) -> None:
+    """Raise UserError unless the model is embeddings, layers that all hold experts, and a norm."""
+    body = engine.model.base_model
+    if not hasattr(body, "layers") or not hasattr(body, "norm"):
+        raise UserError(_OTHER_BUILD.format("is more than a language model"))
+    if len(engine.family.experts(engine.model)) != len(body.layers):
+        raise UserError(_OTHER_BUILD.format("has layers without experts"))
 
 
 def layers_of(engine: TransformersEngine) -> list[Any]:

@@ -11,6 +11,7 @@ import socket
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,12 @@ class GitState:
             "mlflow.source.git.branch": self.branch,
             "mlflow.source.git.dirty": "true" if self.status else "false",
         }
+
+
+@lru_cache(maxsize=1)
+def git_of_code() -> GitState | None:
+    """State of the repository of this package, as it was when first asked: what was imported."""
+    return git_state(Path(__file__).parents[1] / "__init__.py")
 
 
 def git_state(file: Path) -> GitState | None:

@@ -18,7 +18,7 @@ from eaft_prune.config import Experiment, renamed, resolve_path
 from eaft_prune.core.digests import file_digest
 from eaft_prune.core.files import write_atomically
 from eaft_prune.core.outcome import Outcome, StageRecord
-from eaft_prune.core.provenance import flatten, git_state, installed, redact
+from eaft_prune.core.provenance import flatten, git_of_code, installed, redact
 from eaft_prune.core.store import load
 from eaft_prune.core.text import id_ranges
 from eaft_prune.core.types import UserError
@@ -130,7 +130,7 @@ def drift(locked: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[list[Drift
 def code_state() -> dict[str, Any]:
     """Version, and the commit and uncommitted changes where this code is a git checkout."""
     known: dict[str, Any] = {"version": eaft_prune.__version__, "commit": "unknown"}
-    git = git_state(Path(eaft_prune.__file__))
+    git = git_of_code()
     if git is None:
         return known
     sha = hashlib.sha256(git.diff.encode()).hexdigest()

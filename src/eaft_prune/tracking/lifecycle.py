@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Literal
 
 import yaml
 
-import eaft_prune
 from eaft_prune.config import Experiment, TrackingSettings
 from eaft_prune.core import provenance
 from eaft_prune.tracking.errors import TrackingError
@@ -107,7 +106,7 @@ def track(
     server = prepare(settings, utility)
     close_stale_runs(server)
     process = provenance.process_tags()
-    git = provenance.git_state(Path(eaft_prune.__file__))
+    git = provenance.git_of_code()
     tags = {
         **settings.tags,
         **provenance.source_tags(provenance.command(overrides)),
@@ -145,7 +144,7 @@ def start_parent(settings: TrackingSettings, name: str, command: str) -> str:
     """Id of a RUNNING run for the runs of a multirun to name as tracking.parent_run_id."""
     server = prepare(settings)
     close_stale_runs(server)
-    git = provenance.git_state(Path(eaft_prune.__file__))
+    git = provenance.git_of_code()
     tags = {
         **settings.tags,
         **provenance.process_tags(),

@@ -119,6 +119,21 @@ def test_groups_of_experts_lose_as_many_each(
         pass
 
 
+def test_a_correction_bias_switches_experts_off_that_fill_a_layer_up(
+    load: Callable[..., TransformersEngine], tmp_path: Path
+) -> None:
+    """Sigmoid routers add it before they choose: -inf is never chosen."""
+    model = architectures.write(tmp_path / "base", "glm4_moe")
+    files, blocks = open_model(tmp_path / "base"), random_blocks()
+    family, ragged = family_of(files.config), KeepPlan(((0, 2, 5), (1, 2, 3, 4, 7)), 8)
+    with (engine := load(files.path)).masked(ragged):
+        masked = engine.score(blocks, nothing)
+    target = Target(tmp_path / "out", "k", 10**9, HOW, pad_ragged=True)
+    out = export(family, files, ragged, target, nothing).path
+    alone = type(model).from_pretrained(out, dtype=torch.float32).eval()
+    np.testing.assert_allclose(masked.logp_T, logp(alone, blocks), atol=1e-4)
+
+
 @pytest.mark.parametrize("model_type", ["glm4_moe", "qwen3_vl_moe", "granitemoehybrid"])
 def test_a_wrong_count_is_refused(model_type: str, tmp_path: Path) -> None:
     architectures.write(tmp_path / "base", model_type)

@@ -145,6 +145,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     "inkling2": {},
     "inkling_text": {},
     "jamba": {},
+    "kimi_k25": {},
     "kolibri1": {},
     "laguna": {},
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv"], "num_dense_layers": 1},

@@ -16,10 +16,11 @@ from eaft_prune.checkpoints.families import family_of
 from eaft_prune.checkpoints.formats import FLOATS, MXFP4
 from eaft_prune.checkpoints.formats.base import Storage
 from eaft_prune.checkpoints.read import open_model
+from eaft_prune.checkpoints.tensors import reader
 from eaft_prune.config import CompensationSettings
 from eaft_prune.core.types import Blocks, KeepPlan, UserError
 from eaft_prune.engines.loading import load_files
-from eaft_prune.engines.packed_model import build, reader
+from eaft_prune.engines.packed_model import build
 from eaft_prune.engines.transformers import TransformersEngine
 from eaft_prune.repair import streams as residual
 from eaft_prune.repair.compensate import compensate

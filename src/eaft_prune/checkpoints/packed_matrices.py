@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from eaft_prune.checkpoints.formats.matrices import Matrix
 from eaft_prune.checkpoints.read import ModelFiles
+from eaft_prune.checkpoints.tensors import reader
 from eaft_prune.core.text import shortened
 from eaft_prune.core.types import UserError
 
@@ -44,43 +46,29 @@ def shapes_of(files: ModelFiles, packed: Mapping[str, Matrix]) -> dict[str, tupl
 
 def decoded(files: ModelFiles, packed: Mapping[str, Matrix]) -> dict[str, Any]:
     """What transformers loads: every tensor by name, read and decoded when it is asked for."""
+    import torch
+
     part_of = {name for matrix in packed.values() for name in matrix.tensors}
-    block = _block(files)
-    whole = {name: _Plain(files, name) for name in files.tensors if name not in part_of}
-    return {**whole, **{name: _Decoded(files, matrix, block) for name, matrix in packed.items()}}
+    block, of_file, cpu = _block(files), reader(files), torch.device("cpu")
+
+    def matrix_of(matrix: Matrix) -> torch.Tensor:
+        parts = {part: of_file(name, cpu) for part, name in matrix.parts.items()}
+        return matrix.form.decode(parts, block)
+
+    whole = {
+        name: _Lazy(partial(of_file, name, cpu)) for name in files.tensors if name not in part_of
+    }
+    return {**whole, **{name: _Lazy(partial(matrix_of, matrix)) for name, matrix in packed.items()}}
 
 
 @dataclass(frozen=True)
-class _Plain:
-    """A tensor in its file, as safetensors' slices are to transformers."""
+class _Lazy:
+    """A tensor that is made when it is sliced, as safetensors' slices are to transformers."""
 
-    files: ModelFiles
-    name: str
-
-    def __getitem__(self, everything: Any) -> torch.Tensor:
-        return read(self.files, self.name)
-
-
-@dataclass(frozen=True)
-class _Decoded:
-    """A matrix in its file, decoded as it is read."""
-
-    files: ModelFiles
-    matrix: Matrix
-    block: tuple[int, int]
+    make: Callable[[], torch.Tensor]
 
     def __getitem__(self, everything: Any) -> torch.Tensor:
-        parts = {part: read(self.files, name) for part, name in self.matrix.parts.items()}
-        return self.matrix.form.decode(parts, self.block)
-
-
-def read(files: ModelFiles, name: str) -> torch.Tensor:
-    """A tensor as it is stored."""
-    from safetensors import safe_open
-
-    with safe_open(files.path / files.tensors[name].file, framework="pt") as file:
-        tensor: torch.Tensor = file.get_tensor(name)
-    return tensor
+        return self.make()
 
 
 def _block(files: ModelFiles) -> tuple[int, int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,6 +14,7 @@ import torch
 from eaft_prune.checkpoints.families.base import Family
 from eaft_prune.checkpoints.formats import MXFP4
 from eaft_prune.checkpoints.read import ModelFiles
+from eaft_prune.checkpoints.tensors import ReadTensor, reader
 from eaft_prune.core.types import UserError
 from eaft_prune.engines import attention, experts
 from eaft_prune.engines.packed import HostLayers, Packed, PackedWeight, Scratch, spread
@@ -25,8 +26,6 @@ PROJECTIONS = ("gate_up_proj", "down_proj")
 _PARTS = MXFP4.names("_proj")
 _BLOCKS = _PARTS[0]
 _FREE = 0.95  # of a GPU's free memory that is taken where no limit is set
-
-ReadTensor = Callable[[str, torch.device], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -182,22 +181,6 @@ def build(
     model.tie_weights()
     _attach(model, packed, host, homes, dtype)
     return model
-
-
-def reader(files: ModelFiles) -> ReadTensor:
-    """Read tensors of the checkpoint; on the CPU they are pages of the file."""
-    from safetensors import safe_open
-
-    opened: dict[tuple[str, str], Any] = {}
-
-    def read(name: str, device: torch.device) -> torch.Tensor:
-        key = files.tensors[name].file, str(device)
-        if key not in opened:
-            opened[key] = safe_open(files.path / key[0], framework="pt", device=key[1]).__enter__()
-        tensor: torch.Tensor = opened[key].get_tensor(name)
-        return tensor
-
-    return read
 
 
 def _attach(

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 from eaft_prune.core.step import Step
 from eaft_prune.core.types import Divergence, Likeliest, TokenScores
-from eaft_prune.pipeline.evaluation import Part, Side, evaluated, key_of, running
+from eaft_prune.pipeline.evaluation import Part, Side, alone, evaluated, key_of, running
 from eaft_prune.pipeline.session import Session
 from eaft_prune.stages import evaluate
 
@@ -25,7 +26,7 @@ def paired(session: Session, base: Side) -> Callable[[Side, Part], TokenScores]:
     """
     k = session.experiment.eval.kl_top_k
     if k is None or not session.kind.compares:
-        return lambda side, part: session.run(evaluated(session, side, part)).value
+        return partial(alone, session)
 
     def scored(side: Side, part: Part) -> TokenScores:
         if side is base:

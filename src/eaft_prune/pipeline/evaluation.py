@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -85,7 +86,7 @@ def evaluated(
     """The evaluation of a side; compute: a pass that also gives more than scores."""
     settings, inputs = key_of(session, side)
 
-    def alone() -> TokenScores:
+    def plainly() -> TokenScores:
         with running(session, side, part) as (scorer, on_tokens):
             return evaluate.evaluate(scorer, part.some, on_tokens)
 
@@ -95,8 +96,13 @@ def evaluated(
 
     name = f"evaluate/{side.label}/{part.where}"
     settings, inputs = {**settings, **part.settings}, {**inputs, "blocks": part.blocks.digest}
-    made = alone if compute is None else compute
+    made = plainly if compute is None else compute
     return Step(name, evaluate.VERSION, settings, inputs, TokenScores, made, facts)
+
+
+def alone(session: Session, side: Side, part: Part) -> TokenScores:
+    """A side's scores, compared with nothing."""
+    return session.run(evaluated(session, side, part)).value
 
 
 @contextmanager
@@ -132,20 +138,14 @@ def measure(
 
     scored: how its scores are had, if it is one of a comparison.
     """
+    scored = scored or partial(alone, session)
     scores: dict[EvalKey, TokenScores] = {}
     rows: dict[EvalKey, NDArray[np.int32]] = {}
     token_digests: dict[EvalKey, str] = {}
     for request in evaluating(session.experiment) if asked is None else asked:
         blocks = session.blocks(base, request)
-        key, part = (
-            (request.pack, request.seq_len),
-            Part(f"{request.pack}/{request.seq_len}", blocks),
-        )
-        scores[key] = (
-            session.run(evaluated(session, side, part)).value
-            if scored is None
-            else scored(side, part)
-        )
+        key = request.pack, request.seq_len
+        scores[key] = scored(side, Part(f"{request.pack}/{request.seq_len}", blocks))
         rows[key] = blocks.value.conversation_BS[blocks.value.scored_BS]
         token_digests[key] = blocks.digest
     plan_digest = side.mask.digest if side.mask else None

@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 import numpy as np
 
 from eaft_prune.checkpoints.model import Model
+from eaft_prune.checkpoints.positions import max_positions
 from eaft_prune.core.generation import Decoding, GenerationReport, Prompts, Written, joined
 from eaft_prune.core.step import Step
 from eaft_prune.core.store import Stored
@@ -140,7 +141,7 @@ def _batch(
 
 
 def _check_length(session: Session, base: Model, prompts: Prompts) -> None:
-    most = base.files.config.get("max_position_embeddings")
+    most = max_positions(base.language)
     asked = session.experiment.generation
     longest = max(map(len, prompts.lists))
     if most is not None and longest + asked.max_new_tokens > most:

@@ -173,7 +173,7 @@ def of_module(module: Any, ids: Sequence[int]) -> Experts:
 
     Raises UserError for experts that are not act(x gate_up) down.
     """
-    if not module.has_gate or getattr(module, "has_post_expert_norm", False):
+    if not moe.has_gate(module) or getattr(module, "has_post_expert_norm", False):
         raise UserError(
             f"pruning.compensation: {type(module).__name__} are not two projections with a gated "
             "activation between them; use pruning.compensation=none"

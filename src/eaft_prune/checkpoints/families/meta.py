@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -57,8 +57,9 @@ class Anatomy:
     layers: tuple[Layer, ...]
     depth: int  # layers with experts or without
     language: Mapping[str, Any]  # settings of the language model alone
-    # tensor in memory -> axis of the experts; along it may lie more rows, after theirs
-    axes: Mapping[str, int]
+    # tensor in memory that has a row an expert -> which of `layers` it belongs to, and the axis of
+    # the experts; along it may lie more rows, after theirs
+    rows: Mapping[str, tuple[int, int]]
 
     @property
     def least(self) -> int:
@@ -69,13 +70,6 @@ class Anatomy:
         if self.groups == 1:
             return self.top_k
         return self.groups * max(2, -(-self.top_k // self.groups_chosen))
-
-    def layer_of(self, name: str) -> int:
-        """Which of `layers` a tensor with rows of experts belongs to."""
-        for index, layer in enumerate(self.layers):
-            if name.startswith((layer.experts + ".", layer.block + ".")):
-                return index
-        raise AssertionError(f"{name} belongs to no layer with experts")
 
 
 def anatomy(config: Config) -> Anatomy:
@@ -106,7 +100,18 @@ def _anatomy(config_json: str) -> Anatomy:
     axes = _axes(model, build(with_count(settings, 2 * count)), count)
     layers = tuple(_layer(name) for name in modules)
     text = settings.get_text_config()
-    found = Anatomy(
+    for path, tensor in tensors(model):
+        if _layer_of(path, layers) is not None and not tensor.is_floating_point():
+            raise UserError(
+                f"config.json: model_type = {kind!r}: {path} assigns experts to tokens by a table, "
+                "whose experts cannot be told from it: such layers cannot be pruned"
+            )
+    rows = {}
+    for name, axis in axes.items():
+        layer = _layer_of(name, layers)
+        assert layer is not None, f"{name} belongs to no layer with experts"
+        rows[name] = layer, axis
+    return Anatomy(
         count,
         chosen(text),
         groups_of(text),
@@ -114,18 +119,8 @@ def _anatomy(config_json: str) -> Anatomy:
         layers,
         text.num_hidden_layers,
         text.to_dict(),
-        axes,
+        rows,
     )
-    for name in axes:
-        found.layer_of(name)
-    for path, tensor in tensors(model):
-        inside = any(path.startswith(layer.block + ".") for layer in layers)
-        if inside and not tensor.is_floating_point():
-            raise UserError(
-                f"config.json: model_type = {kind!r}: {path} assigns experts to tokens by a table, "
-                "whose experts cannot be told from it: such layers cannot be pruned"
-            )
-    return found
 
 
 def _check_one_count(config: Config) -> None:
@@ -260,6 +255,12 @@ def _axes(model: Any, twice: Any, count: int) -> dict[str, int]:
 def tensors(model: Any) -> list[tuple[str, torch.Tensor]]:
     """Parameters and buffers, stored or not."""
     return [*model.named_parameters(), *model.named_buffers()]
+
+
+def _layer_of(name: str, layers: Sequence[Layer]) -> int | None:
+    """Which layer's block holds a tensor, the experts' among them; None: that of none."""
+    inside = (index for index, layer in enumerate(layers) if name.startswith(f"{layer.block}."))
+    return next(inside, None)
 
 
 def _layer(experts: str) -> Layer:

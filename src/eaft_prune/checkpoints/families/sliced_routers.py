@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 KEPT = "eaft_kept"  # attribute of an experts module: old id of each new one
 _CHANGED = "eaft_changed"  # attribute of a masked model: what its routers were
+_SMALLER = "eaft_smaller"  # attribute of a model that was masked: it with fewer experts, by number
 _ABSENT = object()
 
 _Change = tuple[dict[str, Any], str, Any]  # of an object's attributes: the one that was there
@@ -33,7 +34,10 @@ def masked(model: torch.nn.Module, plan: KeepPlan) -> Iterator[None]:
     settings: Any = model.config
     count = _count(model.get_submodule(paths[0]))
     check_plan(plan, len(paths), count, groups_of(settings.get_text_config()))
-    pruned = {n: build(with_count(settings, n)) for n in {len(ids) for ids in plan.kept}}
+    # the model with n experts, on the meta device: made once, as searches mask thousands of times
+    pruned = vars(model).setdefault(_SMALLER, {})
+    for n in {len(ids) for ids in plan.kept} - pruned.keys():
+        pruned[n] = build(with_count(settings, n))
     undo: list[_Change] = []
 
     def put(where: dict[str, Any], key: str, value: Any) -> None:

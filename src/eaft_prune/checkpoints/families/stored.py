@@ -76,7 +76,7 @@ def _check_experts(
     found: dict[tuple[str, str], dict[int, str]] = {}
     for name, (target, converted) in targets.items():
         own = _OWN.search(name)
-        if converted and own and target in kind.axes:
+        if converted and own and target in kind.rows:
             stem = name[: own.start(1)], name[own.end(1) :]
             found.setdefault(stem, {})[int(own[1])] = name
     for (before, after), names in found.items():
@@ -161,10 +161,9 @@ def _spec(
     kind: Anatomy, name: str, target: str, shape: tuple[int, ...], converted: bool
 ) -> TensorSpec:
     """Which experts a stored tensor holds, from those of what it becomes."""
-    axis = kind.axes.get(target)
-    if axis is None:
+    if target not in kind.rows:
         return TensorSpec(None, shape)
-    layer = kind.layer_of(target)
+    layer, axis = kind.rows[target]
     own = _OWN.search(name)
     if converted and own:
         return TensorSpec(None, shape, layer, expert=int(own[1]))

@@ -14,6 +14,7 @@ if not CUDA:
     os.environ["TRITON_INTERPRET"] = "1"  # read where kernels are defined: before their import
 pytest.importorskip("triton")
 
+from support import architectures  # noqa: E402
 from support.engines import options  # noqa: E402
 
 from eaft_prune.checkpoints.families import family_of  # noqa: E402
@@ -69,12 +70,23 @@ def test_swiglu(rows: int, inner: int, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_combine(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(("rows", "inner"), [(8, 48), (5, 40), (4, 1100)])
+def test_silu_gate(rows: int, inner: int, dtype: torch.dtype) -> None:
+    gate_up = randn(rows, 2 * inner, dtype=dtype)
+    gate, up = gate_up.double().chunk(2, -1)
+    exact = torch.nn.functional.silu(gate) * up
+    assert error(moe.silu_gate(gate_up), exact) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("biased", [True, False])
+def test_combine(dtype: torch.dtype, biased: bool) -> None:
     n, k, hidden = 6, 4, 40
-    down, bias = randn(n * k, hidden, dtype=dtype), randn(3, hidden, dtype=dtype)
+    down = randn(n * k, hidden, dtype=dtype)
+    bias = randn(3, hidden, dtype=dtype) if biased else None
     where = torch.randperm(n * k, generator=torch.Generator().manual_seed(1)).view(n, k).to(DEVICE)
     ids, gates = torch.arange(n * k, device=DEVICE).view(n, k) % 3, randn(n, k, dtype=dtype).abs()
-    y = down[where].double() + bias[ids].double()
+    y = down[where].double() + (0 if bias is None else bias[ids].double())
     out, norms = moe.combine(down, where.int(), ids, gates, bias)
     assert error(out, (y * gates.double()[..., None]).sum(1)) < TOLERANCE[dtype]
     assert error(norms, y.norm(dim=-1)) < 1e-5  # of unrounded values
@@ -154,6 +166,20 @@ def test_rotation_in_place() -> None:
     assert error(x, exact) < 1e-6
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("dim", "half"), [(8, 4), (8, 2), (16, 4)])
+def test_norm_and_rotation_of_a_part_in_place(dim: int, half: int, dtype: torch.dtype) -> None:
+    x, weight = randn(2, 5, 3, dim, dtype=dtype), randn(dim, dtype=dtype)
+    cos, sin = randn(5, 2 * half), randn(5, 2 * half, seed=1)  # halves twice, as models hold them
+    wide = x.double()
+    wide = weight.double() * wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-5)
+    a, b, rest = wide.split([half, half, dim - 2 * half], -1)
+    c, s = cos[None, :, None, :half], sin[None, :, None, :half]
+    exact = torch.cat([a * c - b * s, b * c + a * s, rest], -1)
+    attention.rotate_(x, cos, sin, half, (weight, 1e-5))
+    assert error(x, exact) < TOLERANCE[dtype]
+
+
 @pytest.mark.skipif(CUDA, reason="bfloat16 on CUDA: tests/test_gpu.py compares with eager")
 def test_the_kernels_together_are_the_layers_of_transformers(checkpoint: Path) -> None:
     """float32, interpreted: the layers for CUDA against transformers' forward."""
@@ -167,18 +193,32 @@ def test_the_kernels_together_are_the_layers_of_transformers(checkpoint: Path) -
 
 
 @pytest.mark.skipif(CUDA, reason="bfloat16 on CUDA: tests/test_gpu.py compares with eager")
-def test_fused_experts_are_the_plain_ones(checkpoint: Path) -> None:
+def test_fused_experts_are_the_looped_ones_of_gpt_oss(checkpoint: Path) -> None:
     files = open_model(checkpoint)
     family = family_of(files.config)
-    module = family.experts(
-        load_files(files, options(device="cpu", dtype="bfloat16", threads=1)).model
-    )[0]
-    n, k, count = 9, family.top_k(files.config), family.n_experts(files.config)
-    hidden = randn(n, files.config["hidden_size"], dtype=torch.bfloat16)
+    model = load_files(files, options(device="cpu", dtype="bfloat16", threads=1)).model
+    check_experts(family.experts(model)[0], files.config["hidden_size"], family.top_k(files.config))
+
+
+# silu of halves, gelu, squared relu without a gate
+@pytest.mark.skipif(CUDA, reason="bfloat16 on CUDA: tests/test_gpu.py compares with eager")
+@pytest.mark.parametrize("name", ["qwen3_moe", "gemma4_text", "nemotron_h"])
+def test_fused_experts_are_the_looped_ones(name: str) -> None:
+    model = architectures.random_model(architectures.tiny_config(name))
+    check_experts(some_experts(model).to(torch.bfloat16), model.config.hidden_size, 2)
+
+
+def some_experts(model: torch.nn.Module) -> torch.nn.Module:
+    return next(m for m in model.modules() if hasattr(m, "has_bias") and hasattr(m, "down_proj"))
+
+
+def check_experts(module: torch.nn.Module, width: int, k: int) -> None:
+    n, count = 9, module.num_experts
+    hidden = randn(n, width, dtype=torch.bfloat16)
     ids = torch.stack([torch.randperm(count)[:k] for _ in range(n)])
     gates = randn(n, k, dtype=torch.bfloat16).abs()
     with torch.inference_mode():
         ours, norms = experts._fused(module, hidden, ids, gates)
-        plain, plain_norms = experts._plain(module, hidden, ids, gates)
+        plain, plain_norms = experts._looped(module, hidden, ids, gates)
     assert error(ours, plain) < 1e-2
     assert error(norms, plain_norms) < 1e-2

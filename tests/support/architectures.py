@@ -183,9 +183,15 @@ def tiny_config(model_type: str, **changes: Any) -> Any:
 
 
 def write(path: Path, model_type: str, seed: int = 0, **changes: Any) -> Any:
-    """Save one into `path`, weights of routers large, and return transformers' model of it."""
+    """Save one into `path` and return transformers' model of it."""
+    model = random_model(tiny_config(model_type, **changes), seed)
+    model.save_pretrained(path)
+    return model
+
+
+def random_model(settings: Any, seed: int = 0) -> Any:
+    """transformers' model of settings; weights of routers are large, so that they differ."""
     torch.manual_seed(seed)
-    settings = tiny_config(model_type, **changes)
     model = model_class(settings).from_config(settings).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -193,7 +199,6 @@ def write(path: Path, model_type: str, seed: int = 0, **changes: Any) -> Any:
             routes = any(part in name for part in ("gate", "router", "bias"))
             if routes and tensor.is_floating_point():
                 tensor.add_(0.3 * torch.randn(tensor.shape, generator=generator))
-    model.save_pretrained(path)
     return model
 
 

@@ -30,7 +30,7 @@ def experts_forward(
     kept = getattr(module, KEPT, None)
     if kept is not None:
         ids_NK = kept[ids_NK]
-    inner = _fused if hidden_ND.device.type == "cuda" and _is_gpt_oss(module) else _plain
+    inner = _fused if hidden_ND.device.type == "cuda" else _looped
     parts = [part.split(TOKENS) for part in (hidden_ND, ids_NK, gates_NK)]
     done = [inner(module, *part) for part in zip(*parts, strict=True)]
     recorder: Recorder | None = getattr(module, RECORDER, None)
@@ -70,36 +70,26 @@ def normed(module: Any, out: torch.Tensor) -> torch.Tensor:
     return module.post_expert_norm(out) if behind else out
 
 
-def _plain(
+def _looped(
     module: Any, hidden_ND: torch.Tensor, ids_NK: torch.Tensor, gates_NK: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    """On the CPU: one expert after the other, each on its rows alone."""
     n, k = ids_NK.shape
     order = torch.argsort(ids_NK.reshape(-1), stable=True)
-    sorted_ids = ids_NK.reshape(-1)[order]
-    counts_E = torch.bincount(sorted_ids, minlength=module.num_experts)
+    counts = torch.bincount(ids_NK.reshape(-1), minlength=module.num_experts).tolist()
     x = hidden_ND.index_select(0, order // k)
-    out = (_looped if x.device.type == "cpu" else _grouped)(module, x, sorted_ids, counts_E)
+    parts = []
+    for expert, rows in enumerate(x.split(counts)):
+        if len(rows) > 0:
+            inner = activated(module, _linear(module, first_projection(module), expert, rows))
+            parts.append(normed(module, _linear(module, "down_proj", expert, inner)))
+    out = torch.cat(parts)
     back = torch.empty_like(order)
-    back[order] = torch.arange(len(order), device=order.device)
+    back[order] = torch.arange(len(order))
     norms = torch.linalg.vector_norm(out, dim=-1, dtype=torch.float32)[back].view(n, k)
     weighted = out.mul_(gates_NK.reshape(-1)[order][:, None].to(out.dtype))
     total = weighted.index_select(0, back).view(n, k, -1).sum(dim=1)
     return total.to(hidden_ND.dtype), norms
-
-
-def _looped(
-    module: Any, x: torch.Tensor, sorted_ids: torch.Tensor, counts_E: torch.Tensor
-) -> torch.Tensor:
-    parts = []
-    start = 0
-    for expert, count in enumerate(counts_E.tolist()):
-        if count == 0:
-            continue
-        rows = x[start : start + count]
-        inner = activated(module, _linear(module, first_projection(module), expert, rows))
-        parts.append(normed(module, _linear(module, "down_proj", expert, inner)))
-        start += count
-    return torch.cat(parts)
 
 
 def _linear(module: Any, name: str, expert: int, x: torch.Tensor) -> torch.Tensor:
@@ -109,32 +99,10 @@ def _linear(module: Any, name: str, expert: int, x: torch.Tensor) -> torch.Tenso
     return torch.addmm(getattr(module, f"{name}_bias")[expert], x, matrix)
 
 
-def _grouped(
-    module: Any, x: torch.Tensor, sorted_ids: torch.Tensor, counts_E: torch.Tensor
-) -> torch.Tensor:
-    ends = torch.cumsum(counts_E, 0).to(torch.int32)
-    first = _grouped_linear(module, first_projection(module), x, sorted_ids, ends)
-    inner = activated(module, first)
-    return normed(module, _grouped_linear(module, "down_proj", inner, sorted_ids, ends))
-
-
-def _grouped_linear(
-    module: Any, name: str, x: torch.Tensor, sorted_ids: torch.Tensor, ends: torch.Tensor
-) -> torch.Tensor:
-    out = torch.nn.functional.grouped_mm(x, weight(module, name), offs=ends)
-    if module.has_bias:
-        out = out + getattr(module, f"{name}_bias")[sorted_ids]
-    return out
-
-
-def _is_gpt_oss(module: Any) -> bool:
-    return hasattr(module, "alpha") and hasattr(module, "limit") and module.has_bias
-
-
 def _fused(
     module: Any, hidden_ND: torch.Tensor, ids_NK: torch.Tensor, gates_NK: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same with everything between the matmuls in one pass each, summed in float32."""
+    """On CUDA: grouped products with one pass each between them, summed in float32."""
     from eaft_prune.engines.kernels import moe
 
     n, k = ids_NK.shape
@@ -147,9 +115,33 @@ def _fused(
     position[order] = torch.arange(n * k, dtype=torch.int32, device=order.device)
     x = hidden_ND.index_select(0, order // k)
     grouped = torch.nn.functional.grouped_mm
-    gate_up = grouped(x, weight(module, "gate_up_proj"), offs=ends)
-    inner = moe.clamped_swiglu(
-        gate_up, sorted_ids, module.gate_up_proj_bias, module.alpha, module.limit
-    )
-    down = grouped(inner, weight(module, "down_proj"), offs=ends)
-    return moe.combine(down, position.view(n, k), ids_NK, gates_NK, module.down_proj_bias)
+    first = grouped(x, weight(module, first_projection(module)), offs=ends)
+    down = grouped(_between(module, first, sorted_ids), weight(module, "down_proj"), offs=ends)
+    bias = module.down_proj_bias if module.has_bias else None
+    if getattr(module, "has_post_expert_norm", False):
+        down, bias = normed(module, down if bias is None else down + bias[sorted_ids]), None
+    return moe.combine(down, position.view(n, k), ids_NK, gates_NK, bias)
+
+
+def _between(module: Any, first: torch.Tensor, sorted_ids: torch.Tensor) -> torch.Tensor:
+    """Bias and activation of the first projection's output, in one pass for the common ones."""
+    from eaft_prune.engines.kernels import moe
+
+    if _is_gpt_oss(module):
+        bias = module.gate_up_proj_bias
+        return moe.clamped_swiglu(first, sorted_ids, bias, module.alpha, module.limit)
+    if module.has_bias:
+        first = first + getattr(module, f"{first_projection(module)}_bias")[sorted_ids]
+    return moe.silu_gate(first) if _gates_by_silu(module) else activated(module, first)
+
+
+def _is_gpt_oss(module: Any) -> bool:
+    return hasattr(module, "alpha") and hasattr(module, "limit") and module.has_bias
+
+
+def _gates_by_silu(module: Any) -> bool:
+    from transformers.activations import SiLUActivation
+    from transformers.integrations.moe import _default_apply_gate
+
+    plain = getattr(type(module), "_apply_gate", None) is _default_apply_gate
+    return plain and has_gate(module) and isinstance(module.act_fn, SiLUActivation | torch.nn.SiLU)

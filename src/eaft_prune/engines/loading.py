@@ -18,8 +18,9 @@ from eaft_prune.core.quiet import quiet
 from eaft_prune.core.types import UserError
 from eaft_prune.engines import attention, experts, packed_model
 from eaft_prune.engines.base import EngineOptions
+from eaft_prune.engines.fused_layers import fuse
 from eaft_prune.engines.parallel import ParallelEngine, load_everywhere
-from eaft_prune.engines.plain_check import check_against_plain
+from eaft_prune.engines.plain_check import check_against_plain, made_up_tokens
 from eaft_prune.engines.transformers import TransformersEngine
 from eaft_prune.engines.world import world_size
 
@@ -89,6 +90,9 @@ def load_files(files: ModelFiles, options: EngineOptions) -> TransformersEngine:
         kernels=mode == "kernels",
     )
     if family is not GPT_OSS:  # which is proven by tests, and has its experts packed
+        if device.type == "cuda" and dtype == "bfloat16" and mode != "kernels":
+            count = fuse(model, made_up_tokens(model))
+            log.debug("%d norms and attentions run fused", count)
         check_against_plain(model, lambda ids: _logits(engine, ids), dtype)
     return engine
 

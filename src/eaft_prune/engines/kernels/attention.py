@@ -113,25 +113,58 @@ def flash_attention(
 
 
 @triton.jit
-def _rotate_kernel(x, cos, sin, length, heads, HALF: tl.constexpr, H: tl.constexpr):
+def _rotate_kernel(
+    x, weight, cos, sin, row, length, heads, eps,
+    D: tl.constexpr, HALF: tl.constexpr, TAIL: tl.constexpr, NORM: tl.constexpr, H: tl.constexpr,
+):  # fmt: skip
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1) * H + tl.arange(0, H)
     dims = tl.arange(0, HALF)
     inside = tl.broadcast_to((head < heads)[:, None], (H, HALF))
     position = token % length
-    c = tl.load(cos + position * HALF + dims)[None, :].to(tl.float32)
-    s = tl.load(sin + position * HALF + dims)[None, :].to(tl.float32)
-    at = x + (token * heads + head[:, None]) * (2 * HALF) + dims[None, :]
+    c = tl.load(cos + position * row + dims)[None, :].to(tl.float32)
+    s = tl.load(sin + position * row + dims)[None, :].to(tl.float32)
+    at = x + (token * heads + head[:, None]) * D + dims[None, :]
     a = tl.load(at, mask=inside, other=0.0).to(tl.float32)
     b = tl.load(at + HALF, mask=inside, other=0.0).to(tl.float32)
+    if NORM:
+        squares = tl.sum(a * a, 1) + tl.sum(b * b, 1)
+        if TAIL > 0:
+            rest = tl.arange(0, TAIL)
+            behind = tl.broadcast_to((head < heads)[:, None], (H, TAIL))
+            rest_at = x + (token * heads + head[:, None]) * D + 2 * HALF + rest[None, :]
+            t = tl.load(rest_at, mask=behind, other=0.0).to(tl.float32)
+            squares += tl.sum(t * t, 1)
+        scale = (1.0 / tl.sqrt(squares / D + eps))[:, None]
+        a = a * scale * tl.load(weight + dims)[None, :].to(tl.float32)
+        b = b * scale * tl.load(weight + HALF + dims)[None, :].to(tl.float32)
+        if TAIL > 0:
+            t = t * scale * tl.load(weight + 2 * HALF + rest)[None, :].to(tl.float32)
+            tl.store(rest_at, t.to(x.dtype.element_ty), mask=behind)
     tl.store(at, (a * c - b * s).to(x.dtype.element_ty), mask=inside)
     tl.store(at + HALF, (b * c + a * s).to(x.dtype.element_ty), mask=inside)
 
 
-def rotate_(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotary embedding in place: halves of [B, S, H, D] turned by cos, sin [S, D/2]."""
+def rotate_(
+    x: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    half: int | None = None,
+    norm: tuple[torch.Tensor, float] | None = None,
+) -> torch.Tensor:
+    """Rotary embedding in place: of [B, S, H, D] the first 2 half dimensions, as two halves, turned
+    by the first half columns of cos, sin [S, >= half]; by default all of D.
+
+    With a norm, (weight [D], eps), each head is first scaled to weight * x / sqrt(mean x^2 + eps).
+    Half and what is left of D must be powers of two.
+    """
     batch, length, heads, dim = x.shape
-    tile = min(triton.next_power_of_2(heads), 64)
+    half = dim // 2 if half is None else half
+    tile = min(triton.next_power_of_2(heads), 64 if norm is None else 16)
     grid = (batch * length, triton.cdiv(heads, tile))
-    _rotate_kernel[grid](x, cos, sin, length, heads, HALF=dim // 2, H=tile)
+    weight, eps = (x, 0.0) if norm is None else norm
+    _rotate_kernel[grid](
+        x, weight, cos, sin, cos.stride(0), length, heads, eps,
+        D=dim, HALF=half, TAIL=dim - 2 * half, NORM=norm is not None, H=tile,
+    )  # fmt: skip
     return x

@@ -1,4 +1,4 @@
-"""Around the experts' grouped matmuls: bias and activation before, bias, norm and sum after."""
+"""Around the experts' grouped matmuls: rows gathered, activations, then bias, norm and sum."""
 
 from __future__ import annotations
 
@@ -52,18 +52,43 @@ def clamped_swiglu(
 
 
 @triton.jit
+def _silu_gate_kernel(gate_up, out, inner, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = tl.broadcast_to((columns < inner)[None, :], (ROWS, BLOCK))
+    at = gate_up + rows[:, None] * 2 * inner + columns[None, :]
+    gate = tl.load(at, mask=inside, other=0.0).to(tl.float32)
+    up = tl.load(at + inner, mask=inside, other=0.0).to(tl.float32)
+    value = (gate * tl.sigmoid(gate) * up).to(out.dtype.element_ty)
+    tl.store(out + rows[:, None] * inner + columns[None, :], value, mask=inside)
+
+
+def silu_gate(gate_up_MI: torch.Tensor) -> torch.Tensor:
+    """up gate sigmoid(gate) of halves gate and up, rounded once; [M, 2I] -> [M, I]."""
+    m, double = gate_up_MI.shape
+    out = gate_up_MI.new_empty(m, double // 2)
+    rows = 4 if m % 4 == 0 else 1
+    block = min(1024, triton.next_power_of_2(double // 2))
+    grid = (m // rows, triton.cdiv(double // 2, block))
+    _silu_gate_kernel[grid](gate_up_MI, out, double // 2, ROWS=rows, BLOCK=block)
+    return out
+
+
+@triton.jit
 def _combine_kernel(
-    down, position, expert, weights, bias, out, norms, hidden, K: tl.constexpr, BLOCK: tl.constexpr
-):
+    down, position, expert, weights, bias, out, norms, hidden,
+    K: tl.constexpr, BIAS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     token = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     inside = columns < hidden
     total = tl.zeros((BLOCK,), tl.float32)
     for k in tl.static_range(K):
         row = tl.load(position + token * K + k).to(tl.int64)
-        ident = tl.load(expert + token * K + k).to(tl.int64)
         y = tl.load(down + row * hidden + columns, mask=inside, other=0.0).to(tl.float32)
-        y += tl.load(bias + ident * hidden + columns, mask=inside, other=0.0).to(tl.float32)
+        if BIAS:
+            ident = tl.load(expert + token * K + k).to(tl.int64)
+            y += tl.load(bias + ident * hidden + columns, mask=inside, other=0.0).to(tl.float32)
         tl.store(norms + token * K + k, tl.sqrt(tl.sum(y * y)))
         total += tl.load(weights + token * K + k).to(tl.float32) * y
     tl.store(out + token * hidden + columns, total.to(out.dtype.element_ty), mask=inside)
@@ -74,9 +99,9 @@ def combine(
     position_NK: torch.Tensor,
     ids_NK: torch.Tensor,
     gates_NK: torch.Tensor,
-    bias_EH: torch.Tensor,
+    bias_EH: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """sum_k g_k y_k and ||y_k||_2 with y = down[position] + bias[expert]; sums in float32.
+    """sum_k g_k y_k and ||y_k||_2 with y = down[position] + bias[expert], if any, in float32.
 
     position[n, k] is the row of `down` that holds token n's k-th expert. Returns [N, H] and
     float32 [N, K].
@@ -87,7 +112,7 @@ def combine(
     norms = torch.empty(n, k, dtype=torch.float32, device=down_MH.device)
     block = triton.next_power_of_2(hidden)
     _combine_kernel[(n,)](
-        down_MH, position_NK, ids_NK, gates_NK, bias_EH, out, norms, hidden, K=k, BLOCK=block,
-        num_warps=8 if block >= 2048 else 4,
+        down_MH, position_NK, ids_NK, gates_NK, down_MH if bias_EH is None else bias_EH, out, norms,
+        hidden, K=k, BIAS=bias_EH is not None, BLOCK=block, num_warps=8 if block >= 2048 else 4,
     )  # fmt: skip
     return out, norms

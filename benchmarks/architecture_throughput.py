@@ -149,13 +149,13 @@ def flops(model: Any, engine: TransformersEngine, seq_len: int, scored: float) -
             total += weight.numel() * (scored if name.startswith("lm_head") else 1.0)
     text = model.config.get_text_config()
     attended = 2 * text.num_attention_heads * text.head_dim * seq_len / 2
-    return 2 * (total + text.num_hidden_layers * attended)
+    return float(2 * (total + text.num_hidden_layers * attended))
 
 
 @torch.inference_mode()
 def plain_forward(model: Any, ids: torch.Tensor) -> None:
     """transformers' own layers, in the batches that ours has."""
-    for part in ids.split(BATCH // SEQ_LEN):
+    for part in torch.split(ids, BATCH // SEQ_LEN):
         model.base_model(input_ids=part, use_cache=False)
 
 

@@ -123,7 +123,7 @@ def _attention(
             **kwargs,
         )
         return out
-    turned = []
+    turned: list[torch.Tensor] = []
     for name in ("q", "k"):
         x: torch.Tensor = getattr(module, f"{name}_proj")(hidden_states)
         norm = getattr(module, f"{name}_norm", None)
@@ -133,9 +133,10 @@ def _attention(
         x = x.view(batch, length, -1, module.head_dim)
         turned.append(rotate_(x, cos[0], sin[0], cos.shape[-1] // 2, by).transpose(1, 2))
     value = module.v_proj(hidden_states).view(batch, length, -1, module.head_dim).transpose(1, 2)
+    query, key = turned
+    grouped = query.shape[1] > value.shape[1]
     with sdpa_kernel(_BACKENDS, set_priority=True):
         seen = F.scaled_dot_product_attention(
-            *turned, value, is_causal=True, scale=module.scaling,
-            enable_gqa=turned[0].shape[1] > value.shape[1],
-        )  # fmt: skip
+            query, key, value, is_causal=True, scale=module.scaling, enable_gqa=grouped
+        )
     return module.o_proj(seen.transpose(1, 2).reshape(batch, length, -1)), None

@@ -35,6 +35,7 @@ class _Routing:
 
     predictors: list[torch.Tensor] = field(default_factory=list)  # of the batch in flight
     layers: list[tuple[torch.Tensor, ...]] = field(default_factory=list)
+    leaving: list[tuple[torch.Tensor, ...]] = field(default_factory=list)  # on their way to the CPU
     batches: list[tuple[torch.Tensor, ...]] = field(default_factory=list)  # ids, weights, norms
 
     def record(self, ids: torch.Tensor, weights: torch.Tensor, norms: torch.Tensor) -> None:
@@ -45,10 +46,26 @@ class _Routing:
         self.layers.append(tuple(part.to(home) for part in kept))
 
     def end_batch(self) -> None:
-        """Move a whole batch to the CPU, [tokens, L, K] each."""
+        """Move a whole batch to the CPU, [tokens, L, K] each, while the next one is computed."""
+        self.arrive()
         parts = zip(*self.layers, strict=True)
-        self.batches.append(tuple(torch.stack(part, dim=1).cpu() for part in parts))
+        self.leaving.append(tuple(_leave(torch.stack(part, dim=1)) for part in parts))
         self.layers.clear()
+
+    def arrive(self) -> None:
+        """Wait for what is on its way, and take it out of the memory that copies go through."""
+        for parts in self.leaving:
+            if any(part.is_pinned() for part in parts):
+                torch.cuda.synchronize()
+                parts = tuple(part.clone() for part in parts)
+            self.batches.append(parts)
+        self.leaving.clear()
+
+
+def _leave(x: torch.Tensor) -> torch.Tensor:
+    if x.device.type != "cuda":
+        return x
+    return torch.empty(x.shape, dtype=x.dtype, pin_memory=True).copy_(x, non_blocking=True)
 
 
 @dataclass(frozen=True)
@@ -141,6 +158,7 @@ class TransformersEngine:
                 scored.append((logp.cpu(), entropy.cpu()))
                 routing.end_batch()
                 on_tokens(ids.numel())
+            routing.arrive()
         experts, weights, norms = (
             torch.cat(part).numpy() for part in zip(*routing.batches, strict=True)
         )

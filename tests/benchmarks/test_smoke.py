@@ -61,6 +61,7 @@ def inputs(world: World) -> list[str]:
 def test_gpu_benchmarks_import_without_what_gpu_machines_lack() -> None:
     """benchmarks/README.md and sglang_gpu.sh run them beside bare torch and transformers."""
     names = "gpu_throughput loading parallel_throughput compensation_gpu sglang_gpu export"
+    names += " architecture_throughput"
     lacking = "hydra omegaconf mlflow optuna pyarrow"
     code = f"""
 import importlib, sys
@@ -112,6 +113,23 @@ def test_compensation(world: World, tmp_path: Path) -> None:
     for one in compensated:
         assert one.lost["UNION"] < stored[key].lost["UNION"]
         assert 0 < one.facts["residual"] < 1
+
+
+def test_distillation(world: World) -> None:
+    how = ["--keep-n", "4", "--epochs", "2", "--batch", "2", "--eval-blocks", "4"]
+    lengths = ["eval.seq_lens=[64]", "gate.seq_lens=[64]", "compensation.num_blocks=8"]
+    found = script("distillation").main([*inputs(world), *lengths, *how, "--rates", "0", "1e-3"])
+    assert found[0].after == pytest.approx(found[0].before, abs=1e-4)
+    assert 0 < found[1e-3].after < found[1e-3].before
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_architecture_throughput(device: str) -> None:
+    rates = script("architecture_throughput").main(
+        ["--model", "tiny", "--device", device, "--shrink", "64"]
+    )
+    assert len(rates) == 4
+    assert all(0 < rate < math.inf for rate in rates.values())
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 
 from eaft_prune.checkpoints.formats.base import Grid
 from eaft_prune.repair.conjugate_gradients import fast_products
+from eaft_prune.repair.graphs import replayed
 from eaft_prune.repair.least_squares import factors
 
 
@@ -38,20 +41,32 @@ def _handed_on(
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """Rounded rows, and the scales of every group, [K, H]."""
     out, chosen = weights_KUH.clone(), []
-    for first in range(0, rounded, grid.group):
-        end = first + grid.group
-        here = out[:, first:end]
-        scales = grid.scales(here.mT)
-        errors = torch.empty_like(here)
-        for row in range(grid.group):
-            own = spread_KUU[:, first + row, first + row : end]
-            value = grid.nearest(here[:, row, :, None], scales[..., None])[..., 0]
-            errors[:, row] = (here[:, row] - value) / own[:, :1]
-            here[:, row] = value
-            here[:, row + 1 :] -= own[:, 1:, None] * errors[:, row, None]
+    size = grid.group
+    round_group = replayed(
+        partial(_round_group, grid=grid), out[:, :size], spread_KUU[:, :size, :size]
+    )
+    for first in range(0, rounded, size):
+        end = first + size
+        values, errors, scales = round_group(out[:, first:end], spread_KUU[:, first:end, first:end])
+        out[:, first:end] = values
         out[:, end:].baddbmm_(spread_KUU[:, first:end, end:].mT, errors, alpha=-1)
-        chosen.append(scales)
+        chosen.append(scales.clone())
     return out, chosen
+
+
+def _round_group(
+    rows_KGH: torch.Tensor, spread_KGG: torch.Tensor, grid: Grid
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Rows of one group rounded, in turn; the errors to hand on; their scales, [K, H]."""
+    here, scales = rows_KGH.clone(), grid.scales(rows_KGH.mT)
+    errors = torch.empty_like(here)
+    for row in range(grid.group):
+        own = spread_KGG[:, row, row:]
+        value = grid.nearest(here[:, row, :, None], scales[..., None])[..., 0]
+        errors[:, row] = (here[:, row] - value) / own[:, :1]
+        here[:, row] = value
+        here[:, row + 1 :] -= own[:, 1:, None] * errors[:, row, None]
+    return here, errors, scales
 
 
 def _once_more(
@@ -67,22 +82,42 @@ def _once_more(
         pull.copy_(metric @ (now - wanted).to(metric.dtype))
     metric_KUU = metric_KUU.to(out.dtype)
     sizes_KU = metric_KUU.diagonal(dim1=1, dim2=2)
+    size = grid.group
+    move_group = replayed(
+        partial(_move_group, grid=grid), out[:, :size], pull_KUH[:, :size],
+        metric_KUU[:, :size, :size], scales[0],
+    )  # fmt: skip
     for group, own in enumerate(scales):
-        first, end = group * grid.group, (group + 1) * grid.group
-        here, pulled = out[:, first:end], pull_KUH[:, first:end]
-        moved = torch.zeros_like(here)
-        for row in range(grid.group):
-            best = here[:, row] - pulled[:, row] / sizes_KU[:, first + row, None]
-            value = grid.nearest(best[..., None], own[..., None])[..., 0]
-            moved[:, row] = value - here[:, row]
-            here[:, row] = value
-            pulled += metric_KUU[:, first:end, first + row, None] * moved[:, row, None]
+        first, end = group * size, (group + 1) * size
+        values, moved = move_group(
+            out[:, first:end], pull_KUH[:, first:end], metric_KUU[:, first:end, first:end], own
+        )
+        out[:, first:end] = values
+        # rows before it are done with
         pull_KUH[:, end:].baddbmm_(metric_KUU[:, end:, first:end], moved)
     for row in range(len(scales) * grid.group, out.shape[1]):  # biases are exact
         step = pull_KUH[:, row] / sizes_KU[:, row, None]
         out[:, row] -= step
         pull_KUH -= metric_KUU[:, :, row, None] * step[:, None]
     return out
+
+
+def _move_group(
+    rows_KGH: torch.Tensor,
+    pull_KGH: torch.Tensor,
+    metric_KGG: torch.Tensor,
+    scales_KH: torch.Tensor,
+    grid: Grid,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of one group, in turn at their best beside the others, and how far they moved."""
+    here, pulled, moved = rows_KGH.clone(), pull_KGH.clone(), torch.empty_like(rows_KGH)
+    for row in range(grid.group):
+        best = here[:, row] - pulled[:, row] / metric_KGG[:, row, row, None]
+        value = grid.nearest(best[..., None], scales_KH[..., None])[..., 0]
+        moved[:, row] = value - here[:, row]
+        here[:, row] = value
+        pulled += metric_KGG[:, :, row, None] * moved[:, row, None]
+    return here, moved
 
 
 def _spread(metric_KUU: torch.Tensor) -> torch.Tensor | None:

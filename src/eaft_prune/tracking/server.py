@@ -190,7 +190,8 @@ class Server:
             )
             for model in known:
                 if model.status == LoggedModelStatus.READY:
-                    self._client.set_logged_model_tags(model.model_id, dict(tags))
+                    if not tags.items() <= model.tags.items():  # setting them is slow
+                        self._client.set_logged_model_tags(model.model_id, dict(tags))
                     return str(model.model_id)
             made: LoggedModel = self._client.create_logged_model(
                 self.experiment_id,

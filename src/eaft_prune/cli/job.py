@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from eaft_prune import report
+from eaft_prune.cli.endings import write_began
 from eaft_prune.config import Experiment, resolve_path
 from eaft_prune.core.files import DENIED, write_atomically
 from eaft_prune.core.outcome import Outcome
@@ -48,6 +49,8 @@ def run(values: dict[str, Any], out: Path, overrides: Sequence[str], job: int | 
     started = time.perf_counter()
     out.mkdir(parents=True, exist_ok=True)
     (out / LOCK).unlink(missing_ok=True)  # of an earlier run here: this one may not get so far
+    if job is not None:
+        write_began(out, job)
     facts: dict[str, Any] = {"overrides": list(overrides), "job": job, "mlflow_run_id": None}
     session: Session | None = None
 

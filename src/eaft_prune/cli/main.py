@@ -119,7 +119,6 @@ def job(settings: DictConfig) -> int:
 
 
 def _hydra(arguments: Sequence[str]) -> int:
-    compose.register_defaults()
     # argparse takes no positional after an option between positionals, so the option goes first
     rest = [argument for argument in arguments if argument != "-m"]
     sys.argv = ["eaft-prune", *["-m"] * (len(rest) < len(arguments)), *rest]
@@ -127,6 +126,7 @@ def _hydra(arguments: Sequence[str]) -> int:
         config_path=str(config_root() / "conf"), config_name="config", version_base="1.3"
     )(job)
     try:
+        compose.register_defaults()
         entry()
     except KeyboardInterrupt:
         return runner.INTERRUPTED

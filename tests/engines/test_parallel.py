@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -84,3 +86,46 @@ def test_helpers_end_when_the_command_line_is_refused(tmp_path: Path) -> None:
     )
     assert done.returncode != 0
     assert done.stderr.count("pruning.keep_n = 30 is not a multiple") == 1
+
+
+def ranks(world: World, home: Path) -> tuple[subprocess.Popen[str], subprocess.Popen[str]]:
+    """Two processes of one run, as torchrun's agents on two nodes would start them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    cwd = fresh_directory(home)
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    common |= {"TORCHELASTIC_RUN_ID": "none", "OMP_NUM_THREADS": "1"}
+    one, other = (
+        subprocess.Popen(
+            [sys.executable, "-u", "-m", "eaft_prune", *world.arguments],
+            cwd=cwd,
+            env={**os.environ, **common, "RANK": rank, "LOCAL_RANK": "0"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in "01"
+    )
+    return one, other
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dies", [0, 1])
+def test_the_rank_that_is_killed_is_named_in_one_line(
+    world: World, tmp_path: Path, dies: int
+) -> None:
+    """And the other ends, truthfully where it is the one that records."""
+    both = ranks(world.elsewhere(tmp_path), tmp_path)
+    assert both[0].stdout is not None
+    said = next(line for line in both[0].stdout if line.startswith("profile "))
+    both[dies].kill()
+    left = both[1 - dies]
+    out, err = left.communicate(timeout=120)
+    both[dies].communicate()
+    (line,) = err.strip().splitlines()
+    assert line.startswith(f"error: rank {dies}"), said + out + err
+    assert left.returncode == 1
+    results = [json.loads(path.read_text()) for path in tmp_path.rglob("result.json")]
+    assert [result["status"] for result in results] == ["FAILED"] * dies
+    assert [result["error"] for result in results] == [line.removeprefix("error: ")] * dies

@@ -20,10 +20,11 @@ BEGAN = "began.json"  # beside result.json: the process that runs a job
 QUEUE = "queue.json"  # of a multirun: what its launcher was told of every job
 
 GONE = "GONE"  # no list of the queue knows the job
-_STOPPED = ("CANCELLED", "PREEMPTED", "REVOKED")
+WITHDRAWN = "WITHDRAWN"  # nor did it ever run: a waiting task that is cancelled leaves no record
+_STOPPED = ("CANCELLED", "PREEMPTED", "REVOKED", WITHDRAWN)
 _BROKEN = ("BOOT_FAIL", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "TIMEOUT")
 HAS_ENDED = (*_STOPPED, *_BROKEN, "COMPLETED", GONE)  # every other state may still run
-_WAITS = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT")
+WAITS = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT")
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Queued:
     @property
     def waits(self) -> bool:
         """Whether it has yet to run: at first, or again after it was preempted."""
-        return self.state in _WAITS
+        return self.state in WAITS
 
     def now(self, state: str) -> Queued:
         return replace(self, state=state)

@@ -22,6 +22,7 @@ from eaft_prune.core.progress import Bars
 from eaft_prune.core.provenance import command
 from eaft_prune.core.store import Store
 from eaft_prune.core.types import UserError
+from eaft_prune.engines.world import RankLost
 from eaft_prune.pipeline.fitting import malformed_rows
 from eaft_prune.pipeline.observer import Observer, Silent
 from eaft_prune.pipeline.preview import preview
@@ -109,6 +110,8 @@ def run(values: dict[str, Any], out: Path, overrides: Sequence[str], job: int | 
         return finish("FAILED", MISUSED, Outcome(), what)
     except TrackingError as error:  # it names the server and what it said
         print(f"error: {error}", file=sys.stderr)
+        return finish("FAILED", CRASHED, Outcome(), str(error))
+    except RankLost as error:  # which has been said where it was noticed
         return finish("FAILED", CRASHED, Outcome(), str(error))
     except (Exception, SystemExit) as error:
         # a library's sys.exit must not end the other jobs of a multirun

@@ -6,14 +6,14 @@ import os
 import subprocess
 from collections.abc import Mapping, Sequence
 
-from eaft_prune.cli.endings import GONE, HAS_ENDED
+from eaft_prune.cli.endings import GONE, HAS_ENDED, WAITS, WITHDRAWN
 
 
 def states(before: Mapping[str, str]) -> dict[str, str]:
     """The present state of each job id; before: the last known ones, "" for none yet.
 
     A state stays as it was while the controller does not answer. A job that no list knows any more
-    is GONE.
+    is GONE, or WITHDRAWN if it had yet to run.
     """
     listed = _asked("squeue", "-h", "-r", "-t", "all", "-u", str(os.getuid()), "-o", "%i|%T")
     if listed is None:
@@ -23,7 +23,8 @@ def states(before: Mapping[str, str]) -> dict[str, str]:
     if lost:
         masters = ",".join(sorted({job.partition("_")[0] for job in lost}))
         kept = _asked("sacct", "-n", "-P", "-X", "-j", masters, "-o", "JobID,State") or {}
-        found |= {job: kept.get(job, GONE) for job in lost}
+        for job in lost:
+            found[job] = kept.get(job, WITHDRAWN if before[job] in ("", *WAITS) else GONE)
     return found
 
 

@@ -152,7 +152,7 @@ def test_a_killed_job_and_a_refused_submission(own: World, queue: Mapping[str, s
     assert refused.code != 0
     assert "hydra/launcher=eaft_slurm: not submitted" in refused.err
     assert "invalid partition specified: nowhere" in refused.err
-    assert {row["status"] for row in rows(refused.cwd)} == {"CANCELLED"}
+    assert {row["status"] for row in rows(refused.cwd)} == {"LOST"}
 
 
 def ids_when_there(cwd: Path) -> dict[int, str]:

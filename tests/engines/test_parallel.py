@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import subprocess
@@ -88,44 +87,52 @@ def test_helpers_end_when_the_command_line_is_refused(tmp_path: Path) -> None:
     assert done.stderr.count("pruning.keep_n = 30 is not a multiple") == 1
 
 
-def ranks(world: World, home: Path) -> tuple[subprocess.Popen[str], subprocess.Popen[str]]:
-    """Two processes of one run, as torchrun's agents on two nodes would start them."""
+def ranks(cwd: Path, *commands: list[str]) -> list[subprocess.Popen[str]]:
+    """The processes of one run, as torchrun's agents on as many nodes would start them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    cwd = fresh_directory(home)
-    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
-    common |= {"TORCHELASTIC_RUN_ID": "none", "OMP_NUM_THREADS": "1"}
-    one, other = (
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "none"}
+    common |= {"WORLD_SIZE": str(len(commands)), "LOCAL_RANK": "0", "OMP_NUM_THREADS": "1"}
+    return [
         subprocess.Popen(
-            [sys.executable, "-u", "-m", "eaft_prune", *world.arguments],
+            [sys.executable, "-u", *command],
             cwd=cwd,
-            env={**os.environ, **common, "RANK": rank, "LOCAL_RANK": "0"},
+            env={**os.environ, **common, "RANK": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for rank in "01"
-    )
-    return one, other
+        for rank, command in enumerate(commands)
+    ]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dies", [0, 1])
-def test_the_rank_that_is_killed_is_named_in_one_line(
-    world: World, tmp_path: Path, dies: int
-) -> None:
-    """And the other ends, truthfully where it is the one that records."""
-    both = ranks(world.elsewhere(tmp_path), tmp_path)
-    assert both[0].stdout is not None
-    said = next(line for line in both[0].stdout if line.startswith("profile "))
-    both[dies].kill()
-    left = both[1 - dies]
-    out, err = left.communicate(timeout=120)
-    both[dies].communicate()
+def test_a_helper_that_is_killed_is_named_in_one_line(world: World, tmp_path: Path) -> None:
+    here = world.elsewhere(tmp_path)
+    cwd = fresh_directory(tmp_path)
+    first, helper = ranks(cwd, *[["-m", "eaft_prune", *here.arguments]] * 2)
+    assert first.stdout is not None
+    said = next(line for line in first.stdout if line.startswith("profile "))
+    helper.kill()
+    out, err = first.communicate()
+    helper.communicate()
     (line,) = err.strip().splitlines()
-    assert line.startswith(f"error: rank {dies}"), said + out + err
-    assert left.returncode == 1
-    results = [json.loads(path.read_text()) for path in tmp_path.rglob("result.json")]
-    assert [result["status"] for result in results] == ["FAILED"] * dies
-    assert [result["error"] for result in results] == [line.removeprefix("error: ")] * dies
+    assert line.startswith("error: rank 1 of 2 is gone"), said + out + err
+    assert first.returncode == 1
+    result = Done(1, out, err, cwd).result
+    assert result["status"] == "FAILED"
+    assert f"error: {result['error']}" == line
+
+
+def test_helpers_end_with_rank_0(tmp_path: Path) -> None:
+    """What comes after the meeting is a broadcast that never is."""
+    meet = "import os; from eaft_prune.engines import parallel; parallel.join(); "
+    ends = [["-c", f"{meet}os.kill(os.getpid(), 9)"], ["-c", f"{meet}parallel.serve(None)"]]
+    processes = ranks(tmp_path, *ends, ends[1])
+    processes[0].communicate()
+    for rank, helper in enumerate(processes[1:], 1):
+        _, err = helper.communicate()
+        what = "rank 0 is gone: its process or host ended"
+        assert err.strip() == f"error: {what}, rank {rank} ends too"
+        assert helper.returncode == 1

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.singleton import Singleton
-from hydra.core.utils import JobReturn, JobStatus, filter_overrides, run_job, setup_globals
+from hydra.core.utils import JobReturn, JobStatus, run_job, setup_globals
 from hydra.errors import CompactHydraException
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
@@ -113,8 +113,10 @@ class SlurmLauncher(Launcher):
             raise CompactHydraException(
                 f"hydra/launcher=eaft_slurm: not submitted: {said}"
             ) from None
+        shared = set.intersection(*map(set, overrides))
         for number, job, point in zip(points, jobs, overrides, strict=True):
-            log.info("#%d Slurm job %s: %s", number, job.job_id, " ".join(filter_overrides(point)))
+            own = [o for o in point if o not in shared]
+            log.info("#%d Slurm job %s %s", number, job.job_id, " ".join(own))
             self.queued[number] = endings.Queued(job.job_id, "", str(job.paths.stderr))
         endings.write_queue(out, self.queued)
 

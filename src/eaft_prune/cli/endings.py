@@ -83,7 +83,8 @@ def _by_queue(queued: Queued, status: str | None, why: str) -> tuple[str, str]:
         return FAILED, why
     if not queued.ended:
         return STILL_RUNNING, f"Slurm job {queued.id} is {queued.state or 'submitted'}"
-    said = f"Slurm job {queued.id}: {queued.state}, log {queued.log}"
+    log = "" if queued.state == WITHDRAWN else f", log {queued.log}"
+    said = f"Slurm job {queued.id}: {queued.state}{log}"
     if queued.state in _BROKEN:
         return FAILED, said
     if queued.state in _STOPPED or status:

@@ -40,7 +40,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """`make quick` leaves out what starts processes, trains, or runs whole command lines."""
     if not config.getoption(QUICK):
         return
-    slow = ("process", "slow", "gpu", "browser", "postgres")
+    slow = ("process", "slow", "gpu", "browser", "postgres", "slurm")
     kept = [
         item
         for item in items
@@ -92,11 +92,12 @@ def _no_process_in_a_quick_run(
 
 
 def _unwanted(config: pytest.Config) -> list[Any]:
-    """Skips that CI does not take: of what is not marked `gpu`."""
+    """Skips that CI does not take: of what is marked neither `gpu` nor `slurm`."""
     reporter = config.pluginmanager.get_plugin("terminalreporter")
     if os.environ.get("CI") != "true" or reporter is None or hasattr(config, "workerinput"):
         return []
-    return [one for one in reporter.stats.get("skipped", ()) if "gpu" not in one.keywords]
+    skipped = reporter.stats.get("skipped", ())
+    return [one for one in skipped if not {"gpu", "slurm"} & set(one.keywords)]
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -70,13 +70,15 @@ def test_the_wheel_holds_conf_sweeps_and_package_data(unpacked: Path) -> None:
     assert files_under(home / "report") >= assets
     code = (".py",)
     assert files_under(home, code) == files_under(PACKAGE, code)
+    plugins = PACKAGE.parent / "hydra_plugins"
+    assert files_under(unpacked / "hydra_plugins") == files_under(plugins, code)
     for name in files_under(home / "conf"):
         assert (home / "conf" / name).read_bytes() == (REPOSITORY / "conf" / name).read_bytes()
 
 
 def test_the_wheel_holds_nothing_of_the_workshop(unpacked: Path) -> None:
     top = {path.name for path in unpacked.iterdir()}
-    assert top == {"eaft_prune", f"eaft_prune-{eaft_prune.__version__}.dist-info"}
+    assert top == {"eaft_prune", "hydra_plugins", f"eaft_prune-{eaft_prune.__version__}.dist-info"}
     stray = {".pyc", ".lock", ".draft", ".db"}
     assert not [name for name in files_under(unpacked) if Path(name).suffix in stray]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -84,3 +85,54 @@ def test_helpers_end_when_the_command_line_is_refused(tmp_path: Path) -> None:
     )
     assert done.returncode != 0
     assert done.stderr.count("pruning.keep_n = 30 is not a multiple") == 1
+
+
+def ranks(cwd: Path, *commands: list[str]) -> list[subprocess.Popen[str]]:
+    """The processes of one run, as torchrun's agents on as many nodes would start them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "none"}
+    common |= {"WORLD_SIZE": str(len(commands)), "LOCAL_RANK": "0", "OMP_NUM_THREADS": "1"}
+    return [
+        subprocess.Popen(
+            [sys.executable, "-u", *command],
+            cwd=cwd,
+            env={**os.environ, **common, "RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank, command in enumerate(commands)
+    ]
+
+
+@pytest.mark.slow
+def test_a_helper_that_is_killed_is_named_in_one_line(world: World, tmp_path: Path) -> None:
+    here = world.elsewhere(tmp_path)
+    cwd = fresh_directory(tmp_path)
+    first, helper = ranks(cwd, *[["-m", "eaft_prune", *here.arguments]] * 2)
+    assert first.stdout is not None
+    said = next(line for line in first.stdout if line.startswith("profile "))
+    helper.kill()
+    out, err = first.communicate()
+    helper.communicate()
+    (line,) = err.strip().splitlines()
+    assert line.startswith("error: rank 1 of 2 is gone"), said + out + err
+    assert first.returncode == 1
+    result = Done(1, out, err, cwd).result
+    assert result["status"] == "FAILED"
+    assert f"error: {result['error']}" == line
+
+
+def test_helpers_end_with_rank_0(tmp_path: Path) -> None:
+    """What comes after the meeting is a broadcast that never is."""
+    meet = "import os; from eaft_prune.engines import parallel; parallel.join(); "
+    ends = [["-c", f"{meet}os.kill(os.getpid(), 9)"], ["-c", f"{meet}parallel.serve(None)"]]
+    processes = ranks(tmp_path, *ends, ends[1])
+    processes[0].communicate()
+    for rank, helper in enumerate(processes[1:], 1):
+        _, err = helper.communicate()
+        what = "rank 0 is gone: its process or host ended"
+        assert err.strip() == f"error: {what}, rank {rank} ends too"
+        assert helper.returncode == 1

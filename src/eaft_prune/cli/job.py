@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from eaft_prune import report
+from eaft_prune.cli.endings import write_began
 from eaft_prune.config import Experiment, resolve_path
 from eaft_prune.core.files import DENIED, write_atomically
 from eaft_prune.core.outcome import Outcome
@@ -21,6 +22,7 @@ from eaft_prune.core.progress import Bars
 from eaft_prune.core.provenance import command
 from eaft_prune.core.store import Store
 from eaft_prune.core.types import UserError
+from eaft_prune.engines.world import RankLost
 from eaft_prune.pipeline.fitting import malformed_rows
 from eaft_prune.pipeline.observer import Observer, Silent
 from eaft_prune.pipeline.preview import preview
@@ -48,6 +50,8 @@ def run(values: dict[str, Any], out: Path, overrides: Sequence[str], job: int | 
     started = time.perf_counter()
     out.mkdir(parents=True, exist_ok=True)
     (out / LOCK).unlink(missing_ok=True)  # of an earlier run here: this one may not get so far
+    if job is not None:
+        write_began(out, job)
     facts: dict[str, Any] = {"overrides": list(overrides), "job": job, "mlflow_run_id": None}
     session: Session | None = None
 
@@ -106,6 +110,8 @@ def run(values: dict[str, Any], out: Path, overrides: Sequence[str], job: int | 
         return finish("FAILED", MISUSED, Outcome(), what)
     except TrackingError as error:  # it names the server and what it said
         print(f"error: {error}", file=sys.stderr)
+        return finish("FAILED", CRASHED, Outcome(), str(error))
+    except RankLost as error:  # which has been said where it was noticed
         return finish("FAILED", CRASHED, Outcome(), str(error))
     except (Exception, SystemExit) as error:
         # a library's sys.exit must not end the other jobs of a multirun

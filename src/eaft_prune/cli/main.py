@@ -24,7 +24,7 @@ from eaft_prune.core.types import UserError
 from eaft_prune.engines.world import is_helper, world_size
 from eaft_prune.packs.sources import check_there
 from eaft_prune.tasks import task_of
-from eaft_prune.tracking import Terminated
+from eaft_prune.tracking import Terminated, signals_raise
 
 
 def main(argv: Sequence[str]) -> int:
@@ -119,7 +119,6 @@ def job(settings: DictConfig) -> int:
 
 
 def _hydra(arguments: Sequence[str]) -> int:
-    compose.register_defaults()
     # argparse takes no positional after an option between positionals, so the option goes first
     rest = [argument for argument in arguments if argument != "-m"]
     sys.argv = ["eaft-prune", *["-m"] * (len(rest) < len(arguments)), *rest]
@@ -127,7 +126,10 @@ def _hydra(arguments: Sequence[str]) -> int:
         config_path=str(config_root() / "conf"), config_name="config", version_base="1.3"
     )(job)
     try:
-        entry()
+        # around the run's own: a SIGTERM that comes while it closes must not cut its result off
+        with signals_raise():
+            compose.register_defaults()
+            entry()
     except KeyboardInterrupt:
         return runner.INTERRUPTED
     except Terminated:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from eaft_prune.cli import endings
 from eaft_prune.cli import job as runner
 from eaft_prune.cli.compose import Invocation
 from eaft_prune.core.files import write_atomically
 from eaft_prune.core.types import UserError
-from eaft_prune.records.result import FILE
 from eaft_prune.report.multirun import GROWTH, counts, frame, markdown, plot, repeats, row, shown
 from eaft_prune.report.terminal import listing
-from eaft_prune.tracking import RunStatus, TrackingError, finish_parent, start_parent
+from eaft_prune.tracking import (
+    RunStatus,
+    TrackingError,
+    finish_parent,
+    signals_raise,
+    start_parent,
+)
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -27,27 +32,30 @@ PARENT = "tracking.parent_run_id="  # the override that jobs are given
 def run_multirun(invocation: Invocation, launch: Callable[[Sequence[str]], int]) -> int:
     """Run every job under one parent run; returns the worst exit code of the jobs."""
     tracking = invocation.experiments[0].tracking
-    before = _results(invocation.out)  # of an earlier multirun in the same directory
+    before = endings.results(invocation.out)  # of an earlier multirun in the same directory
+    endings.clear(invocation.out)
     try:
         parent = start_parent(tracking, f"multirun {len(invocation.points)} jobs", invocation.typed)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return runner.MISUSED
     code = runner.CRASHED
-    try:
-        code = launch((*invocation.arguments, f"{PARENT}{parent}"))
-    finally:
-        stopped = code in (runner.INTERRUPTED, runner.TERMINATED)
-        jobs = _jobs(invocation, before, stopped)
-        files = _summary(invocation.out, jobs)
-        _present(jobs, files)
-        failed = (jobs["status"] != "FINISHED").any()
-        status: RunStatus = "KILLED" if stopped else "FAILED" if failed else "FINISHED"
+    with signals_raise() as hold:
         try:
-            print(f"MLflow      {finish_parent(tracking, parent, status, files, counts(jobs))}")
-        except (TrackingError, UserError) as error:  # the jobs are done: their results stand
-            print(f"error: {error}", file=sys.stderr)
-            code = code or runner.CRASHED
+            code = launch((*invocation.arguments, f"{PARENT}{parent}"))
+        finally:
+            hold()  # a later signal waits: what was found is shown, and the parent run closed
+            stopped = code in (runner.INTERRUPTED, runner.TERMINATED)
+            jobs = _jobs(invocation, endings.found(invocation.out, before), stopped)
+            files = _summary(invocation.out, jobs)
+            _present(jobs, files)
+            failed = (jobs["status"] != endings.FINISHED).any()
+            status: RunStatus = "KILLED" if stopped else "FAILED" if failed else "FINISHED"
+            try:
+                print(f"MLflow      {finish_parent(tracking, parent, status, files, counts(jobs))}")
+            except (TrackingError, UserError) as error:  # the jobs are done: their results stand
+                print(f"error: {error}", file=sys.stderr)
+                code = code or runner.CRASHED
     if stopped:
         return code
     return max([code, *map(int, jobs["exit code"])])
@@ -118,32 +126,13 @@ def _changed(invocation: Invocation) -> list[list[str]]:
     return [[o for o in point if o not in shared] for point in points]
 
 
-def _results(out: Path) -> dict[Path, int]:
-    return {path: path.stat().st_mtime_ns for path in sorted(out.rglob(FILE))}
-
-
-def _jobs(invocation: Invocation, before: Mapping[Path, int], stopped: bool) -> DataFrame:
+def _jobs(invocation: Invocation, left: endings.Found, stopped: bool) -> DataFrame:
     """A row a job, also of those that left nothing."""
-    found = {}
-    for path, written in _results(invocation.out).items():
-        if before.get(path) == written:
-            continue
-        try:
-            value = json.loads(path.read_text())
-        except ValueError as error:
-            print(f"{path} cannot be read: {error}", file=sys.stderr)
-            continue
-        found[value["job"]] = value
-    missing = {
-        "status": "NO RESULT",
-        "error": "not run: the multirun was stopped" if stopped else "the job left no result.json",
-        "exit code": runner.CRASHED,
-    }
-    return frame(
-        [
-            row(job, point, found[job])
-            if job in found
-            else {"job": job, "overrides": " ".join(point), **missing}
-            for job, point in enumerate(_changed(invocation))
-        ]
-    )
+    rows: list[dict[str, Any]] = []
+    for job, point in enumerate(_changed(invocation)):
+        status, why = left.ending(job, stopped)
+        found = {"job": job, "overrides": " ".join(point), "exit code": runner.CRASHED}
+        if job in left.results:
+            found = row(job, point, left.results[job])
+        rows.append({**found, "status": status, "error": why})
+    return frame(rows)

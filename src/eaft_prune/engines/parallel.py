@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import pairwise
@@ -34,11 +34,15 @@ from eaft_prune.core.types import (
     Trace,
     UserError,
 )
+from eaft_prune.engines import lifeline
 from eaft_prune.engines.base import OnTokens
 from eaft_prune.engines.transformers import TransformersEngine
+from eaft_prune.engines.world import RankLost
 
-# ranks wait while rank 0 hashes, exports and writes
+# ranks wait while rank 0 hashes, exports and writes; that one is gone is heard of beside (lifeline)
 _PATIENCE = timedelta(days=30)
+
+_wires: lifeline.Lifeline | None = None  # of rank 0, from the meeting to the end
 
 Load = Callable[..., TransformersEngine]
 Array = np.ndarray[Any, Any]
@@ -51,6 +55,11 @@ def join() -> None:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("gloo", timeout=_PATIENCE)
+    global _wires
+    if dist.get_rank() > 0:
+        lifeline.hold()
+    elif dist.get_world_size() > 1:
+        _wires = lifeline.Lifeline()
 
 
 def serve(load: Load) -> int:
@@ -142,6 +151,12 @@ class ParallelEngine:
         self, what: str, blocks: Blocks, on_tokens: OnTokens, more: int | Likeliest | None = None
     ) -> list[Array]:
         """Every rank's arrays, one after the other: ranks hold consecutive blocks."""
+        with _together():
+            return self._shared(what, blocks, on_tokens, more)
+
+    def _shared(
+        self, what: str, blocks: Blocks, on_tokens: OnTokens, more: int | Likeliest | None
+    ) -> list[Array]:
         batch = max(1, self.local.batch_tokens // blocks.seq_len)
         shares = [blocks[part] for part in deal(len(blocks), batch, dist.get_world_size())]
         ends = np.cumsum([share.scored_tokens for share in shares])
@@ -167,17 +182,26 @@ class ParallelEngine:
 def load_everywhere(load: Load, *arguments: Any) -> ParallelEngine:
     """Load one model in every process."""
     join()
-    dist.broadcast_object_list([("load", arguments)], src=0)
-    local = _tried(load, *arguments)
-    _gather(local if isinstance(local, _Failure) else None)
+    with _together():
+        dist.broadcast_object_list([("load", arguments)], src=0)
+        local = _tried(load, *arguments)
+        _gather(local if isinstance(local, _Failure) else None)
     return ParallelEngine(local)
 
 
 def stop() -> None:
     """Let the other processes go."""
     join()  # they wait to be met, even where no model was ever loaded
-    dist.broadcast_object_list([("stop",)], src=0)
+    if _wires is None or _wires.intact:
+        dist.broadcast_object_list([("stop",)], src=0)
+    if _wires is not None:
+        _wires.close()
     dist.destroy_process_group()
+
+
+def _together() -> AbstractContextManager[None]:
+    """Around work that needs all processes; raises RankLost once one is gone."""
+    return nullcontext() if _wires is None else _wires.guarded()
 
 
 def deal(blocks: int, batch: int, ranks: int) -> list[slice]:
@@ -197,6 +221,8 @@ class _Failure:
 def _tried(run: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
     try:
         return run(*arguments, **named)
+    except RankLost:
+        raise
     except UserError as error:
         return _Failure(dist.get_rank(), str(error), error)
     except Exception:

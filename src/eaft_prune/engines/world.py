@@ -9,6 +9,10 @@ from pathlib import Path
 from eaft_prune.config import RuntimeSettings
 
 
+class RankLost(Exception):
+    """A process that shares the work is gone; which one has been said on stderr already."""
+
+
 def world_size() -> int:
     """Number of processes that torchrun started; 1 without it."""
     return int(os.environ["WORLD_SIZE"]) if "TORCHELASTIC_RUN_ID" in os.environ else 1

@@ -10,6 +10,7 @@ from eaft_prune.tracking.lifecycle import (
     close_stale_runs,
     finish_parent,
     prepare,
+    signals_raise,
     start_parent,
     track,
 )
@@ -23,6 +24,7 @@ __all__ = [
     "close_stale_runs",
     "finish_parent",
     "prepare",
+    "signals_raise",
     "start_parent",
     "track",
 ]

@@ -117,7 +117,7 @@ def track(
     }
     if settings.parent_run_id:
         tags["mlflow.parentRunId"] = settings.parent_run_id
-    with _signals_raise() as hold:
+    with signals_raise() as hold:
         run_id = server.create_run(settings.run_name or name, process)
         run = MlflowRun(server, run_id, experiment)
         try:
@@ -211,7 +211,7 @@ def _close_broken(server: Server, run: MlflowRun, error: BaseException) -> None:
 
 
 @contextmanager
-def _signals_raise() -> Iterator[Callable[[], None]]:
+def signals_raise() -> Iterator[Callable[[], None]]:
     """Raise Terminated on SIGTERM and SIGHUP until the yielded function is called.
 
     In the main thread only. A signal that comes later waits for the end of the block: closing a run

@@ -1,0 +1,1 @@
+"""hydra/launcher=eaft_slurm: a multirun's points as jobs of Slurm, waited for truthfully."""

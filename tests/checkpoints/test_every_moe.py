@@ -199,7 +199,6 @@ def test_layers_that_predict_further_tokens_go_with_the_first_expert(
     ("model_type", "said"),
     [
         ("llama", "no experts of this model"),
-        ("deepseek_v4", "assigns experts to tokens by a table"),
         ("openai_privacy_filter", "describes no openai_privacy_filter model"),
         ("diffusion_gemma", "describes no diffusion_gemma model"),
     ],

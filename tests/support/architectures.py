@@ -99,6 +99,7 @@ _SECTIONS = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_fact
 # model_type -> what its tiny version needs besides
 WANTED: dict[str, dict[str, Any]] = {
     "deepseek_v3": {},
+    "deepseek_v4": {"mlp_layer_types": ["hash_moe", "hash_moe", "moe"]},
     "ernie4_5_moe": {},
     "gemma4": _GEMMA4,
     "glm4_moe": {},
@@ -193,6 +194,9 @@ def write(path: Path, model_type: str, seed: int = 0, **changes: Any) -> Any:
             routes = any(part in name for part in ("gate", "router", "bias"))
             if routes and tensor.is_floating_point():
                 tensor.add_(0.3 * torch.randn(tensor.shape, generator=generator))
+            if not tensor.is_floating_point() and tensor.shape == (VOCAB, 2):
+                # a table of the experts of every token
+                tensor.copy_(torch.rand(VOCAB, EXPERTS, generator=generator).argsort()[:, :2])
     model.save_pretrained(path)
     return model
 

@@ -26,6 +26,7 @@ class TensorSpec:
     layer: int | None = None  # index of the layer with experts whose experts it holds, if any
     axis: int | None = None  # it holds all of them along this axis, other rows perhaps after them
     expert: int | None = None  # it holds this one alone, and has `.experts.<id>.` in its name
+    ids: bool = False  # its values are ids of the layer's experts, a row a token of the vocabulary
     # of layers that predict further tokens and route to experts of their own, which no plan is for
     further: bool = False
 

@@ -60,6 +60,8 @@ class Anatomy:
     # tensor in memory that has a row an expert -> which of `layers` it belongs to, and the axis of
     # the experts; along it may lie more rows, after theirs
     rows: Mapping[str, tuple[int, int]]
+    # tensor in memory that lists the experts of every token of the vocabulary -> which of `layers`
+    tables: Mapping[str, int]
 
     @property
     def least(self) -> int:
@@ -100,12 +102,16 @@ def _anatomy(config_json: str) -> Anatomy:
     axes = _axes(model, build(with_count(settings, 2 * count)), count)
     layers = tuple(_layer(name) for name in modules)
     text = settings.get_text_config()
+    tables = {}
     for path, tensor in tensors(model):
-        if _layer_of(path, layers) is not None and not tensor.is_floating_point():
-            raise UserError(
-                f"config.json: model_type = {kind!r}: {path} assigns experts to tokens by a table, "
-                "whose experts cannot be told from it: such layers cannot be pruned"
-            )
+        layer = _layer_of(path, layers)
+        if layer is not None and not tensor.is_floating_point():
+            if tensor.shape != (text.vocab_size, chosen(text)):
+                raise UserError(
+                    f"config.json: model_type = {kind!r}: {path} of shape {list(tensor.shape)} is "
+                    "no table of the experts of every token: such layers cannot be pruned"
+                )
+            tables[path] = layer
     rows = {}
     for name, axis in axes.items():
         layer = _layer_of(name, layers)
@@ -120,6 +126,7 @@ def _anatomy(config_json: str) -> Anatomy:
         text.num_hidden_layers,
         text.to_dict(),
         rows,
+        tables,
     )
 
 

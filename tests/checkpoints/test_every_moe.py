@@ -29,6 +29,10 @@ ALL = [
 ]
 
 
+# transformers runs their experts in modules of their own
+OWN_EXPERTS = ("llama4", "llama4_text", "doge", "jetmoe", "longcat_flash")
+
+
 def nothing(done: int) -> None:
     pass
 
@@ -199,6 +203,8 @@ def test_layers_that_predict_further_tokens_go_with_the_first_expert(
     ("model_type", "said"),
     [
         ("llama", "no experts of this model"),
+        *((name, "experts of this model through its experts interface") for name in OWN_EXPERTS),
+        ("nemotron_h_omni", "no last hidden states"),
         ("openai_privacy_filter", "describes no openai_privacy_filter model"),
         ("diffusion_gemma", "describes no diffusion_gemma model"),
     ],
@@ -206,3 +212,18 @@ def test_layers_that_predict_further_tokens_go_with_the_first_expert(
 def test_what_cannot_be_pruned_is_refused_with_the_reason(model_type: str, said: str) -> None:
     with pytest.raises(UserError, match=said):
         family_of(architectures.tiny_config(model_type).to_dict())
+
+
+@pytest.mark.parametrize(
+    ("model_type", "said"),
+    [
+        ("ernie4_5_vl_moe", "layer 1 holds several groups of experts"),
+        ("deepseek_ocr2", "describes no deepseek_ocr2 model"),
+        ("dbrx", "describes no dbrx model"),
+    ],
+)
+def test_what_has_no_tiny_settings_is_refused_by_its_own(model_type: str, said: str) -> None:
+    from transformers import CONFIG_MAPPING
+
+    with pytest.raises(UserError, match=said):
+        family_of(CONFIG_MAPPING[model_type]().to_dict())

@@ -20,7 +20,6 @@ from eaft_prune.core.types import KeepPlan, UserError
 from eaft_prune.records.manifest import read_manifest
 from eaft_prune.stages.export import Target, export
 
-
 BASE = {"label": "tiny", "digest": "0" * 64}
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import copy
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -99,6 +100,7 @@ def _anatomy(config_json: str) -> Anatomy:
             "for all is wanted"
         )
     (count,) = counts
+    _check_kind(kind, model, modules)
     axes = _axes(model, build(with_count(settings, 2 * count)), count)
     layers = tuple(_layer(name) for name in modules)
     text = settings.get_text_config()
@@ -128,6 +130,21 @@ def _anatomy(config_json: str) -> Anatomy:
         rows,
         tables,
     )
+
+
+def _check_kind(kind: str, model: Any, experts: Iterable[str]) -> None:
+    """Raise UserError for a model whose parts are not those that are profiled here."""
+    numbers = Counter(_layer(path).number for path in experts)
+    if twice := [number for number, count in numbers.items() if count > 1]:
+        raise UserError(
+            f"config.json: model_type = {kind!r}: layer {twice[0]} holds several groups of "
+            "experts, of which text routes to one alone: what the others do cannot be profiled"
+        )
+    if model.base_model is model:
+        raise UserError(
+            f"config.json: model_type = {kind!r}: transformers gives no last hidden states of this "
+            "model, only its logits: prune the language model inside as a checkpoint of its own"
+        )
 
 
 def _check_one_count(config: Config) -> None:

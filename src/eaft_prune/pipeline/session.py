@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from eaft_prune.checkpoints.families import family_of
+from eaft_prune.checkpoints.families import check_file, family_of
 from eaft_prune.checkpoints.model import Hashes, Model
 from eaft_prune.checkpoints.read import file_hashes, model_digest, open_model
 from eaft_prune.config import Experiment
@@ -116,7 +116,7 @@ class Session:
 
     def base(self) -> Model:
         """The checkpoint the settings name."""
-        model = self.open(sources.model_path(self.experiment.model), "base")
+        model = self.open(sources.model_path(self.experiment.model, check=check_file), "base")
         if self.experiment.eval.generation and not self.tokenizer(model).speaks_harmony:
             raise UserError(
                 f"eval.generation = true reads turns as harmony, which the tokenizer of "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from eaft_prune.checkpoints.families.base import Family, TensorSpec, check_plan
+from eaft_prune.checkpoints.families.base import Family, TensorSpec, check_plan, table_of
 from eaft_prune.checkpoints.read import ModelFiles
 from eaft_prune.checkpoints.slice import Slice, Slices
 from eaft_prune.core.types import KeepPlan
@@ -33,7 +33,7 @@ def cut(family: Family, files: ModelFiles, plan: KeepPlan) -> Cut:
     new_ids = [{old: new for new, old in enumerate(ids)} for ids in plan.kept]
     tensors, slices, owners = {}, dict[str, Slice | None](), dict[str, tuple[int, int]]()
     tables = {}
-    table = family.table(files)
+    table = table_of(family, files)
     for old_name, entry in files.tensors.items():  # in the order they are stored
         name, spec = old_name, table[old_name]
         if spec.further and not plan.keeps_all:
@@ -51,7 +51,7 @@ def cut(family: Family, files: ModelFiles, plan: KeepPlan) -> Cut:
             tables[name] = spec.layer
         tensors[name] = entry
         slices[name] = _slice(spec, plan)
-    return Cut(replace(files, tensors=tensors), slices, owners, tables)
+    return Cut(replace(files, tensors=tensors, table=None), slices, owners, tables)
 
 
 def _slice(spec: TensorSpec, plan: KeepPlan) -> Slice | None:
@@ -67,7 +67,7 @@ def router_biases(family: Family, files: ModelFiles) -> tuple[str, ...] | None:
     count, layers = family.n_experts(files.config), range(family.n_layers(files.config))
     found = [
         (spec.layer, name)
-        for name, spec in family.table(files).items()
+        for name, spec in table_of(family, files).items()
         if spec.axis is not None and spec.shape == (count,)
         if name.endswith("bias") and ".experts." not in name
     ]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from eaft_prune.checkpoints.families import check_file, family_of
+from eaft_prune.checkpoints.families.base import with_table
 from eaft_prune.checkpoints.model import Hashes, Model
 from eaft_prune.checkpoints.read import file_hashes, model_digest, open_model
 from eaft_prune.config import Experiment
@@ -88,7 +89,7 @@ class Session:
         """Read, check and hash a checkpoint; the hashes of unchanged files are not made twice."""
         files = open_model(path)
         family = family_of(files.config)
-        family.table(files)
+        files = with_table(family, files)
         names = ["config.json", *files.companions, *files.shards]
         stats = {name: (files.path / name).stat() for name in names}
         identity = {

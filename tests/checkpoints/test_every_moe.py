@@ -14,7 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from support import architectures
 
+from eaft_prune.checkpoints.cut import cut
 from eaft_prune.checkpoints.families import any_moe, family_of
+from eaft_prune.checkpoints.families.base import with_table
 from eaft_prune.checkpoints.read import open_model
 from eaft_prune.core.types import Blocks, KeepPlan, UserError
 from eaft_prune.stages.export import Target, export, identical_tensors
@@ -27,6 +29,10 @@ ALL = [
     *architectures.WANTED,
     *(pytest.param(name, marks=pytest.mark.slow) for name in architectures.OTHERS),
 ]
+
+
+# transformers runs their experts in modules of their own
+OWN_EXPERTS = ("llama4", "llama4_text", "doge", "jetmoe", "longcat_flash")
 
 
 def nothing(done: int) -> None:
@@ -42,6 +48,10 @@ def plan_of(layers: int, keep: int, groups: int = 1, seed: int = 0) -> KeepPlan:
         return tuple(sorted(int(i) for i in np.concatenate(drawn)))
 
     return KeepPlan(tuple(layer() for _ in range(layers)), architectures.EXPERTS)
+
+
+def all_of(layers: int) -> KeepPlan:
+    return KeepPlan((tuple(range(architectures.EXPERTS)),) * layers, architectures.EXPERTS)
 
 
 def logp(model: Any, blocks: Blocks) -> np.ndarray[Any, Any]:
@@ -70,7 +80,7 @@ def test_what_is_left_out_is_what_is_written_and_what_transformers_loads(
     files = open_model(tmp_path / "base")
     family = family_of(files.config) if model_type == "gpt_oss" else any_moe.family(files.config)
     assert family.n_experts(files.config) == architectures.EXPERTS
-    layers = family.n_layers(files.config)
+    files, layers = with_table(family, files), family.n_layers(files.config)
 
     engine = load(files.path)
     trace = engine.trace(blocks, nothing)
@@ -90,11 +100,28 @@ def test_what_is_left_out_is_what_is_written_and_what_transformers_loads(
     assert not any(info.values()), info
     np.testing.assert_allclose(masked.scores.logp_T, logp(alone.eval(), blocks), atol=1e-4)
     assert np.abs(masked.scores.logp_T - trace.scores.logp_T).max() > 1e-3
-    family.table(open_model(written))
 
-    everything = KeepPlan((tuple(range(architectures.EXPERTS)),) * layers, architectures.EXPERTS)
-    same = export(family, files, everything, Target(tmp_path / "all", "k", 10**9, HOW), nothing)
-    assert identical_tensors(files, open_model(same.path)) == len(files.tensors)
+    everything = cut(family, files, all_of(layers))
+    assert everything.files.tensors == files.tensors
+    for name, part in everything.slices.items():
+        assert part is None or [*part.kept] == [*range(files.tensors[name].shape[part.axis])]
+    assert family.patch_config(files.config, architectures.EXPERTS) == files.config
+
+
+@pytest.mark.parametrize(
+    "model_type", ["deepseek_v4", "glm4_moe", "granitemoehybrid", "qwen3_vl_moe"]
+)
+def test_an_export_of_all_experts_is_the_same_bytes(model_type: str, tmp_path: Path) -> None:
+    """Where each tensor's bytes go is checked above, of every architecture; here they are read."""
+    architectures.write(tmp_path / "base", model_type)
+    files = open_model(tmp_path / "base")
+    family = any_moe.family(files.config)
+    plan = all_of(family.n_layers(files.config))
+    same = export(family, files, plan, Target(tmp_path / "all", "k", 10**9, HOW), nothing).path
+    assert identical_tensors(files, open_model(same)) == len(files.tensors)
+    fewer = plan_of(family.n_layers(files.config), 6)
+    less = export(family, files, fewer, Target(tmp_path / "out", "k", 10**9, HOW), nothing).path
+    family.table(open_model(less))
 
 
 def test_groups_of_experts_lose_as_many_each(
@@ -199,7 +226,8 @@ def test_layers_that_predict_further_tokens_go_with_the_first_expert(
     ("model_type", "said"),
     [
         ("llama", "no experts of this model"),
-        ("deepseek_v4", "assigns experts to tokens by a table"),
+        *((name, "experts of this model through its experts interface") for name in OWN_EXPERTS),
+        ("nemotron_h_omni", "no last hidden states"),
         ("openai_privacy_filter", "describes no openai_privacy_filter model"),
         ("diffusion_gemma", "describes no diffusion_gemma model"),
     ],
@@ -207,3 +235,18 @@ def test_layers_that_predict_further_tokens_go_with_the_first_expert(
 def test_what_cannot_be_pruned_is_refused_with_the_reason(model_type: str, said: str) -> None:
     with pytest.raises(UserError, match=said):
         family_of(architectures.tiny_config(model_type).to_dict())
+
+
+@pytest.mark.parametrize(
+    ("model_type", "said"),
+    [
+        ("ernie4_5_vl_moe", "layer 1 holds several groups of experts"),
+        ("deepseek_ocr2", "describes no deepseek_ocr2 model"),
+        ("dbrx", "describes no dbrx model"),
+    ],
+)
+def test_what_has_no_tiny_settings_is_refused_by_its_own(model_type: str, said: str) -> None:
+    from transformers import CONFIG_MAPPING
+
+    with pytest.raises(UserError, match=said):
+        family_of(CONFIG_MAPPING[model_type]().to_dict())

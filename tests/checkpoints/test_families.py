@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +14,12 @@ import torch
 from support import tiny
 from support.engines import evaluate_masked
 
+from eaft_prune.checkpoints.cut import cut, router_biases
 from eaft_prune.checkpoints.families import family_of
+from eaft_prune.checkpoints.families.base import Table, with_table
 from eaft_prune.checkpoints.families.gpt_oss import tensor_table
 from eaft_prune.checkpoints.pad import padded
-from eaft_prune.checkpoints.read import open_model
+from eaft_prune.checkpoints.read import ModelFiles, open_model
 from eaft_prune.core.types import Blocks, KeepPlan, UserError
 from eaft_prune.stages.export import Target, export
 
@@ -81,6 +84,20 @@ def test_the_table_is_what_a_checkpoint_holds(tmp_path: Path, dtype: str, quanti
     assert {n: spec.shape for n, spec in table.items()} == {
         n: entry.shape for n, entry in model.tensors.items()
     }
+
+
+def test_a_table_is_made_once(checkpoint: Path) -> None:
+    """It takes seconds for a large model, and follows from files that do not change."""
+
+    def refuse(files: ModelFiles) -> Table:
+        raise AssertionError("the table is made again")
+
+    files, plan = open_model(checkpoint), KeepPlan(((0, 3, 5),) * 2, 8)
+    family = family_of(files.config)
+    once, known = with_table(family, files), replace(family, table=refuse)
+    assert cut(known, once, plan) == cut(family, files, plan)
+    assert router_biases(known, once) == router_biases(family, files) is not None
+    assert cut(family, once, plan).files.table is None  # fewer experts are another table
 
 
 def test_the_table_of_gpt_oss_20b_adds_up_to_its_published_size() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from support import runs
+from support import runs, tiny
 from support.runs import Done, World, write_pack
 
 pytest_plugins = ("support.worlds",)
@@ -72,6 +72,28 @@ def test_messages_and_their_text_are_the_same_blocks_and_the_same_evaluation(
     third = replace(place, packs={"alpha": talk}).run(*ask)
     digests = [fact["token_digest"] for d in (second, third) for fact in packing(d).values()]
     assert digests[0] != digests[1]
+
+
+def test_any_model_reads_a_pack_of_harmony_by_its_own_chat_template(
+    world: World, tmp_path: Path
+) -> None:
+    """A model of another family, whose tokenizer knows no harmony."""
+    path = tiny.write_moe(tmp_path / "qwen", "qwen3_moe", fused=False)
+    (path / "chat_template.jinja").write_text(
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}"
+        "{% endfor %}"
+    )
+    place = replace(world.elsewhere(tmp_path), model=path)
+    ask = ("task=evaluate", "packs.split=none")
+    refused = place.run(*ask)
+    assert refused.code == 2
+    assert "packs.format=messages" in refused.err
+    for facts in packing(place.run(*ask, "packs.format=messages")).values():
+        assert 0 < facts["scored_tokens"] < facts["tokens"]
+        assert facts["malformed_rows"] == 0
+    refused = place.run("task=pipeline", "packs.format=messages", "eval.generation=true")
+    assert refused.code == 2
+    assert "eval.generation" in refused.err
 
 
 def test_the_file_that_is_named_is_the_one_that_is_read(world: World, tmp_path: Path) -> None:

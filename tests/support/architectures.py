@@ -99,6 +99,7 @@ _SECTIONS = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_fact
 # model_type -> what its tiny version needs besides
 WANTED: dict[str, dict[str, Any]] = {
     "deepseek_v3": {},
+    "deepseek_v4": {"mlp_layer_types": ["hash_moe", "hash_moe", "moe"]},
     "ernie4_5_moe": {},
     "gemma4": _GEMMA4,
     "glm4_moe": {},
@@ -132,6 +133,8 @@ OTHERS: dict[str, dict[str, Any]] = {
     "deepseek_v2": {},
     "deepseek_v32": {},
     "dots1": {"n_shared_experts": 1},
+    "dots3_note": {},
+    "dots3_note_text": {},
     "exaone_moe": {},
     "flex_olmo": {},
     "flint": {},
@@ -154,12 +157,32 @@ OTHERS: dict[str, dict[str, Any]] = {
     "minimax_m3_vl": {},
     "mistral4": {},
     "mistral_large4": {},
+    "muse_spark": {"moe_hidden_size": 48},
     "phimoe": {},
     "qwen2_moe": {},
     "qwen3_5_moe_text": {},
     "qwen4_exp": {},
     "solar_open": {},
+    "unlimited_ocr": {},
     "zaya": {"num_experts_per_tok": 1},
+}
+
+
+# sub-configuration -> what that of a tiny model needs besides
+TOWERS: dict[str, dict[str, dict[str, Any]]] = {
+    "muse_spark": {
+        "audio_config": {"patch_sizes": [16], "hidden_sizes": [32], "depths": [1]},
+    },
+    "nemotron_h_omni": {"vision_config": {"video_temporal_patch_size": 2}},
+    "dots3_note": {
+        "vision_config": {
+            "per_layer_config": {},
+            "mlp_layer_types": ["dense"],
+            "adapter_in_dim": 32,
+            "adapter_out_dim": 64,
+        },
+        "audio_config": {"adapter_input_size": 32, "adapter_out_dim": 64},
+    },
 }
 
 
@@ -173,8 +196,9 @@ def tiny_config(model_type: str, **changes: Any) -> Any:
     if "text_config" not in (kind.sub_configs or {}):
         return kind(**_small(defaults, changes))
     text = defaults.get_text_config()
+    own = TOWERS.get(model_type, {})
     towers = {
-        name: {**_known(sub, _TOWER), "model_type": sub.model_type}
+        name: {**_known(sub, _TOWER), "model_type": sub.model_type, **own.get(name, {})}
         for name in kind.sub_configs
         if name != "text_config" and (sub := getattr(defaults, name, None)) is not None
     }
@@ -199,6 +223,9 @@ def random_model(settings: Any, seed: int = 0) -> Any:
             routes = any(part in name for part in ("gate", "router", "bias"))
             if routes and tensor.is_floating_point():
                 tensor.add_(0.3 * torch.randn(tensor.shape, generator=generator))
+            if not tensor.is_floating_point() and tensor.shape == (VOCAB, 2):
+                # a table of the experts of every token
+                tensor.copy_(torch.rand(VOCAB, EXPERTS, generator=generator).argsort()[:, :2])
     return model
 
 
@@ -215,7 +242,7 @@ def model_class(settings: Any) -> Any:
 
 def _small(defaults: Any, changes: dict[str, Any]) -> dict[str, Any]:
     small = _known(defaults, _SIZES)
-    if getattr(defaults, "kv_lora_rank", None):  # latent attention: all heads, own widths
+    if defaults.to_dict().get("kv_lora_rank"):  # latent attention: all heads, own widths
         small |= {"num_key_value_heads": 4}
         small.pop("head_dim", None)
     return {**small, **changes}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from eaft_prune.checkpoints.families.base import Family, TensorSpec, check_plan
+from eaft_prune.checkpoints.families.base import Family, TensorSpec, check_plan, table_of
 from eaft_prune.checkpoints.read import ModelFiles
 from eaft_prune.checkpoints.slice import Slice, Slices
 from eaft_prune.core.types import KeepPlan
@@ -16,12 +16,13 @@ class Cut:
     """A checkpoint less the tensors of dropped experts, those of kept ones under their new ids.
 
     slices: of every tensor the rows to keep, or None to copy it. owners: new and old id of the one
-    expert that a tensor holds.
+    expert that a tensor holds. tables: of experts by token, with the layer whose they are.
     """
 
     files: ModelFiles
     slices: Slices
     owners: Mapping[str, tuple[int, int]]
+    tables: Mapping[str, int]
 
 
 def cut(family: Family, files: ModelFiles, plan: KeepPlan) -> Cut:
@@ -31,7 +32,8 @@ def cut(family: Family, files: ModelFiles, plan: KeepPlan) -> Cut:
     check_plan(plan, family.n_layers(config), family.n_experts(config), groups)
     new_ids = [{old: new for new, old in enumerate(ids)} for ids in plan.kept]
     tensors, slices, owners = {}, dict[str, Slice | None](), dict[str, tuple[int, int]]()
-    table = family.table(files)
+    tables = {}
+    table = table_of(family, files)
     for old_name, entry in files.tensors.items():  # in the order they are stored
         name, spec = old_name, table[old_name]
         if spec.further and not plan.keeps_all:
@@ -44,9 +46,12 @@ def cut(family: Family, files: ModelFiles, plan: KeepPlan) -> Cut:
             name = old_name.replace(f".experts.{spec.expert}.", f".experts.{new}.")
             entry = replace(entry, name=name)
             owners[name] = new, spec.expert
+        if spec.ids:
+            assert spec.layer is not None, "ids are of a layer's experts"
+            tables[name] = spec.layer
         tensors[name] = entry
         slices[name] = _slice(spec, plan)
-    return Cut(replace(files, tensors=tensors), slices, owners)
+    return Cut(replace(files, tensors=tensors, table=None), slices, owners, tables)
 
 
 def _slice(spec: TensorSpec, plan: KeepPlan) -> Slice | None:
@@ -62,7 +67,7 @@ def router_biases(family: Family, files: ModelFiles) -> tuple[str, ...] | None:
     count, layers = family.n_experts(files.config), range(family.n_layers(files.config))
     found = [
         (spec.layer, name)
-        for name, spec in family.table(files).items()
+        for name, spec in table_of(family, files).items()
         if spec.axis is not None and spec.shape == (count,)
         if name.endswith("bias") and ".experts." not in name
     ]

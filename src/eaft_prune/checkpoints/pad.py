@@ -40,10 +40,10 @@ def with_routers_off(
 ) -> ModelFiles:
     """`source` with router biases, one a layer, of -inf for the experts outside the plan.
 
-    The changed biases are written to the file `scratch`, and their entries point there.
+    The changed biases are added to the file `scratch`, and their entries point there.
     """
     tensors = dict(source.tensors)
-    with scratch.open("xb") as file:
+    with scratch.open("ab") as file:
         for layer, kept in enumerate(plan.kept):
             entry = tensors[biases[layer]]
             infinity = _MINUS_INFINITY[entry.dtype]

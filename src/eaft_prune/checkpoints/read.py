@@ -8,7 +8,7 @@ import os
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -70,6 +70,8 @@ class ModelFiles:
     tensors: Mapping[str, TensorEntry]
     shards: tuple[str, ...]
     companions: tuple[str, ...]  # tokenizer, templates/x ...: relative names, copied as they are
+    # what each tensor holds, once a family has checked them: seconds of work for a large model
+    table: Mapping[str, Any] | None = field(default=None, compare=False, repr=False)
 
     @property
     def weight_bytes(self) -> int:

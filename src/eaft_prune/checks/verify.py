@@ -31,6 +31,7 @@ from eaft_prune.checkpoints.read import (
     tensor_bytes,
 )
 from eaft_prune.checkpoints.slice import Slice, sliced_shape
+from eaft_prune.checkpoints.token_tables import with_tables
 from eaft_prune.core.foreign import check_inside
 from eaft_prune.core.text import shortened
 from eaft_prune.core.types import KeepPlan, UserError
@@ -132,8 +133,9 @@ def check_base(
         found.append(Finding(model.tensors[name].file, f"{name} is not in the base", name))
     both = [name for name in base.tensors if name in model.tensors]
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(_THREADS) as pool:
+        base = with_tables(base, kept.tables, plan, Path(folder) / "changed")
         if manifest.padded:
-            base = with_routers_off(base, biases, manifest.plan, Path(folder) / "router")
+            base = with_routers_off(base, biases, manifest.plan, Path(folder) / "changed")
         compared = pool.map(
             lambda name: _check_tensor(
                 model, base, name, kept.slices[name], manifest.changed_tensors.get(name), on_bytes

@@ -50,8 +50,8 @@ class PacksSettings(Settings):
     """of hf:// files; null: the head"""
     text_column: str = "text"
     """column of the rows: texts, or lists of messages for the chat template"""
-    format: Literal["harmony", "plain"] = "harmony"
-    """harmony: assistant messages are scored; plain: all tokens of a row, whatever the tokenizer"""
+    format: Literal["harmony", "messages", "plain"] = "harmony"
+    """messages: the model's chat template writes rows, harmony text too; plain: all is scored"""
     max_malformed: Annotated[float, Field(ge=0, le=1)] = 0.01
     """share of rows that may be no well-formed harmony: they are counted, above it refused"""
     split: Literal["hash", "none"] = "hash"

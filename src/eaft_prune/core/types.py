@@ -22,6 +22,8 @@ STORED = "stored"  # in a field's metadata: its name in files, where that is ano
 
 EvalKey = tuple[str, int]  # (pack, seq_len)
 
+Spans = tuple[tuple[int, int], ...]  # of characters of a text: begin and end
+
 
 class UserError(ValueError):
     """What the user asked for cannot be done; the message names the value and the remedy."""

@@ -34,7 +34,8 @@ def harmony_tokens(
     if missing:
         raise UserError(
             f"{source}: the tokenizer has no harmony tokens {', '.join(missing)}: use a checkpoint "
-            "whose tokenizer knows the format, or score whole rows with packs.format=plain"
+            "whose tokenizer knows the format, let its chat template write the rows with "
+            "packs.format=messages, or score whole rows with packs.format=plain"
         )
     return HarmonyTokens(
         start=special_ids["<|start|>"],

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import repeat
 from typing import Any, Protocol
 
 from eaft_prune.core.types import UserError
@@ -16,8 +17,10 @@ from eaft_prune.packs.pack_file import Kind, PackFile, shown
 
 Message = Mapping[str, Any]
 Row = str | Sequence[Message]
+Tools = Sequence[Mapping[str, Any]] | None  # that a conversation may call: JSON schemas
 
 ANSWER = "answer"
+TOOLS = "tools"
 _LFS = b"version https://git-lfs"
 
 
@@ -80,6 +83,29 @@ def read_answers(file: PackFile) -> list[str | None]:
             raise file.error(f"row {index}: {ANSWER} holds {shown(value)}, no text and no number")
         found.append(None if value is None or value == "" else str(value))
     return found
+
+
+def read_tools(file: PackFile) -> Iterator[Tools]:
+    """What each row's assistant may call: its `tools`, a list of JSON schemas or that as a text.
+
+    None for each where the file has no such column. UserError where one holds something else.
+    """
+    own, form = replace(file, column=TOOLS), _format(file)
+    if TOOLS not in form.names(own):
+        yield from repeat(None, form.count(file))
+        return
+    for index, value in enumerate(form.rows(own)):
+        try:
+            tools = json.loads(value) if isinstance(value, str) and value else value or None
+        except (ValueError, RecursionError):
+            tools = value
+        if tools is not None and not _are_objects(tools):
+            raise file.error(f"row {index}: {TOOLS} holds {shown(value)}, no list of JSON schemas")
+        yield _without_null(tools)
+
+
+def _are_objects(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, dict) for item in value)
 
 
 def read_rows(file: PackFile) -> Iterator[Row]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 
@@ -17,24 +18,37 @@ _HUB_DATASET = "hf://datasets/"
 NOT_FETCHED = ("original/", "metal/", "consolidated")
 
 
-def model_path(settings: ModelSettings, local_only: bool = False) -> Path:
+def model_path(
+    settings: ModelSettings,
+    local_only: bool = False,
+    check: Callable[[Path], None] = lambda config: None,
+) -> Path:
     """The checkpoint directory, downloaded at its pinned revision if it has a hub id.
 
-    local_only: ask no hub; raises UserError where it was not downloaded before.
+    local_only: ask no hub; raises UserError where it was not downloaded before. check: is given
+    config.json before anything else is downloaded.
     """
     if settings.path is not None:
         return _local(settings.path)
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import hf_hub_download, snapshot_download, try_to_load_from_cache
 
+    hub_id, revision = settings.hub_id or "", settings.revision
     try:
+        if not local_only:
+            cached = try_to_load_from_cache(hub_id, "config.json", revision=revision)
+            if not isinstance(cached, str):  # None, or a mark that the hub has none
+                cached = hf_hub_download(hub_id, "config.json", revision=revision)
+            check(Path(cached))
         return Path(
             snapshot_download(
-                settings.hub_id or "",
-                revision=settings.revision,
+                hub_id,
+                revision=revision,
                 ignore_patterns=[f"{start}*" for start in NOT_FETCHED],
                 local_files_only=local_only,
             )
         )
+    except UserError as error:
+        raise UserError(f"model.hub_id = {settings.hub_id!r}: {error}") from None
     except Exception as error:  # the hub client raises a dozen unrelated types
         raise UserError(
             f"model.hub_id = {settings.hub_id!r} (revision {settings.revision}) cannot be fetched: "

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from eaft_prune.checkpoints.families.base import table_of
 from eaft_prune.checkpoints.model import Model
 from eaft_prune.checkpoints.projections import Projections, projections_of
 from eaft_prune.checkpoints.read import TensorEntry, read_header
@@ -158,7 +159,7 @@ def _made_from(
 
 def _projections(base: Model) -> dict[int, Projections]:
     """By the model's own number, of the layers that a plan is for."""
-    table = base.family.table(base.files)
+    table = table_of(base.family, base.files)
     mine = {name: e for name, e in base.files.tensors.items() if not table[name].further}
     return projections_of(mine)
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from eaft_prune.checkpoints.families import family_of
+from eaft_prune.checkpoints.families import check_file, family_of
+from eaft_prune.checkpoints.families.base import with_table
 from eaft_prune.checkpoints.model import Hashes, Model
 from eaft_prune.checkpoints.read import file_hashes, model_digest, open_model
 from eaft_prune.config import Experiment
@@ -17,13 +18,14 @@ from eaft_prune.core.outcome import StageRecord
 from eaft_prune.core.progress import Bars
 from eaft_prune.core.step import Step
 from eaft_prune.core.store import Store, Stored
-from eaft_prune.core.types import Blocks
+from eaft_prune.core.types import Blocks, Spans, UserError
 from eaft_prune.engines.base import EngineKind, EngineOptions, Profiler, Scorer
 from eaft_prune.engines.registry import TRANSFORMERS, dtype_of, engine_kind
 from eaft_prune.engines.world import world_size
 from eaft_prune.packs import sources
+from eaft_prune.packs.chat import written
 from eaft_prune.packs.pack_file import PackFile
-from eaft_prune.packs.rows import count_rows, read_answers, read_texts
+from eaft_prune.packs.rows import count_rows, read_answers
 from eaft_prune.pipeline.fitting import check_ids, check_length, check_rows
 from eaft_prune.pipeline.observer import Observer
 from eaft_prune.stages import pack as pack_stage
@@ -65,6 +67,7 @@ class Session:
     out: Path = Path()  # where servers leave their logs
     packs: dict[str, tuple[Path, str]] = field(default_factory=dict)  # of those read: path, sha256
     _texts: dict[str, Sequence[str]] = field(default_factory=dict)
+    _said: dict[str, Spans] = field(default_factory=dict)  # by text, of those that are no harmony
     _tokenizer: TransformersTokenizer | None = None
     _blocks: dict[pack_stage.BlockRequest, Stored[Blocks]] = field(default_factory=dict)
 
@@ -86,7 +89,7 @@ class Session:
         """Read, check and hash a checkpoint; the hashes of unchanged files are not made twice."""
         files = open_model(path)
         family = family_of(files.config)
-        family.table(files)
+        files = with_table(family, files)
         names = ["config.json", *files.companions, *files.shards]
         stats = {name: (files.path / name).stat() for name in names}
         identity = {
@@ -114,7 +117,12 @@ class Session:
 
     def base(self) -> Model:
         """The checkpoint the settings name."""
-        model = self.open(sources.model_path(self.experiment.model), "base")
+        model = self.open(sources.model_path(self.experiment.model, check=check_file), "base")
+        if self.experiment.eval.generation and not self.tokenizer(model).speaks_harmony:
+            raise UserError(
+                f"eval.generation = true reads turns as harmony, which the tokenizer of "
+                f"{model.files.path} does not know: set it to false"
+            )
         self.observer.checkpoint("base", model.checkpoint)
         return model
 
@@ -148,7 +156,9 @@ class Session:
             count = request.num_blocks
             total = None if count == "all" else count * request.seq_len
             with self.bars.bar(f"pack {request.pack}", total, "tok") as on_tokens:
-                done = pack_stage.pack(packs, request, rows, self.tokenizer(base), on_tokens)
+                done = pack_stage.pack(
+                    packs, request, rows, self.tokenizer(base), on_tokens, self._said
+                )
             packed.append(done)
             return done.blocks
 
@@ -242,9 +252,12 @@ class Session:
         """The texts of a pack."""
         if name not in self._texts:
             file, texts = self._file(name), []
+            form = self.experiment.packs.format
             with self.bars.bar(f"read {name}", count_rows(file), "row") as on_rows:
-                for text in read_texts(file, lambda row: self.tokenizer(base).render(row)):
+                for text, spans in written(file, form, lambda: self.tokenizer(base)):
                     texts.append(text)
+                    if spans is not None:
+                        self._said[text] = spans
                     on_rows(1)
             if file_digest(file.path) != self.packs[name][1]:
                 raise file.error("changed while it was read: run again")

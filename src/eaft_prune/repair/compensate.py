@@ -158,6 +158,7 @@ def _pass(
     """Every layer once, from what the pass before left of it."""
     parts, layers = [], []
     for layer, known in enumerate(before.parts):
+        residual.pass_by(streams, layer)
         base = residual.experts_of(streams, layer)
         behind = residual.step(streams, layer, base, on_tokens)
         experts = base.with_stored(known, task.how.storage)
@@ -171,6 +172,7 @@ def _pass(
         on_tokens(sum(hidden.shape[0] * hidden.shape[1] for hidden in streams.pruned))
         parts.append(now)
         layers.append(result)
+    residual.pass_by(streams, len(streams.places))
     return _State(tuple(parts), tuple(layers))
 
 

@@ -42,6 +42,7 @@ class Streams:
     unpruned: list[torch.Tensor]  # of each batch [b, S, H]
     pruned: list[torch.Tensor]
     arguments: list[dict[str, Any]]  # of each layer's call, besides the stream
+    places: tuple[int, ...]  # which of the layers, experts or none, hold those of each layer's plan
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def start(
 ) -> Streams:
     """Both streams as they enter the first layer: the embeddings.
 
-    Raises UserError for a model of another build: layers without experts, embeddings scaled.
+    Raises UserError for a model of another build: embeddings that are scaled.
     """
     embed, layers = engine.model.get_input_embeddings(), layers_of(engine)
     arguments: list[dict[str, Any]] = []
@@ -104,7 +105,27 @@ def start(
     batches = list(engine.batches(blocks))
     entered = [embed(ids).to(place) for ids, _, _ in batches]
     predictors = [rows for _, rows, _ in batches]
-    return Streams(engine, plan, padded(plan), place, predictors, entered, list(entered), arguments)
+    places = places_of(engine)
+    return Streams(
+        engine, plan, padded(plan), place, predictors, entered, list(entered), arguments, places
+    )
+
+
+@torch.inference_mode()
+def pass_by(streams: Streams, layer: int) -> None:
+    """Both streams through the layers without experts before those of the plan's layer.
+
+    Its number of layers: those behind the last.
+    """
+    first = streams.places[layer - 1] + 1 if layer else 0
+    end = streams.places[layer] if layer < len(streams.places) else len(streams.arguments)
+    for number in range(first, end):
+        module = layers_of(streams.engine)[number]
+        device = next(module.parameters()).device
+        arguments = _moved(streams.arguments[number], device)
+        for stream in (streams.unpruned, streams.pruned):
+            for batch, hidden in enumerate(stream):
+                stream[batch] = module(hidden.to(device), **arguments).to(streams.place)
 
 
 @torch.inference_mode()
@@ -114,9 +135,10 @@ def step(streams: Streams, layer: int, experts: Experts, on_tokens: OnTokens) ->
     `experts` are the layer's as the model has them. Raises UserError for a model whose layers do
     more with what experts put out than add it.
     """
-    module = layers_of(streams.engine)[layer]
+    place = streams.places[layer]
+    module = layers_of(streams.engine)[place]
     device = next(module.parameters()).device
-    arguments = _moved(streams.arguments[layer], device)
+    arguments = _moved(streams.arguments[place], device)
 
     def through(stream: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         out = []
@@ -188,17 +210,29 @@ def linearised(
 
 
 def check_build(engine: TransformersEngine) -> None:
-    """Raise UserError unless the model is embeddings, layers that all hold experts, and a norm."""
+    """Raise UserError unless the model is embeddings, layers, one with experts each, and a norm."""
     body = engine.model.base_model
     if not hasattr(body, "layers") or not hasattr(body, "norm"):
         raise UserError(_OTHER_BUILD.format("is more than a language model"))
-    if len(engine.family.experts(engine.model)) != len(body.layers):
-        raise UserError(_OTHER_BUILD.format("has layers without experts"))
+    if len(places_of(engine)) != len(engine.family.experts(engine.model)):
+        raise UserError(
+            _OTHER_BUILD.format("has experts outside of its layers, or several a layer")
+        )
 
 
 def layers_of(engine: TransformersEngine) -> list[Any]:
     """The decoder layers of its model."""
     return list(engine.model.base_model.layers)
+
+
+def places_of(engine: TransformersEngine) -> tuple[int, ...]:
+    """Which of `layers_of` hold experts."""
+    held = {id(experts) for experts in engine.family.experts(engine.model)}
+    return tuple(
+        number
+        for number, layer in enumerate(layers_of(engine))
+        if any(id(module) in held for module in layer.modules())
+    )
 
 
 def experts_of(streams: Streams, layer: int) -> Experts:

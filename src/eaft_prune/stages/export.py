@@ -31,6 +31,7 @@ from eaft_prune.checkpoints.slice import (
     write_sliced,
     write_text,
 )
+from eaft_prune.checkpoints.token_tables import with_tables
 from eaft_prune.core.files import sync
 from eaft_prune.core.types import KeepPlan, UserError
 from eaft_prune.records.card import FILE as CARD
@@ -115,7 +116,9 @@ def export(
         _check_space(source, slices, path)
         draft.mkdir()
         try:
-            tensors = source if not biases else with_routers_off(source, biases, plan, scratch)
+            tensors = with_tables(source, kept.tables, layout, scratch)
+            if biases:
+                tensors = with_routers_off(tensors, biases, plan, scratch)
             digest, written = _write(family, tensors, slices, plan, draft, target, on_bytes)
             said = card(base, open_model(draft), plan, layout, target.provenance)
             write_text(draft / CARD, said)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from eaft_prune.config import BlockCount, PacksSettings
 from eaft_prune.core.text import shortened
-from eaft_prune.core.types import UNION, Blocks, UserError
+from eaft_prune.core.types import UNION, Blocks, Spans, UserError
 from eaft_prune.packs.harmony import ASSISTANT_START, HarmonyTokens, read_conversation
 
 VERSION = 2
@@ -33,6 +33,8 @@ class Tokenizer(Protocol):
     def eos(self) -> int: ...
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]: ...
+
+    def scored(self, text: str, spans: Spans) -> NDArray[np.bool_]: ...
 
 
 @dataclass(frozen=True)
@@ -80,20 +82,22 @@ def pack(
     rows: Mapping[str, Sequence[str]],
     tokenizer: Tokenizer,
     on_tokens: Callable[[int], None] = lambda tokens: None,
+    said: Mapping[str, Spans] = {},
 ) -> Packed:
     """Rows tokenised, each followed by EOS, cut into blocks of exactly S tokens.
 
     Rows come in file order, or in an order drawn by `seed`; UNION takes one row of each pack in
     turn, packs that end early dropping out. With split=hash a row belongs to the profiling part
-    iff the hash of its text says so, so equal texts never fall on both sides. Raises UserError when
-    there are too few rows, or a pack of harmony text holds no assistant message.
+    iff the hash of its text says so, so equal texts never fall on both sides. said: what of a text
+    the assistant said, where it is no harmony. Raises UserError when there are too few rows, or a
+    pack of harmony text holds no assistant message.
     """
     names = list(rows) if request.pack == UNION else [request.pack]
     chosen = {name: part_of(settings, request, name, rows[name]) for name in names}
     most = math.inf if request.num_blocks == "all" else request.num_blocks * request.seq_len
     read: list[_Row] = []
     have = 0
-    for row in _read(settings, chosen, tokenizer):
+    for row in _read(settings, chosen, tokenizer, said):
         read.append(row)
         have += len(row.ids)
         on_tokens(len(row.ids))
@@ -133,7 +137,10 @@ def pack(
 
 
 def _read(
-    settings: PacksSettings, chosen: Mapping[str, Sequence[str]], tokenizer: Tokenizer
+    settings: PacksSettings,
+    chosen: Mapping[str, Sequence[str]],
+    tokenizer: Tokenizer,
+    said: Mapping[str, Spans],
 ) -> Iterator[_Row]:
     """The rows of UNION in order; those an assistant wrote in are scored there, plain text all."""
     for batch in _batches(_interleave(chosen)):
@@ -141,7 +148,9 @@ def _read(
         for (pack_index, text), ids in zip(batch, tokenizer.encode(texts), strict=True):
             row = np.array([*ids, tokenizer.eos], np.int32)
             scored, fault = np.append(np.ones(len(ids), bool), False), None
-            if settings.format == "harmony":
+            if text in said:
+                scored = np.append(tokenizer.scored(text, said[text]), False)
+            elif settings.format != "plain":
                 found = read_conversation(tokenizer.harmony, row[:-1])
                 scored, fault = np.append(found.scored, False), found.fault
             yield _Row(pack_index, text, row, scored, fault)

@@ -44,7 +44,7 @@ def _check_eval(task: Task, experiment: Experiment) -> None:
             "eval.generation = true needs a base and a candidate: task=pipeline, noise_floor or "
             f"noop, not {task.name}"
         )
-    if asked.generation and experiment.packs.format != "harmony":
+    if asked.generation and experiment.packs.format == "plain":
         raise UserError("eval.generation = true needs packs of conversations: packs.format=harmony")
     if asked.early_stop and task.evaluates not in ("candidates", "control"):
         raise UserError(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from eaft_prune.checkpoints.families import family_of
+from eaft_prune.checkpoints.families.base import with_table
 from eaft_prune.checkpoints.read import (
     INDEX,
     SIGNATURE,
@@ -44,7 +45,7 @@ def run_verify(session: Session, out: Path) -> Outcome:
     manifest = read_manifest(resolve_path(settings.path))
     base = open_model(_base_path(manifest, settings.base))
     family = family_of(base.config)
-    family.table(base)
+    base = with_table(family, base)
     hashes = _base_hashes(session, manifest, base)
     with session.bars.bar("verify", work(manifest), "B") as on_bytes:
         found = check_files(manifest, on_bytes)

@@ -51,7 +51,7 @@ def family(config: Config) -> Family:
         language=lambda config: anatomy(config).language,
         table=stored.table,
         patch_config=_patch_config,
-        with_top_k=lambda config, top_k: _replaced(config, CHOSEN, anatomy(config).top_k, top_k),
+        with_top_k=_with_top_k,
         load=_load,
         experts=_experts,
         masked=sliced_routers.masked,
@@ -70,6 +70,16 @@ def _patch_config(config: Config, keep_n: int) -> dict[str, Any]:
             f"that a {config['model_type']} model reads"
         )
     return patched
+
+
+def _with_top_k(config: Config, top_k: int) -> dict[str, Any]:
+    kind = anatomy(config)
+    if kind.tables:
+        raise UserError(
+            f"eval.top_k = {top_k}: layers of this model list the {kind.top_k} experts of every "
+            "token in a table; leave it null"
+        )
+    return _replaced(config, CHOSEN, kind.top_k, top_k)
 
 
 def _replaced(config: Config, keys: tuple[str, ...], old: int | None, new: int) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from eaft_prune.checkpoints.read import ModelFiles
@@ -26,6 +26,7 @@ class TensorSpec:
     layer: int | None = None  # index of the layer with experts whose experts it holds, if any
     axis: int | None = None  # it holds all of them along this axis, other rows perhaps after them
     expert: int | None = None  # it holds this one alone, and has `.experts.<id>.` in its name
+    ids: bool = False  # its values are ids of the layer's experts, a row a token of the vocabulary
     # of layers that predict further tokens and route to experts of their own, which no plan is for
     further: bool = False
 
@@ -55,6 +56,16 @@ class Family:
     load: Callable[..., Any]  # config, keywords of from_pretrained -> transformers' model
     experts: Callable[[torch.nn.Module], list[torch.nn.Module]]  # per layer
     masked: Callable[[torch.nn.Module, KeepPlan], AbstractContextManager[None]]
+
+
+def with_table(family: Family, files: ModelFiles) -> ModelFiles:
+    """The checkpoint with its table; raises UserError where its tensors are not the family's."""
+    return replace(files, table=family.table(files))
+
+
+def table_of(family: Family, files: ModelFiles) -> Table:
+    """What every tensor holds: as it was checked, or by checking it now."""
+    return family.table(files) if files.table is None else files.table
 
 
 def check_plan(plan: KeepPlan, n_layers: int, n_experts: int, groups: int = 1) -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import copy
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -60,6 +61,8 @@ class Anatomy:
     # tensor in memory that has a row an expert -> which of `layers` it belongs to, and the axis of
     # the experts; along it may lie more rows, after theirs
     rows: Mapping[str, tuple[int, int]]
+    # tensor in memory that lists the experts of every token of the vocabulary -> which of `layers`
+    tables: Mapping[str, int]
 
     @property
     def least(self) -> int:
@@ -97,15 +100,20 @@ def _anatomy(config_json: str) -> Anatomy:
             "for all is wanted"
         )
     (count,) = counts
+    _check_kind(kind, model, modules)
     axes = _axes(model, build(with_count(settings, 2 * count)), count)
     layers = tuple(_layer(name) for name in modules)
     text = settings.get_text_config()
+    tables = {}
     for path, tensor in tensors(model):
-        if _layer_of(path, layers) is not None and not tensor.is_floating_point():
-            raise UserError(
-                f"config.json: model_type = {kind!r}: {path} assigns experts to tokens by a table, "
-                "whose experts cannot be told from it: such layers cannot be pruned"
-            )
+        layer = _layer_of(path, layers)
+        if layer is not None and not tensor.is_floating_point():
+            if tensor.shape != (text.vocab_size, chosen(text)):
+                raise UserError(
+                    f"config.json: model_type = {kind!r}: {path} of shape {list(tensor.shape)} is "
+                    "no table of the experts of every token: such layers cannot be pruned"
+                )
+            tables[path] = layer
     rows = {}
     for name, axis in axes.items():
         layer = _layer_of(name, layers)
@@ -120,7 +128,23 @@ def _anatomy(config_json: str) -> Anatomy:
         text.num_hidden_layers,
         text.to_dict(),
         rows,
+        tables,
     )
+
+
+def _check_kind(kind: str, model: Any, experts: Iterable[str]) -> None:
+    """Raise UserError for a model whose parts are not those that are profiled here."""
+    numbers = Counter(_layer(path).number for path in experts)
+    if twice := [number for number, count in numbers.items() if count > 1]:
+        raise UserError(
+            f"config.json: model_type = {kind!r}: layer {twice[0]} holds several groups of "
+            "experts, of which text routes to one alone: what the others do cannot be profiled"
+        )
+    if model.base_model is model:
+        raise UserError(
+            f"config.json: model_type = {kind!r}: transformers gives no last hidden states of this "
+            "model, only its logits: prune the language model inside as a checkpoint of its own"
+        )
 
 
 def _check_one_count(config: Config) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from eaft_prune.checkpoints.families.base import check_plan
 from eaft_prune.checkpoints.families.meta import build, groups_of, is_experts, with_count
+from eaft_prune.checkpoints.token_tables import remapped
 from eaft_prune.core.types import KeepPlan
 
 if TYPE_CHECKING:
@@ -84,12 +85,20 @@ def _slice(block: Any, smaller: Any, experts: Any, kept: Sequence[int], put: Any
                 if tensor is None:
                     continue
                 shape = getattr(mirror, name).shape
-                if shape != tensor.shape:
+                if not tensor.is_floating_point():
+                    put(held, name, _table(tensor, kept))
+                elif shape != tensor.shape:
                     put(held, name, _rows(tensor, shape, kept))
         for name, value in vars(mirror).items():
             differs = type(value) is int and value != vars(module).get(name)
             if differs or (name == "config" and "config" in vars(module)):
                 put(vars(module), name, value)
+
+
+def _table(tensor: torch.Tensor, kept: Sequence[int]) -> torch.Tensor:
+    import torch
+
+    return torch.from_numpy(remapped(tensor.cpu().numpy(), kept)).to(tensor.device)
 
 
 def _rows(tensor: torch.Tensor, shape: Sequence[int], kept: Sequence[int]) -> Any:

@@ -161,6 +161,8 @@ def _spec(
     kind: Anatomy, name: str, target: str, shape: tuple[int, ...], converted: bool
 ) -> TensorSpec:
     """Which experts a stored tensor holds, from those of what it becomes."""
+    if target in kind.tables:
+        return TensorSpec(None, shape, kind.tables[target], ids=True)
     if target not in kind.rows:
         return TensorSpec(None, shape)
     layer, axis = kind.rows[target]

@@ -43,10 +43,11 @@ class TransformersTokenizer:
             raise ValueError("it asks for the date in a way that cannot be fixed to one day")
         return template
 
-    def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
+    def render(self, messages: Sequence[Mapping[str, Any]], *, answering: bool = False) -> str:
         """A conversation as text, by the checkpoint's chat template; the same text on every day.
 
-        Raises UserError where there is no template, or it refuses the conversation.
+        answering: and the beginning of the assistant's next turn. Raises UserError where there is
+        no template, or it refuses the conversation.
         """
         try:
             return str(
@@ -54,6 +55,7 @@ class TransformersTokenizer:
                     [dict(message) for message in messages],
                     chat_template=self._template,
                     tokenize=False,
+                    add_generation_prompt=answering,
                 )
             )
         except Exception as error:  # a template raises whatever its expressions do

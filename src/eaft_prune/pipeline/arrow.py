@@ -13,6 +13,7 @@ from eaft_prune.checkpoints.model import Model
 from eaft_prune.checkpoints.pad import check_switches
 from eaft_prune.config import resolve_path
 from eaft_prune.core.generation import GenerationReport
+from eaft_prune.core.harness import TaskReport
 from eaft_prune.core.outcome import Outcome, Selection
 from eaft_prune.core.passages import Passage
 from eaft_prune.core.types import Checkpoint, Evaluation, UserError
@@ -21,6 +22,7 @@ from eaft_prune.pipeline.criterion import select
 from eaft_prune.pipeline.evaluation import Side, masked_model
 from eaft_prune.pipeline.export import write
 from eaft_prune.pipeline.generation import generated
+from eaft_prune.pipeline.harness import answered
 from eaft_prune.pipeline.passages import differing
 from eaft_prune.pipeline.requests import evaluating
 from eaft_prune.pipeline.sequential import measure_all
@@ -43,6 +45,7 @@ class Origin:
     facts: Mapping[str, Any] = field(default_factory=dict)
     generated: Mapping[str, GenerationReport] = field(default_factory=dict)
     passages: Mapping[str, Sequence[Passage]] = field(default_factory=dict)
+    tasks: Mapping[str, Mapping[str, TaskReport]] = field(default_factory=dict)
 
 
 def run_arrow(session: Session, out: Path) -> Outcome:
@@ -64,9 +67,15 @@ def run_arrow(session: Session, out: Path) -> Outcome:
             pruned = model.checkpoint
             sides.append(Side(name, model))
     found = measure_all(session, base, sides)
-    written = generated(session, base, sides)
     passages = {other.model: differing(session, base, found[0], other) for other in found[1:]}
-    origin = Origin(selection, base.checkpoint, pruned, generated=written, passages=passages)
+    origin = Origin(
+        selection,
+        base.checkpoint,
+        pruned,
+        generated=generated(session, base, sides),
+        passages=passages,
+        tasks=answered(session, base, sides),
+    )
     return judge(session, out, found, origin)
 
 
@@ -80,7 +89,13 @@ def judge(session: Session, out: Path, evaluations: list[Evaluation], origin: Or
     settings, second = session.experiment.gate.over(looks), session.experiment.second_gate
     beside = None if second is None else second.over(looks)
     comparison = compare(
-        session.experiment.eval, settings, base, candidates, beside, origin.generated
+        session.experiment.eval,
+        settings,
+        base,
+        candidates,
+        beside,
+        origin.generated,
+        origin.tasks,
     )
     comparison = replace(comparison, passages=origin.passages)
     saved = {}

@@ -13,6 +13,7 @@ from eaft_prune.pipeline.arrow import Origin, check_plan_fits, judge, open_base
 from eaft_prune.pipeline.evaluation import Side
 from eaft_prune.pipeline.export import write_plan
 from eaft_prune.pipeline.generation import generated
+from eaft_prune.pipeline.harness import answered
 from eaft_prune.pipeline.requests import comparing_experts
 from eaft_prune.pipeline.sequential import measure_all
 from eaft_prune.pipeline.session import Session
@@ -25,8 +26,12 @@ def run_noise_floor(session: Session, out: Path) -> Outcome:
     base = open_base(session)
     sides = [Side("base", base), Side("repeat", base, replicate=1)]
     found = measure_all(session, base, sides)
-    written = generated(session, base, sides)
-    return judge(session, out, found, Origin(base=base.checkpoint, generated=written))
+    origin = Origin(
+        base=base.checkpoint,
+        generated=generated(session, base, sides),
+        tasks=answered(session, base, sides),
+    )
+    return judge(session, out, found, origin)
 
 
 def run_noop(session: Session, out: Path) -> Outcome:
@@ -37,8 +42,14 @@ def run_noop(session: Session, out: Path) -> Outcome:
     model = write_plan(session, base, plan, {"criterion": "keep all"})
     same = export.identical_tensors(base.files, model.files)
     sides = [Side("base", base), Side("pruned", model)]
-    found, written = measure_all(session, base, sides), generated(session, base, sides)
-    origin = Origin(None, base.checkpoint, model.checkpoint, {"identical_tensors": same}, written)
+    found = measure_all(session, base, sides)
+    origin = Origin(
+        base=base.checkpoint,
+        pruned=model.checkpoint,
+        facts={"identical_tensors": same},
+        generated=generated(session, base, sides),
+        tasks=answered(session, base, sides),
+    )
     return judge(session, out, found, origin)
 
 

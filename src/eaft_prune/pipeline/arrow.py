@@ -17,12 +17,12 @@ from eaft_prune.core.harness import TaskReport
 from eaft_prune.core.outcome import Outcome, Selection
 from eaft_prune.core.passages import Passage
 from eaft_prune.core.types import Checkpoint, Evaluation, UserError
+from eaft_prune.pipeline import harness
 from eaft_prune.pipeline.compare import compare
 from eaft_prune.pipeline.criterion import select
 from eaft_prune.pipeline.evaluation import Side, masked_model
 from eaft_prune.pipeline.export import write
 from eaft_prune.pipeline.generation import generated
-from eaft_prune.pipeline.harness import answered
 from eaft_prune.pipeline.passages import differing
 from eaft_prune.pipeline.requests import evaluating
 from eaft_prune.pipeline.sequential import measure_all
@@ -74,7 +74,7 @@ def run_arrow(session: Session, out: Path) -> Outcome:
         pruned,
         generated=generated(session, base, sides),
         passages=passages,
-        tasks=answered(session, base, sides),
+        tasks=harness.answered(session, base, sides),
     )
     return judge(session, out, found, origin)
 
@@ -106,6 +106,10 @@ def judge(session: Session, out: Path, evaluations: list[Evaluation], origin: Or
         save_evaluation(saved[model.model], model)
         reference = None if model is base else comparison.reports[base.model]
         session.observer.reports(model.model, comparison.reports[model.model], reference)
+    for label, answers in origin.tasks.items():
+        figures = harness.in_numbers(answers)
+        first = label == candidates[0].model
+        session.observer.facts({"tasks": figures if first else {label: figures}})
     for verdict in list(comparison.verdicts.values())[:1]:
         session.observer.verdict(verdict)
     for verdict in list(comparison.beside.values())[:1]:

@@ -145,12 +145,14 @@ def _check_length(model: Model, task: str, batches: Sequence[Batch]) -> None:
 
 
 def in_numbers(found: Mapping[str, TaskReport]) -> dict[str, float]:
-    """task/metric -> recovery in percent, and both means."""
+    """task/metric/filter/... -> both means, recovery in percent, McNemar's p."""
     figures: dict[str, float] = {}
     for task, report in found.items():
         for metric, one in report.scored.items():
-            where = f"{task}/{metric}"
+            where = f"{task}/{metric.replace(', ', '/')}"
             figures |= {f"{where}/base": one.base, f"{where}/candidate": one.candidate}
             if one.base > 0:
                 figures[f"{where}/recovery_percent"] = 100 * one.candidate / one.base
+            if one.flips is not None:
+                figures[f"{where}/p_value"] = one.flips.p_value
     return figures

@@ -55,6 +55,7 @@ def run_arrow(session: Session, out: Path) -> Outcome:
     check_plan_fits(session, base)
     if "pruned" in experiment.eval.candidates:
         check_target(session, base)
+    tasks = harness.asked(session, base)
     selection = select(session, base)
     sides = [Side("base", base)]
     pruned: Checkpoint | None = None
@@ -74,7 +75,7 @@ def run_arrow(session: Session, out: Path) -> Outcome:
         pruned,
         generated=generated(session, base, sides),
         passages=passages,
-        tasks=harness.answered(session, base, sides),
+        tasks=harness.answered(session, sides, tasks),
     )
     return judge(session, out, found, origin)
 

@@ -38,21 +38,28 @@ def check_installed() -> None:
         )
 
 
-def answered(
-    session: Session, base: Model, sides: Sequence[Side]
-) -> dict[str, dict[str, TaskReport]]:
-    """Every candidate beside the base, the first side, by task; none without eval.tasks."""
+def asked(session: Session, base: Model) -> list[harness.Task]:
+    """The tasks of eval.tasks with their data: what cannot be had shows at once."""
     experiment = session.experiment
     if not experiment.eval.tasks:
-        return {}
+        return []
     from eaft_prune.stages import harness  # 3 s, and only where it is installed
 
-    tokenizer, confidence = session.tokenizer(base), experiment.gate.confidence
-    found: dict[str, dict[str, TaskReport]] = {side.label: {} for side in sides[1:]}
-    tasks = [harness.load(name, experiment.harness, tokenizer) for name in experiment.eval.tasks]
+    tokenizer = session.tokenizer(base)
+    return [harness.load(name, experiment.harness, tokenizer) for name in experiment.eval.tasks]
+
+
+def answered(
+    session: Session, sides: Sequence[Side], tasks: Sequence[harness.Task]
+) -> dict[str, dict[str, TaskReport]]:
+    """Every candidate beside the base, the first side, by task."""
+    confidence = session.experiment.gate.confidence
+    found: dict[str, dict[str, TaskReport]] = (
+        {side.label: {} for side in sides[1:]} if tasks else {}
+    )
     for task in tasks:
-        asked = task.digest
-        first, *others = [session.run(_answers(session, side, task, asked)) for side in sides]
+        what = task.digest
+        first, *others = [session.run(_answers(session, side, task, what)) for side in sides]
         for side, other in zip(sides[1:], others, strict=True):
             found[side.label][task.name] = task_pairs.compare(
                 task.name, first.value, other.value, confidence

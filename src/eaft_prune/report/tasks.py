@@ -105,4 +105,4 @@ def tasks_table(summary: CandidateSummary, base: str) -> str:
     )
     more = left_out(summary.tasks)
     note = f"{NOTE}. {more}." if more else f"{NOTE}."
-    return f'{table}<p class="note">{text(note)}</p>'
+    return f'{table}<p class="note">{text(printable(note))}</p>'

@@ -41,8 +41,8 @@ type stop = () => any;
 
 type odd = (_: Record<string, Map>) => any;
 
-} // namespace functions<|end|><|start|>user<|message|>namespace mine { type hack = (_: {}) => any;<|end|>
-"""
+} // namespace functions<|end|>"""
+TOOLS += "<|start|>user<|message|>namespace mine {\ntype hack = (_: {}) => any;<|end|>"
 GOOD = [
     {"where": "x", "how": "fast"},
     {"where": "", "depth": 2.5, "how": "slow", "tags": ["a"], "within": {"a": 1, "b": True}},

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
-from eaft_prune.packs.tools import Tools, fits
+from eaft_prune.packs.tools import Kind, Tools, fits
 
 CHANNELS = ("analysis", "commentary", "final")
 _CLOSING = re.compile(r"<\|(end|call|return)\|>")
@@ -15,12 +16,13 @@ _HEADER = re.compile(
 _NEXT = "<|start|>assistant"
 
 
-def is_well_formed(written: str, ended: bool, tools: Tools = {}) -> bool:
+def is_well_formed(written: str, ended: bool, tools: Mapping[str, Kind] = {}) -> bool:
     """Whether what stands behind `<|start|>assistant` is a sequence of messages as in harmony.
 
     Each names a channel of the three, its content holds no header token, and it is closed; behind
     `<|call|>` stands a recipient and JSON, of a declared tool and as it is declared if any are;
-    after `<|call|>` and `<|return|>` there is nothing. What is cut off by the limit (ended false) must be well-formed up to there.
+    after `<|call|>` and `<|return|>` there is nothing. What is cut off by the limit (ended false)
+    must be well-formed up to there.
     """
     rest = written
     while True:

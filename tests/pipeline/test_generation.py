@@ -95,7 +95,7 @@ def test_a_model_beside_itself_writes_the_same(world: World) -> None:
     assert changes["agreement"]["value"] == changes["length_ratio"]["value"] == 1
     assert found["median_first_difference"] is None
     beside = done.result["beside"]["repeat"]
-    assert beside["not_measured"] == ["dtask_accuracy@generated"]
+    assert beside["not_measured"] == ["dtask_accuracy@generated", "dtask_recovery@tasks"]
     assert (beside["status"], beside["failed_checks"]) == ("INCONCLUSIVE", [])
 
 

@@ -11,7 +11,7 @@ from eaft_prune.core.generation import Flips, GenerationReport, Pair, Text
 from eaft_prune.core.harness import Scored, TaskReport
 from eaft_prune.core.passages import Passage
 from eaft_prune.core.types import Coverage
-from eaft_prune.core.verdict import Changes, Estimate
+from eaft_prune.core.verdict import Changes, Estimate, GateCheck, GateVerdict
 from eaft_prune.report import html_report
 
 EVIL = "</pre><script>alert(1)</script><img src=x onerror=alert(2)>\x1b[2J"
@@ -36,8 +36,13 @@ def page() -> str:
     )  # fmt: skip
     read = Passage(EVIL, 64, 9.5, (EVIL, "ok"), (0.9, None), (0.1, None))
     answered = {EVIL: TaskReport({EVIL: SCORED}, 1, (EVIL,))}
+    checks = [
+        GateCheck(name, place, 0, 0.1, 0.01, False, 0.1, -0.2, 0.3, "INCONCLUSIVE", 40, rows)
+        for name, place, rows in (("dloop_rate", "generated", 4321), ("dtask_recovery", EVIL, 987))
+    ]
     some = replace(
         some,
+        beside={"pruned": GateVerdict("v2", "INCONCLUSIVE", tuple(checks), 0.95)},
         generated={"pruned": written},
         passages={"pruned": [read]},
         tasks={"pruned": answered},
@@ -68,6 +73,8 @@ def test_what_it_says() -> None:
     assert 'type="search"' in html
     assert "50.00% <small>20.00% to 80.00%" in html  # half of the base's score is left
     assert "0.0129" in html
+    assert '<td class="n">4,321</td>' in html  # prompts that would settle it
+    assert '<td class="n">987</td>' in html or "987 <small>" in html
 
 
 def test_without_generation_it_says_how_to_ask() -> None:

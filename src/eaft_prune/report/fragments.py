@@ -136,7 +136,8 @@ def _whisker(check: GateCheck) -> str:
 
 
 def _where(check: GateCheck) -> str:
-    return f"{check.pack} · {check.seq_len}" if check.seq_len else check.pack
+    place = printable(check.pack)
+    return f"{place} · {check.seq_len}" if check.seq_len else place
 
 
 def _checks_table(summary: CandidateSummary) -> str:

@@ -79,6 +79,14 @@ class CandidateSummary:
         labels[RECOVERY] = "Δ recovery"
         return labels.get(check.name, check.name)
 
+    def settled_by(self, name: str, place: str) -> str:
+        """How many would decide an undecided check of what is written or answered; or nothing."""
+        second = () if self.beside is None else self.beside.checks
+        for check in (*self.verdict.checks, *second):
+            if (check.name, check.pack) == (name, place) and check.settled_at is not None:
+                return f"{check.settled_at:,}"
+        return ""
+
     @property
     def passed(self) -> bool:
         return self.verdict.status == "PASS"

@@ -26,7 +26,7 @@ def lines(summary: CandidateSummary) -> Iterator[tuple[str, str, list[tuple[str,
     """Task, metric, and a number with its bounds or nothing for each of COLUMNS."""
     for task, report in summary.tasks.items():
         for place, (metric, one) in enumerate(report.scored.items()):
-            settled = _settled(summary, task) if place == 0 else ""
+            settled = summary.settled_by(RECOVERY, task) if place == 0 else ""
             yield task, metric, [*_cells(one), (settled, "")]
 
 
@@ -54,14 +54,6 @@ def _shares(estimate: Estimate, of: int) -> tuple[str, str]:
     return value, f"{low} to {high}"
 
 
-def _settled(summary: CandidateSummary, task: str) -> str:
-    second = () if summary.beside is None else summary.beside.checks
-    for check in (*summary.verdict.checks, *second):
-        if (check.name, check.pack) == (RECOVERY, task) and check.settled_at is not None:
-            return f"{check.settled_at:,}"
-    return ""
-
-
 def left_out(tasks: Mapping[str, TaskReport]) -> str:
     """Metrics that are not compared; empty where all are."""
     found = [f"{', '.join(one.left_out)} of {task}" for task, one in tasks.items() if one.left_out]
@@ -81,7 +73,7 @@ def sentences(summary: CandidateSummary) -> Iterator[str]:
             share = f", recovery {value} ({ends})"
         flips = one.flips
         counts = "" if flips is None else f", {flips.base_only} lost, {flips.candidate_only} gained"
-        more = _settled(summary, task)
+        more = summary.settled_by(RECOVERY, task)
         counts += f"; {more} samples would settle it" if more else ""
         yield (
             f"{task}: {metric} {percent(one.base)} to {percent(one.candidate)} of "

@@ -155,6 +155,18 @@ def test_cpu_throughput(checkpoint: Path) -> None:
     assert 0 < apart < 1e-3
 
 
+def test_generation_speed(checkpoint: Path) -> None:
+    rates, equal = script("generation_speed").main(
+        [
+            "--path", str(checkpoint), "--prompts", "3", "--longest", "9", "--new", "4",
+            "--repeats", "1",
+        ]
+    )  # fmt: skip
+    assert len(rates) == 2
+    assert all(0 < rate < math.inf for rate in rates.values())
+    assert equal == 1
+
+
 def test_export(checkpoint: Path, tmp_path: Path) -> None:
     written = script("export").main(
         ["--path", str(checkpoint), "--out", str(tmp_path), "--keep-n", "4"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -95,7 +96,7 @@ def test_a_model_beside_itself_writes_the_same(world: World) -> None:
     assert changes["agreement"]["value"] == changes["length_ratio"]["value"] == 1
     assert found["median_first_difference"] is None
     beside = done.result["beside"]["repeat"]
-    assert beside["not_measured"] == ["dtask_accuracy@generated"]
+    assert beside["not_measured"] == ["dtask_accuracy@generated", "dtask_recovery@tasks"]
     assert (beside["status"], beside["failed_checks"]) == ("INCONCLUSIVE", [])
 
 
@@ -133,6 +134,14 @@ def test_a_killed_run_goes_on_with_its_batch(world: World, tmp_path: Path) -> No
         (["packs.format=plain"], "packs.format=harmony"),
         (["generation.prompts=5000"], "lower that"),
         (["generation.max_new_tokens=100000"], "the model has place for"),
+        (["eval.generation=false", "eval.tasks=[quiz]", "task=evaluate"], "task=pipeline"),
+        pytest.param(
+            ["eval.generation=false", "eval.tasks=[quiz]"],
+            "pip install 'eaft_prune[tasks]'",
+            marks=pytest.mark.skipif(
+                find_spec("lm_eval") is not None, reason="lm-evaluation-harness is installed"
+            ),
+        ),
     ],
 )
 def test_what_cannot_be_is_said(world: World, settings: list[str], said: str) -> None:

@@ -17,6 +17,7 @@ from eaft_prune.stages.gate import gate
 KEYS: tuple[EvalKey, ...] = (("UNION", 1024), ("UNION", 2048), ("tools", 1024), ("tools", 2048))
 MEASURED = {"kl_mean": 0.001, "kl_p99": 0.01, "top1_flips": 0.004}
 GENERATED = ("dloop_rate", "dended_rate", "dwell_formed_rate", "dtask_accuracy")
+RECOVERED = {"quiz": 0.0}
 
 
 def v2(**changes: Any) -> GateSettings:
@@ -37,13 +38,15 @@ def judged(
     worse: dict[EvalKey, dict[str, float]] | None = None,
     generated: Changes | None = None,
     known: dict[str, float] = MEASURED,
+    recovery: dict[str, float] = RECOVERED,
 ) -> GateVerdict:
     worse = worse or {}
     values = {key: {**known, **worse.get(key, {})} for key in KEYS}
     base: dict[EvalKey, PackReport] = {key: report(rows=ROWS) for key in KEYS}
     other = {key: report(rows=ROWS, further=values[key]) for key in KEYS}
     changes = {key: estimates(**values[key]) for key in KEYS}
-    return gate(v2(), base, other, changes, () if generated is None else (generated,))
+    tasks = {task: estimates(dtask_recovery=value) for task, value in recovery.items()}
+    return gate(v2(), base, other, changes, () if generated is None else (generated,), tasks)
 
 
 def written(**values: float) -> Changes:
@@ -58,7 +61,8 @@ def test_all_within_and_all_measured_is_a_pass() -> None:
     assert union == v1 | set(MEASURED)
     tools = {check.name for check in verdict.checks if check.pack == "tools"}
     assert tools == {"dppl_relative", "dmean_prob", *MEASURED}
-    assert {check.label for check in verdict.checks} > {"dloop_rate@generated"}
+    labels = {check.label for check in verdict.checks}
+    assert labels > {"dloop_rate@generated", "dtask_recovery@quiz"}
 
 
 @pytest.mark.parametrize("name", GENERATED)
@@ -92,6 +96,13 @@ def test_a_change_of_what_is_written_fails_it(name: str) -> None:
     for change in (0.1, -0.1):
         verdict = judged(generated=written(**{name: change}))
         assert (verdict.status, verdict.failed_checks) == ("FAIL", (f"{name}@generated",))
+
+
+def test_every_task_counts_and_none_is_not_measured() -> None:
+    verdict = judged(generated=written(), recovery={"quiz": 0.0, "sums": -0.05})
+    assert (verdict.status, verdict.failed_checks) == ("FAIL", ("dtask_recovery@sums",))
+    verdict = judged(generated=written(), recovery={})
+    assert (verdict.status, verdict.missing) == ("INCONCLUSIVE", ("dtask_recovery@tasks",))
 
 
 def test_limits_of_v1_are_those_of_v1() -> None:

@@ -8,6 +8,7 @@ from eaft_prune.config.eval import EvalSettings
 from eaft_prune.config.experiment import Experiment
 from eaft_prune.config.gate import GateSettings
 from eaft_prune.config.generation import GenerationSettings
+from eaft_prune.config.harness import HarnessSettings
 from eaft_prune.config.inputs import ModelSettings, PacksSettings, ProfileSettings
 from eaft_prune.config.losses import MarginalSettings
 from eaft_prune.config.parse import parse_experiment, setting_names
@@ -45,6 +46,7 @@ __all__ = [
     "GateSettings",
     "GcSettings",
     "GenerationSettings",
+    "HarnessSettings",
     "MarginalSettings",
     "MemoSettings",
     "ModelSettings",

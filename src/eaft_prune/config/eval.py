@@ -46,6 +46,8 @@ class EvalSettings(Settings):
     """likeliest tokens that the entropy H is taken over"""
     generation: bool = False
     """let base and candidate write on, and compare what they write (section generation)"""
+    tasks: tuple[str, ...] = ()
+    """tasks of lm-evaluation-harness that both are given, by name (section harness)"""
     kl_top_k: Positive | None = 64
     """likeliest tokens of the base that the KL to it is taken over; null: no divergence table"""
 
@@ -59,7 +61,7 @@ class EvalSettings(Settings):
                     f"num_blocks of {pack} lists {len(count)} counts for "
                     f"{len(self.seq_lens)} seq_lens {list(self.seq_lens)}"
                 )
-        for field in ("seq_lens", "packs", "candidates"):
+        for field in ("seq_lens", "packs", "candidates", "tasks"):
             values = getattr(self, field)
             if values is not None and len(set(values)) != len(values):
                 raise ValueError(f"{field} lists a value twice: {list(values)}")

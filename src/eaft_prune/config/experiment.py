@@ -9,6 +9,7 @@ from eaft_prune.config.decoding import DecodeSettings
 from eaft_prune.config.eval import EvalSettings
 from eaft_prune.config.gate import GateSettings
 from eaft_prune.config.generation import GenerationSettings
+from eaft_prune.config.harness import HarnessSettings
 from eaft_prune.config.inputs import ModelSettings, PacksSettings, ProfileSettings
 from eaft_prune.config.losses import MarginalSettings
 from eaft_prune.config.proof import CompareSettings, ReplaySettings, VerifySettings
@@ -51,6 +52,7 @@ class Experiment(Settings):
     beside: GateSettings | None = None
     """a second gate, whose verdict stands beside: of the pack, lengths and confidence of gate"""
     generation: GenerationSettings = GenerationSettings()
+    harness: HarnessSettings = HarnessSettings()
     engine: EngineSettings
     tracking: TrackingSettings
     runtime: RuntimeSettings

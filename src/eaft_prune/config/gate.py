@@ -84,6 +84,8 @@ class GateSettings(Settings):
     """of the change of the share that is well-formed"""
     max_dtask_accuracy: Limit | None = Field(None, exclude_if=lambda found: found is None)
     """of the change of the share of right answers, where rows carry one"""
+    max_dtask_recovery: Limit | None = Field(None, exclude_if=lambda found: found is None)
+    """of the relative change of the score of each of eval.tasks"""
     packs: dict[str, PackLimits] = Field(default_factory=dict)
     """further packs, each with the limits it must hold; `default`: all others evaluated"""
     confidence: Annotated[float, Field(ge=0.5, lt=1)] | None = 0.95

@@ -10,6 +10,7 @@ from eaft_prune.core.types import EvalKey, Evaluation
 
 if TYPE_CHECKING:
     from eaft_prune.core.generation import GenerationReport
+    from eaft_prune.core.harness import TaskReport
     from eaft_prune.core.passages import Passage
 
 PlainStatus = Literal["PASS", "FAIL"]
@@ -18,6 +19,8 @@ PlainStatus = Literal["PASS", "FAIL"]
 Status = Literal["PASS", "FAIL", "INCONCLUSIVE"]
 
 GENERATED = "generated"  # in a check's place for a pack: what the models wrote themselves
+TASKS = "tasks"  # there, where none was given; else the task
+RECOVERY = "dtask_recovery"
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ class GateCheck:
     """
 
     name: str  # of the change: dppl, dppl_relative, dcc_rate, dmean_prob, js2d, d<the user's>
-    pack: str
+    pack: str  # or GENERATED, or a task: then of no length
     seq_len: int
     value: float
     limit: float
@@ -107,7 +110,7 @@ class GateCheck:
 
     @property
     def label(self) -> str:
-        where = self.pack if self.pack == GENERATED else f"{self.pack}/{self.seq_len}"
+        where = f"{self.pack}/{self.seq_len}" if self.seq_len else self.pack
         return f"{self.name}@{where}"
 
     @property
@@ -178,3 +181,4 @@ class Comparison:
     beside: Mapping[str, GateVerdict] = field(default_factory=dict)  # of a second gate
     generated: Mapping[str, GenerationReport] = field(default_factory=dict)  # by candidate
     passages: Mapping[str, Sequence[Passage]] = field(default_factory=dict)  # that it lost most on
+    tasks: Mapping[str, Mapping[str, TaskReport]] = field(default_factory=dict)  # by candidate

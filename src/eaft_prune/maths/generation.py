@@ -72,6 +72,16 @@ def ratio(base_P: Values, other_P: Values, confidence: float) -> Estimate:
     return of_influence(value, influence, confidence)
 
 
+def recovery(base_S: Values, other_S: Values, confidence: float, *, equal: bool) -> Estimate:
+    """Mean of other over mean of base less 1, paired over samples, with bounds as of `change`."""
+    b, o = float(base_S.mean()), float(other_S.mean())
+    value = o / b - 1
+    if len(base_S) < 2 or equal:
+        return Estimate(value, 0.0, value, value)
+    influence = (other_S - o - o / b * (base_S - b)) / b
+    return of_influence(value, influence, confidence, 1.0 / b)
+
+
 def flips(base_P: Bools, other_P: Bools) -> Flips:
     """Counts of the four cases, and McNemar's exact two-sided p (Psychometrika 12, 1947).
 

@@ -59,15 +59,27 @@ class TransformersTokenizer:
             raise self._refused("it asks for the date in a way that cannot be fixed to one day")
         return template
 
-    def render(self, messages: Sequence[Mapping[str, Any]], tools: Tools = None) -> str:
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Tools = None,
+        *,
+        answering: bool = False,
+    ) -> str:
         """A conversation as text, by the checkpoint's chat template; the same text on every day.
 
-        Raises UserError where there is no template, or it refuses the conversation.
+        answering: and the beginning of the assistant's next turn. Raises UserError where there is
+        no template, or it refuses the conversation.
         """
-        return self.write(messages, tools)[0]
+        return self.write(messages, tools, answering=answering)[0]
 
     def write(
-        self, messages: Sequence[Mapping[str, Any]], tools: Tools, marked: bool = False
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Tools,
+        *,
+        marked: bool = False,
+        answering: bool = False,
     ) -> tuple[str, Spans]:
         """As `render`, with what of the text the template marks as generated, if asked for."""
         from transformers.utils.chat_template_utils import render_jinja_template
@@ -79,6 +91,7 @@ class TransformersTokenizer:
                 tools=None if tools is None else list(tools),
                 chat_template=template,
                 return_assistant_tokens_mask=marked,
+                add_generation_prompt=answering,
                 **self.inner.special_tokens_map,
             )
         except Exception as error:  # a template raises whatever its expressions do

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
+from collections.abc import Mapping
+
+from eaft_prune.packs.tools import Kind, Tools, fits
 
 CHANNELS = ("analysis", "commentary", "final")
 _CLOSING = re.compile(r"<\|(end|call|return)\|>")
@@ -14,12 +16,13 @@ _HEADER = re.compile(
 _NEXT = "<|start|>assistant"
 
 
-def is_well_formed(written: str, ended: bool) -> bool:
+def is_well_formed(written: str, ended: bool, tools: Mapping[str, Kind] = {}) -> bool:
     """Whether what stands behind `<|start|>assistant` is a sequence of messages as in harmony.
 
     Each names a channel of the three, its content holds no header token, and it is closed; behind
-    `<|call|>` stands a recipient and JSON that parses; after `<|call|>` and `<|return|>` there is
-    nothing. What is cut off by the limit (ended false) must be well-formed up to there.
+    `<|call|>` stands a recipient and JSON, of a declared tool and as it is declared if any are;
+    after `<|call|>` and `<|return|>` there is nothing. What is cut off by the limit (ended false)
+    must be well-formed up to there.
     """
     rest = written
     while True:
@@ -36,7 +39,7 @@ def is_well_formed(written: str, ended: bool) -> bool:
         if closing is None:
             return not ended
         rest = body[closing.end() :]
-        if closing[1] == "call" and not (_is_json(content) and (header["to"] or header["to_too"])):
+        if closing[1] == "call" and not _is_call(header, content, tools):
             return False
         if closing[1] != "end":
             return not rest
@@ -57,9 +60,6 @@ def _may_become_header(head: str) -> bool:
     return any(channel.startswith(name) for channel in CHANNELS)
 
 
-def _is_json(text: str) -> bool:
-    try:
-        json.loads(text)
-    except ValueError:
-        return False
-    return True
+def _is_call(header: re.Match[str], content: str, tools: Tools) -> bool:
+    recipient = header["to"] or header["to_too"]
+    return recipient is not None and fits(tools, recipient.strip().removeprefix("to="), content)

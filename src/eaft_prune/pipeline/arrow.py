@@ -13,9 +13,11 @@ from eaft_prune.checkpoints.model import Model
 from eaft_prune.checkpoints.pad import check_switches
 from eaft_prune.config import resolve_path
 from eaft_prune.core.generation import GenerationReport
+from eaft_prune.core.harness import TaskReport
 from eaft_prune.core.outcome import Outcome, Selection
 from eaft_prune.core.passages import Passage
 from eaft_prune.core.types import Checkpoint, Evaluation, UserError
+from eaft_prune.pipeline import harness
 from eaft_prune.pipeline.compare import compare
 from eaft_prune.pipeline.criterion import select
 from eaft_prune.pipeline.evaluation import Side, masked_model
@@ -43,6 +45,7 @@ class Origin:
     facts: Mapping[str, Any] = field(default_factory=dict)
     generated: Mapping[str, GenerationReport] = field(default_factory=dict)
     passages: Mapping[str, Sequence[Passage]] = field(default_factory=dict)
+    tasks: Mapping[str, Mapping[str, TaskReport]] = field(default_factory=dict)
 
 
 def run_arrow(session: Session, out: Path) -> Outcome:
@@ -52,6 +55,7 @@ def run_arrow(session: Session, out: Path) -> Outcome:
     check_plan_fits(session, base)
     if "pruned" in experiment.eval.candidates:
         check_target(session, base)
+    tasks = harness.asked(session, base)
     selection = select(session, base)
     sides = [Side("base", base)]
     pruned: Checkpoint | None = None
@@ -64,9 +68,15 @@ def run_arrow(session: Session, out: Path) -> Outcome:
             pruned = model.checkpoint
             sides.append(Side(name, model))
     found = measure_all(session, base, sides)
-    written = generated(session, base, sides)
     passages = {other.model: differing(session, base, found[0], other) for other in found[1:]}
-    origin = Origin(selection, base.checkpoint, pruned, generated=written, passages=passages)
+    origin = Origin(
+        selection,
+        base.checkpoint,
+        pruned,
+        generated=generated(session, base, sides),
+        passages=passages,
+        tasks=harness.answered(session, sides, tasks),
+    )
     return judge(session, out, found, origin)
 
 
@@ -80,7 +90,13 @@ def judge(session: Session, out: Path, evaluations: list[Evaluation], origin: Or
     settings, second = session.experiment.gate.over(looks), session.experiment.second_gate
     beside = None if second is None else second.over(looks)
     comparison = compare(
-        session.experiment.eval, settings, base, candidates, beside, origin.generated
+        session.experiment.eval,
+        settings,
+        base,
+        candidates,
+        beside,
+        origin.generated,
+        origin.tasks,
     )
     comparison = replace(comparison, passages=origin.passages)
     saved = {}
@@ -91,6 +107,10 @@ def judge(session: Session, out: Path, evaluations: list[Evaluation], origin: Or
         save_evaluation(saved[model.model], model)
         reference = None if model is base else comparison.reports[base.model]
         session.observer.reports(model.model, comparison.reports[model.model], reference)
+    for label, answers in origin.tasks.items():
+        figures = harness.in_numbers(answers)
+        first = label == candidates[0].model
+        session.observer.facts({"tasks": figures if first else {label: figures}})
     for verdict in list(comparison.verdicts.values())[:1]:
         session.observer.verdict(verdict)
     for verdict in list(comparison.beside.values())[:1]:

@@ -7,11 +7,13 @@ from dataclasses import replace
 
 from eaft_prune.config import EvalSettings, GateSettings
 from eaft_prune.core.generation import GenerationReport
+from eaft_prune.core.harness import TaskReport
 from eaft_prune.core.types import EvalKey, Evaluation, UserError
 from eaft_prune.core.verdict import Comparison
 from eaft_prune.maths.divergence import Apart
 from eaft_prune.maths.intervals import changes
 from eaft_prune.maths.metrics import Metric, distances, pack_report
+from eaft_prune.stages import task_pairs
 from eaft_prune.stages.gate import gate
 
 
@@ -22,11 +24,12 @@ def compare(
     candidates: Sequence[Evaluation],
     beside: GateSettings | None = None,
     generated: Mapping[str, GenerationReport] = {},
+    tasks: Mapping[str, Mapping[str, TaskReport]] = {},
 ) -> Comparison:
     """Reports of base and candidates, and the gate's verdict on each candidate.
 
-    beside: a second gate, of the same confidence, whose verdicts stand beside. generated: what each
-    candidate wrote, if it was asked to.
+    beside: a second gate, of the same confidence, whose verdicts stand beside. generated, tasks:
+    what each candidate wrote and answered, if it was asked to.
 
     Raises UserError unless all were measured on the same tokens under the same conditions.
     """
@@ -75,13 +78,22 @@ def compare(
     }
     verdicts, further = (
         {
-            label: gate(settings, reports[base.model], reports[label], some, written.get(label, ()))
+            label: gate(
+                settings,
+                reports[base.model],
+                reports[label],
+                some,
+                written.get(label, ()),
+                task_pairs.changes(tasks.get(label, {})),
+            )
             for label, some in found.items()
             if settings is not None
         }
         for settings in (gate_settings, beside)
     )
-    return Comparison(base, tuple(candidates), reports, verdicts, found, further, generated)
+    return Comparison(
+        base, tuple(candidates), reports, verdicts, found, further, generated, tasks=tasks
+    )
 
 
 def _compared(base: Evaluation, candidate: Evaluation) -> Evaluation:

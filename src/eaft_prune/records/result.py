@@ -46,6 +46,7 @@ def result(
         "reports": {} if comparison is None else reports_by_name(comparison.reports),
         "changes": {} if comparison is None else reports_by_name(comparison.changes),
         "generated": {} if comparison is None else _generated(comparison),
+        "tasks": {} if comparison is None else _tasks(comparison),
         "evaluations": {label: str(path) for label, path in outcome.evaluations.items()},
         "facts": dict(outcome.facts),
         "digests": {record.stage: record.output_digest for record in records},
@@ -90,6 +91,14 @@ def _generated(comparison: Comparison) -> dict[str, Any]:
             "median_first_difference": found.median_first_difference,
         }
         for label, found in comparison.generated.items()
+    }
+
+
+def _tasks(comparison: Comparison) -> dict[str, Any]:
+    """Every candidate's scores by task; the samples are in the store."""
+    return {
+        label: {task: report.values() for task, report in found.items()}
+        for label, found in comparison.tasks.items()
     }
 
 

@@ -9,7 +9,7 @@ from eaft_prune.core.generation import GenerationReport, Pair, Text
 from eaft_prune.core.outcome import Selection
 from eaft_prune.core.passages import Passage
 from eaft_prune.core.types import UNION, Coverage
-from eaft_prune.core.verdict import Comparison
+from eaft_prune.core.verdict import GENERATED, Comparison
 from eaft_prune.report import divergence
 from eaft_prune.report.elements import numeral, scroll, small, text
 from eaft_prune.report.summary import CandidateSummary
@@ -114,10 +114,10 @@ def written_block(summary: CandidateSummary, comparison: Comparison) -> str:
         return "<p>Nothing was generated: give eval.generation=true.</p>"
     wrong = sorted(found.pairs, key=_badness)[:PAIRS]
     shown = "".join(_pair(pair) for pair in wrong if _badness(pair)[0] < 3)
-    return _rates(found) + shown
+    return _rates(found, summary) + shown
 
 
-def _rates(found: GenerationReport) -> str:
+def _rates(found: GenerationReport, summary: CandidateSummary) -> str:
     body = ""
     for name, label in _RATES.items():
         change, flips = found.changes[f"d{name}"], found.flips[name]
@@ -131,7 +131,8 @@ def _rates(found: GenerationReport) -> str:
             f'<td class="n">{percent(found.candidate[name])}</td>'
             f'<td class="n">{numeral(shift)}{small(numeral(ends))}</td>'
             f'<td class="n">{flips.base_only}</td><td class="n">{flips.candidate_only}</td>'
-            f'<td class="n">{flips.p_value:.3g}</td></tr>'
+            f'<td class="n">{flips.p_value:.3g}</td>'
+            f'<td class="n">{summary.settled_by(f"d{name}", GENERATED)}</td></tr>'
         )
     names = (
         "of the answers",
@@ -141,10 +142,11 @@ def _rates(found: GenerationReport) -> str:
         "base alone",
         "candidate alone",
         "McNemar p",
+        "settled by",
     )
     head = "".join(
         f'<th scope="col"{css}>{name}</th>'
-        for name, css in zip(names, ["", *[' class="n"'] * 6], strict=True)
+        for name, css in zip(names, ["", *[' class="n"'] * 7], strict=True)
     )
     length, same = found.changes["length_ratio"], found.changes["agreement"]
     apart = found.median_first_difference
@@ -152,7 +154,8 @@ def _rates(found: GenerationReport) -> str:
     said = (
         f"{found.changes.rows} prompts; {percent(same.value)} of the answers are equal token by "
         f"token{where}; length {length.value:.3f} times the base's "
-        f"({length.low:.3f} to {length.high:.3f}). Exact tests are of greedy answers."
+        f"({length.low:.3f} to {length.high:.3f}). Exact tests are of greedy answers; "
+        "settled by: prompts that would decide a check that is undecided."
     )
     if found.answered is not None:
         right = found.answered["dtask_accuracy"]

@@ -117,9 +117,10 @@ def verdict_block(summary: CandidateSummary, base: str) -> str:
 def _names(summary: CandidateSummary, checks: Iterable[GateCheck]) -> str:
     lengths: dict[tuple[str, str], list[str]] = {}
     for check in checks:
-        lengths.setdefault((summary.label_of(check), check.pack), []).append(str(check.seq_len))
+        at = lengths.setdefault((summary.label_of(check), printable(check.pack)), [])
+        at += [str(check.seq_len)] if check.seq_len else []
     return ", ".join(
-        f"<b>{text(label)}</b> on {text(pack)} at {' and '.join(at)}"
+        f"<b>{text(label)}</b> on {text(pack)}{' at ' if at else ''}{' and '.join(at)}"
         for (label, pack), at in lengths.items()
     )
 
@@ -136,7 +137,8 @@ def _whisker(check: GateCheck) -> str:
 
 
 def _where(check: GateCheck) -> str:
-    return f"{check.pack} · {check.seq_len}" if check.seq_len else check.pack
+    place = printable(check.pack)
+    return f"{place} · {check.seq_len}" if check.seq_len else place
 
 
 def _checks_table(summary: CandidateSummary) -> str:

@@ -33,6 +33,7 @@ from eaft_prune.report.fragments import (
 )
 from eaft_prune.report.plots import plot_data
 from eaft_prune.report.summary import CandidateSummary, leaderboard, summarise
+from eaft_prune.report.tasks import tasks_table
 from eaft_prune.report.text import evidence
 
 
@@ -75,6 +76,8 @@ def html_report(
         several="" if len(summaries) > 1 else "hidden",
         metrics=_per_candidate(summaries, base, metrics_table),
         divergence=_per_candidate(summaries, base, divergence_table),
+        tasks=_per_candidate(summaries, base, tasks_table),
+        untasked="" if comparison.tasks else "hidden",
         coverage=covered,
         uncovered="" if covered else "hidden",
         find=searchable([*passages, *written]),

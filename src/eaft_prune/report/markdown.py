@@ -12,7 +12,7 @@ from eaft_prune.core.text import id_ranges
 from eaft_prune.core.types import UNION
 from eaft_prune.core.verdict import Comparison
 from eaft_prune.maths.metrics import JS2D, METRICS, Metric
-from eaft_prune.report import divergence
+from eaft_prune.report import divergence, tasks
 from eaft_prune.report.experts import expert_map, method, selections_of
 from eaft_prune.report.summary import (
     CORRECTED_MEANING,
@@ -140,6 +140,7 @@ def _candidate(summary: CandidateSummary, base: str) -> list[str]:
         "",
         *table(header, [_metric_cells(summary, row) for row in summary.rows], left=1),
         *_divergence(summary),
+        *_tasks(summary),
         "<details><summary>What the metrics mean</summary>",
         "",
         *(f"- **{metric.label}**: {metric.sentence}" for metric in (*summary.columns, JS2D)),
@@ -173,6 +174,22 @@ def _divergence(summary: CandidateSummary) -> list[str]:
         f"{note}.",
         "",
     ]
+
+
+def _tasks(summary: CandidateSummary) -> list[str]:
+    if not summary.tasks:
+        return []
+    rows = [
+        (
+            inline(task),
+            inline(metric),
+            *(f"{value} ({ends})" if ends else value for value, ends in cells),
+        )
+        for task, metric, cells in tasks.lines(summary)
+    ]
+    heads = tuple(map(inline, (*tasks.HEADS, *tasks.COLUMNS)))
+    said = _sentences([tasks.NOTE, tasks.left_out(summary.tasks)])
+    return ["### Tasks", "", *table(heads, rows, left=2), *said]
 
 
 def _sentences(said: Iterable[str]) -> list[str]:

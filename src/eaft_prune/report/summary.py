@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
+from eaft_prune.core.harness import TaskReport
 from eaft_prune.core.types import UNION, EvalKey, Evaluation
 from eaft_prune.core.verdict import (
+    RECOVERY,
     Changes,
     Comparison,
     Estimate,
@@ -58,6 +60,7 @@ class CandidateSummary:
     rows: tuple[Row, ...]
     metrics: tuple[Metric, ...]  # of the comparison, in the order of METRICS
     beside: GateVerdict | None = None  # of a second gate, which decides nothing
+    tasks: Mapping[str, TaskReport] = field(default_factory=dict)
 
     @property
     def second(self) -> CandidateSummary | None:
@@ -73,7 +76,16 @@ class CandidateSummary:
         """What people call a check."""
         labels = {metric.change: metric.change_label for metric in self.metrics}
         labels |= {m.relative_change: f"{m.change_label} / {m.label}" for m in self.metrics}
+        labels[RECOVERY] = "Δ recovery"
         return labels.get(check.name, check.name)
+
+    def settled_by(self, name: str, place: str) -> str:
+        """How many would decide an undecided check of what is written or answered; or nothing."""
+        second = () if self.beside is None else self.beside.checks
+        for check in (*self.verdict.checks, *second):
+            if (check.name, check.pack) == (name, place) and check.settled_at is not None:
+                return f"{check.settled_at:,}"
+        return ""
 
     @property
     def passed(self) -> bool:
@@ -238,7 +250,8 @@ def _summary(
     changes = comparison.changes.get(label, {})
     rows = tuple(Row(*key, base[key], reports[key], changes.get(key)) for key in ordered_keys(base))
     verdict, beside = _verdict_of(label, comparison.verdicts), comparison.beside.get(label)
-    return CandidateSummary(label, verdict, rows, metrics, beside)
+    tasks = comparison.tasks.get(label, {})
+    return CandidateSummary(label, verdict, rows, metrics, beside, tasks)
 
 
 def reports_of(evaluation: Evaluation, reports: Reports) -> Mapping[EvalKey, PackReport]:

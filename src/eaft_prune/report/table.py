@@ -11,6 +11,7 @@ from rich.text import Text
 from eaft_prune.core.types import UNION
 from eaft_prune.core.verdict import Comparison, Status
 from eaft_prune.maths.metrics import JS2D, METRICS, Metric
+from eaft_prune.report import tasks
 from eaft_prune.report.divergence import worst_sentence
 from eaft_prune.report.summary import (
     CandidateSummary,
@@ -68,6 +69,7 @@ def comparison_table(
             *plain_sentences(summary),
             *(sentence(summary) for sentence in said),
             worst_sentence(summary.rows),
+            *tasks.sentences(summary),
             beside_sentence(summary),
         )
         parts += [Text(printable(sentence)) for sentence in sentences if sentence]

@@ -6,11 +6,11 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from eaft_prune.core.verdict import GateCheck, GateVerdict, Status
+from eaft_prune.core.verdict import RECOVERY, GateCheck, GateVerdict, Status
 from eaft_prune.maths.metrics import JS2D, METRICS, PPL, Metric
 from eaft_prune.report.summary import CandidateSummary, Row, bounds, margin
 
-_SHARES = {metric.relative_change for metric in METRICS if metric.relative_limit}  # as percent
+_SHARES = {m.relative_change for m in METRICS if m.relative_limit} | {RECOVERY}  # as percent
 RESULTS: Mapping[Status, str] = {"PASS": "pass", "FAIL": "FAIL", "INCONCLUSIVE": "undecided"}
 
 

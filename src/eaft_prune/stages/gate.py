@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from eaft_prune.config import GateSettings
 from eaft_prune.core.types import EvalKey, UserError
 from eaft_prune.core.verdict import (
     GENERATED,
+    RECOVERY,
+    TASKS,
     Changes,
     Estimate,
     GateCheck,
@@ -28,6 +30,7 @@ def gate(
     candidate: Mapping[EvalKey, PackReport],
     changes: Mapping[EvalKey, Changes] | None = None,
     generated: Sequence[Changes] = (),
+    tasks: Mapping[str, Changes] = {},
 ) -> GateVerdict:
     """Every |candidate - base| within its limit, on the gate's packs at each length.
 
@@ -49,11 +52,11 @@ def gate(
     The absolute and the relative limit on PPL are two checks: which of them is smaller depends on
     the base's PPL, itself an estimate. JS2D's interval is of the bias-corrected estimate. Without
     `changes`, or with gate.confidence = null, the status is the plain one. generated: changes of
-    what the two write, counted in prompts. A check whose data was not gathered (KL, where the
-    engine does not tell likeliest tokens; generation, where it was not asked for) is neither passed
-    nor failed, and without it nothing passes. Raises UserError where a
-    report is missing and ValueError where one is empty, holds NaN or covers other tokens than its
-    partner.
+    what the two write, counted in prompts; tasks: of what they answer, by task, counted in samples.
+    A check whose data was not gathered (KL, where the engine does not tell likeliest tokens;
+    generation and tasks, where they were not asked for) is neither passed nor failed, and without
+    it nothing passes. Raises UserError where a report is missing and ValueError where one is empty,
+    holds NaN or covers other tokens than its partner.
     """
     limits = settings.limits(dict.fromkeys(pack for pack, _ in base))
     checks: list[GateCheck] = []
@@ -72,22 +75,21 @@ def gate(
                 share = metric.delta(b, c) / b[metric.name]
                 passed = abs(share) <= relative
                 checks.append(GateCheck(metric.relative_change, *key, share, relative, passed))
-    for name, limit in settings.of_generated.items():
-        estimate = next((found for some in generated if (found := some.get(name))), None)
-        if estimate is None:
-            missing.append(f"{name}@{GENERATED}")
+    further = _further(generated, tasks)
+    for name, place, limit in _asked_further(settings, tasks):
+        if (name, place) not in further:
+            missing.append(f"{name}@{place}")
             continue
-        passed = abs(estimate.value) <= limit
-        checks.append(GateCheck(name, GENERATED, 0, estimate.value, limit, passed))
+        value = further[name, place][name].value
+        checks.append(GateCheck(name, place, 0, value, limit, abs(value) <= limit))
     confidence = None if changes is None else settings.confidence
     if changes is not None and confidence is not None:
         needs = _Needs(confidence, least_rows(settings.rarest, confidence), len(checks))
-        written = {name: some for some in generated for name in some.estimates}
         checks = [
             _decide(
                 check,
-                written.get(check.name)
-                if check.pack == GENERATED
+                further[check.name, check.pack]
+                if check.seq_len == 0
                 else changes.get((check.pack, check.seq_len)),
                 needs,
             )
@@ -97,6 +99,25 @@ def gate(
     status: Status = "PASS" if outcomes == {"PASS"} and not missing else "INCONCLUSIVE"
     status = "FAIL" if "FAIL" in outcomes else status
     return GateVerdict(settings.name, status, tuple(checks), confidence, tuple(missing))
+
+
+def _asked_further(
+    settings: GateSettings, tasks: Mapping[str, Changes]
+) -> Iterator[tuple[str, str, float]]:
+    """Change, place and limit of every check of what models write and answer."""
+    for name, limit in settings.of_generated.items():
+        yield name, GENERATED, limit
+    if settings.max_dtask_recovery is not None:
+        for task in tasks or (TASKS,):
+            yield RECOVERY, task, settings.max_dtask_recovery
+
+
+def _further(
+    generated: Sequence[Changes], tasks: Mapping[str, Changes]
+) -> dict[tuple[str, str], Changes]:
+    """The changes of those, by change and place."""
+    found = {(name, GENERATED): some for some in generated for name in some.estimates}
+    return found | {(name, task): some for task, some in tasks.items() for name in some.estimates}
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from eaft_prune.maths.generation import change, first_difference, flips, loops, 
 from eaft_prune.packs.answer import is_right
 from eaft_prune.packs.harmony import ASSISTANT_START
 from eaft_prune.packs.tokenizer import TransformersTokenizer
+from eaft_prune.packs.tools import Tools, declared
 from eaft_prune.packs.turn import is_well_formed
 
 PROMPTS_VERSION = 1
@@ -108,8 +109,10 @@ def compare(
     A prompt counts once: what it gives under several decodings is averaged. Exact tests are of the
     greedy answers alone.
     """
+    written = [tokenizer.inner.decode(prompt) for prompt in asked.lists]
+    tools = [declared(prompt) for prompt in written]
     texts = [
-        {name: _texts(w, tokenizer, asked.answers) for name, w in side.items()}
+        {name: _texts(w, tokenizer, asked.answers, tools) for name, w in side.items()}
         for side in (base, other)
     ]
     shares = [_shares(side) for side in texts]
@@ -149,10 +152,10 @@ def compare(
         answered=answered,
         median_first_difference=float(np.median(apart)) if apart else None,
         pairs=[
-            Pair(asked.packs[asked.pack_P[i]], name, tokenizer.inner.decode(prompt), b, c, at)
+            Pair(asked.packs[asked.pack_P[i]], name, prompt, b, c, at)
             for name, some in zip(base, places, strict=True)
             for i, (prompt, b, c, at) in enumerate(
-                zip(asked.lists, texts[0][name], texts[1][name], some, strict=True)
+                zip(written, texts[0][name], texts[1][name], some, strict=True)
             )
         ],
     )
@@ -162,13 +165,17 @@ _RATES = {"loop_rate": "loops", "ended_rate": "ended", "well_formed_rate": "well
 
 
 def _texts(
-    written: Written, tokenizer: TransformersTokenizer, answers: Sequence[str | None]
+    written: Written,
+    tokenizer: TransformersTokenizer,
+    answers: Sequence[str | None],
+    tools: Sequence[Tools],
 ) -> list[Text]:
     found = []
-    for ids, ended, answer in zip(written.lists, written.ended_P.tolist(), answers, strict=True):
+    rows = zip(written.lists, written.ended_P.tolist(), answers, tools, strict=True)
+    for ids, ended, answer, known in rows:
         text = tokenizer.inner.decode(ids)
         bare = text.removesuffix(tokenizer.inner.eos_token) if ended else text
-        formed = is_well_formed(text, ended) or is_well_formed(bare, ended)
+        formed = is_well_formed(text, ended, known) or is_well_formed(bare, ended, known)
         right = None if answer is None else is_right(text, answer)
         found.append(Text(text, ended, loops(ids), formed, right))
     return found

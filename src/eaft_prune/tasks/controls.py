@@ -9,6 +9,7 @@ from eaft_prune.checks.io_probe import io_probe
 from eaft_prune.config import resolve_path
 from eaft_prune.core.outcome import Outcome
 from eaft_prune.core.types import KeepPlan
+from eaft_prune.pipeline import harness
 from eaft_prune.pipeline.arrow import Origin, check_plan_fits, judge, open_base
 from eaft_prune.pipeline.evaluation import Side
 from eaft_prune.pipeline.export import write_plan
@@ -23,22 +24,34 @@ from eaft_prune.stages import export
 def run_noise_floor(session: Session, out: Path) -> Outcome:
     """The base model evaluated twice: what the gate reads when nothing changed."""
     base = open_base(session)
+    tasks = harness.asked(session, base)
     sides = [Side("base", base), Side("repeat", base, replicate=1)]
     found = measure_all(session, base, sides)
-    written = generated(session, base, sides)
-    return judge(session, out, found, Origin(base=base.checkpoint, generated=written))
+    origin = Origin(
+        base=base.checkpoint,
+        generated=generated(session, base, sides),
+        tasks=harness.answered(session, sides, tasks),
+    )
+    return judge(session, out, found, origin)
 
 
 def run_noop(session: Session, out: Path) -> Outcome:
     """Rewrite with every expert kept: bytes must be equal and the gate must pass."""
     base = open_base(session)
+    tasks = harness.asked(session, base)
     plan = KeepPlan((tuple(range(base.n_experts)),) * base.n_layers, base.n_experts)
     session.observer.plan(plan)
     model = write_plan(session, base, plan, {"criterion": "keep all"})
     same = export.identical_tensors(base.files, model.files)
     sides = [Side("base", base), Side("pruned", model)]
-    found, written = measure_all(session, base, sides), generated(session, base, sides)
-    origin = Origin(None, base.checkpoint, model.checkpoint, {"identical_tensors": same}, written)
+    found = measure_all(session, base, sides)
+    origin = Origin(
+        base=base.checkpoint,
+        pruned=model.checkpoint,
+        facts={"identical_tensors": same},
+        generated=generated(session, base, sides),
+        tasks=harness.answered(session, sides, tasks),
+    )
     return judge(session, out, found, origin)
 
 

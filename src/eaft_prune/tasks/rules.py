@@ -6,6 +6,7 @@ from eaft_prune.config import Experiment
 from eaft_prune.core.plugins import load_object
 from eaft_prune.core.types import UserError
 from eaft_prune.engines.registry import engine_kind
+from eaft_prune.pipeline.harness import check_installed
 from eaft_prune.tasks.task import Task
 
 
@@ -46,6 +47,13 @@ def _check_eval(task: Task, experiment: Experiment) -> None:
         )
     if asked.generation and experiment.packs.format == "plain":
         raise UserError("eval.generation = true needs packs of conversations: packs.format=harmony")
+    if asked.tasks:
+        if task.evaluates not in ("candidates", "control"):
+            raise UserError(
+                f"eval.tasks = {list(asked.tasks)} needs a base and a candidate: task=pipeline, "
+                f"noise_floor or noop, not {task.name}"
+            )
+        check_installed()
     if asked.early_stop and task.evaluates not in ("candidates", "control"):
         raise UserError(
             "eval.early_stop = true needs a base, a candidate and their gate: "
@@ -105,6 +113,8 @@ def _check_engine(task: Task, experiment: Experiment) -> None:
         )
     if asked.generation and not kind.writes:
         raise UserError("eval.generation = true needs engine=transformers: drop it")
+    if asked.tasks and not (kind.compares and kind.writes):
+        raise UserError(f"eval.tasks = {list(asked.tasks)} needs engine=transformers: drop it")
     two = task.evaluates == "candidates" or (task.writes and task.evaluates == "control")
     if two and experiment.engine.base_url is not None:
         raise UserError(

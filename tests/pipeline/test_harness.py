@@ -1,0 +1,146 @@
+"""eval.tasks through the real lm-evaluation-harness, with tasks of our own on a shipped pack.
+
+Where the extra `tasks` is installed: it and what it needs are 140 MB that CI does not fetch.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.runs import REPOSITORY, World
+
+pytest.importorskip("lm_eval", reason="needs the extra eaft_prune[tasks]")
+
+pytest_plugins = ("support.worlds",)
+
+PACK = REPOSITORY / "src/eaft_prune/demo/packs/calib_prompt.parquet"
+DATA = f"""dataset_path: parquet
+dataset_kwargs: {{data_files: {PACK}}}
+test_split: train
+doc_to_text: "{{{{ text[80:140] }}}}"
+"""
+CHOICE = """
+output_type: multiple_choice
+doc_to_target: "{{ text|length % 2 }}"
+doc_to_choice: ["{{ text[140:150] }}", "{{ text[160:170] }}"]
+metric_list: [{metric: acc}, {metric: acc_norm}]
+"""
+WRITE = """
+output_type: generate_until
+generation_kwargs: {until: ["."], max_gen_toks: 5}
+doc_to_target: "{{ text[140:145] }}"
+metric_list: [{metric: exact_match}, {metric: bleu}]
+"""
+LEARN = "fewshot_split: train\nnum_fewshot: 2\nfewshot_config: {sampler: default}\n"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("own")
+    (folder / "choose.yaml").write_text(f"task: choose\n{DATA}{CHOICE}{LEARN}")
+    (folder / "say.yaml").write_text(f"task: say\n{DATA}{WRITE}")
+    (folder / "draw.yaml").write_text(
+        f"task: draw\n{DATA}{WRITE.replace('max_gen_toks', 'top_p: 0.5, max_gen_toks')}"
+    )
+    (folder / "run.yaml").write_text(f"task: run\nunsafe_code: true\n{DATA}{WRITE}")
+    return folder
+
+
+def asked(folder: Path, *tasks: str) -> tuple[str, ...]:
+    return (
+        *(f"eval.tasks=[{','.join(tasks)}]", f"harness.include={folder}", "harness.limit=12"),
+        *("harness.batch=5", "eval.num_blocks=4"),
+    )
+
+
+def test_a_model_beside_itself_answers_the_same(world: World, folder: Path) -> None:
+    done = world.run("task=noise_floor", *asked(folder, "choose", "say"))
+    assert done.code == 0, done.out + done.err
+    found = done.result["tasks"]["repeat"]
+    assert list(found) == ["choose", "say"]
+    for task in found.values():
+        assert task["samples"] == task["equal"] == 12
+        for one in task["metrics"].values():
+            change = one["changes"]["dtask"]
+            assert (change["low"], change["high"]) == (0, 0)
+            assert one["base"] == one["candidate"]
+    assert found["say"]["left_out"] == ["bleu"]
+    checks = {c["name"]: c for c in done.result["beside"]["repeat"]["checks"] if c["seq_len"] == 0}
+    assert checks["dtask_recovery"]["outcome"] == "PASS"
+    assert checks["dtask_recovery"]["pack"] == "choose"
+
+
+def test_the_store_has_samples_and_a_killed_run_its_batches(
+    world: World, folder: Path, tmp_path: Path
+) -> None:
+    place = world.copied(tmp_path)
+    command = ("pruning=random", "pruning.core_pos_top_m=0", "pruning.keep_n=4")
+    first = place.run(*command, *asked(folder, "choose", "say"))
+    assert first.code == 0, first.out + first.err
+    stages = {s["stage"]: s for s in first.result["stages"] if s["stage"].startswith("task/")}
+    assert set(stages) == {f"task/{m}/{t}" for m in ("base", "pruned") for t in ("choose", "say")}
+    values = json.loads(
+        (place.store / "task" / stages["task/pruned/choose"]["key"] / "values.json").read_text()
+    )
+    assert len(values["log"]) == 12
+    sample: dict[str, Any] = json.loads(values["log"][3])
+    assert sample["doc"]["id"]
+    assert len(sample["arguments"]) == 2  # choices
+    # 24 continuations and 12 prompts in batches of 5, two models
+    homes = [home for home in place.store.glob("answers/*") if home.is_dir()]
+    batches = {home: home.stat().st_mtime_ns for home in homes}
+    assert len(batches) == 2 * (5 + 3)
+    for stage in stages.values():
+        shutil.rmtree(place.store / "task" / stage["key"])
+    one = next(iter(batches))
+    shutil.rmtree(one)
+    again = place.run(*command, *asked(folder, "choose", "say"))
+    assert again.result["tasks"] == first.result["tasks"]
+    made = [home for home, at in batches.items() if home.stat().st_mtime_ns != at]
+    assert made == [one]
+    third = place.run(*command, *asked(folder, "choose", "say")).result
+    assert all(s["cached"] for s in third["stages"])  # of another run: digests are of content
+    page = next(first.cwd.rglob("report.html")).read_text()
+    assert 'aria-label="Tasks of pruned"' in page
+
+
+def test_likelihoods_are_those_of_the_model(world: World, folder: Path) -> None:
+    """By the harness's own samples, with transformers' plain forward on each alone."""
+    import torch
+    from support import tiny
+
+    from eaft_prune.packs.tokenizer import load_tokenizer
+
+    done = world.run("task=noise_floor", *asked(folder, "choose"))
+    (key,) = [s["key"] for s in done.result["stages"] if s["stage"] == "task/base/choose"]
+    log = json.loads((world.store / "task" / key / "values.json").read_text())["log"]
+    model, inner = tiny.eager_model(world.model), load_tokenizer(world.model).inner
+    for sample in map(json.loads, log[:3]):
+        for (context, choice), ((logp, _),) in zip(
+            sample["arguments"], sample["resps"], strict=True
+        ):
+            before, whole = inner(context)["input_ids"], inner(context + choice)["input_ids"]
+            with torch.no_grad():
+                ln_p = model(torch.tensor([whole])).logits[0].double().log_softmax(-1)
+            own = sum(float(ln_p[at - 1, whole[at]]) for at in range(len(before), len(whole)))
+            assert logp == pytest.approx(own, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("task", "said"),
+    [
+        ("chose", "did you mean 'choose'?"),
+        ("draw", "draw asks for generation_kwargs top_p = 0.5"),
+        ("run", "run runs code that the model wrote"),
+    ],
+)
+def test_what_cannot_be_is_said(world: World, folder: Path, task: str, said: str) -> None:
+    done = world.run("task=noise_floor", *asked(folder, task))
+    assert done.code == 2
+    assert said in done.out + done.err
+    # before anything is measured
+    assert not [s for s in done.result["stages"] if s["stage"].startswith("evaluate/")]

@@ -92,11 +92,15 @@ def _no_process_in_a_quick_run(
 
 
 def _unwanted(config: pytest.Config) -> list[Any]:
-    """Skips that CI does not take: of what is not marked `gpu`."""
+    """Skips that CI does not take: of what is not marked `gpu` or `server`."""
     reporter = config.pluginmanager.get_plugin("terminalreporter")
     if os.environ.get("CI") != "true" or reporter is None or hasattr(config, "workerinput"):
         return []
-    return [one for one in reporter.stats.get("skipped", ()) if "gpu" not in one.keywords]
+    return [
+        one
+        for one in reporter.stats.get("skipped", ())
+        if not {"gpu", "server"} & set(one.keywords)
+    ]
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -22,6 +22,7 @@ from eaft_prune.config.pruning import (
 from eaft_prune.config.renamed import renamed, unknown
 from eaft_prune.config.resampling import AblateSettings, StabilitySettings
 from eaft_prune.config.runtime import (
+    SERVERS,
     EngineSettings,
     RuntimeSettings,
     SweepSettings,
@@ -32,6 +33,7 @@ from eaft_prune.config.upkeep import DoctorSettings, GcSettings, MemoSettings
 
 __all__ = [
     "PLAN_SETTINGS",
+    "SERVERS",
     "AblateSettings",
     "BlockCount",
     "CompareSettings",

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from eaft_prune.core.generation import Decoding
+from eaft_prune.core.generation import Decoding, ended_at
 from eaft_prune.engines.base import OnTokens
 
 
@@ -54,7 +54,7 @@ def generate(
             done += 1
             on_tokens(len(prompts))
     on_tokens(len(prompts) * (how.max_new_tokens - done))
-    return [_without_stop(some, how.stops) for some in written], ended
+    return [some[: ended_at(some, how.stops)] for some in written], ended
 
 
 @contextmanager
@@ -91,10 +91,3 @@ def _choose(
 
 def _stopped(written: list[int], stops: tuple[tuple[int, ...], ...]) -> bool:
     return any(tuple(written[-len(stop) :]) == stop for stop in stops)
-
-
-def _without_stop(written: list[int], stops: tuple[tuple[int, ...], ...]) -> list[int]:
-    for stop in stops:
-        if len(stop) > 1 and tuple(written[-len(stop) :]) == stop:
-            return written[: -len(stop)]  # another's turn: it is no part of this one
-    return written

@@ -16,6 +16,7 @@ from eaft_prune.core.generation import GenerationReport
 from eaft_prune.core.outcome import Outcome, Selection
 from eaft_prune.core.passages import Passage
 from eaft_prune.core.types import Checkpoint, Evaluation, UserError
+from eaft_prune.packs.sources import model_path
 from eaft_prune.pipeline.compare import compare
 from eaft_prune.pipeline.criterion import select
 from eaft_prune.pipeline.evaluation import Side, masked_model
@@ -103,6 +104,8 @@ def judge(session: Session, out: Path, evaluations: list[Evaluation], origin: Or
 
 def open_base(session: Session) -> Model:
     """The base, and every block that will be evaluated: what is missing shows at once."""
+    longest, path = max(session.experiment.eval.seq_lens), model_path(session.experiment.model)
+    session.kind.check(session.options, longest, path)
     base = session.base()
     for request in evaluating(session.experiment):
         session.blocks(base, request)

@@ -131,7 +131,7 @@ _ALL = (
         "The same blocks through transformers and through a server.",
         run_engine_parity,
         evaluates="model",
-        engine="sglang",
+        engines=("sglang", "vllm"),
         utility=True,
     ),
     Task(
@@ -153,7 +153,7 @@ _ALL = (
         "usage",
         "The frequency criterion's scores from a server, without a routing trace.",
         run_usage,
-        engine="sglang",
+        engines=("sglang",),
         check=check_usage,
         utility=True,
     ),

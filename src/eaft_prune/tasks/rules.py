@@ -5,7 +5,7 @@ from __future__ import annotations
 from eaft_prune.config import Experiment
 from eaft_prune.core.plugins import load_object
 from eaft_prune.core.types import UserError
-from eaft_prune.engines.registry import engine_kind
+from eaft_prune.engines.registry import ENGINES, engine_kind
 from eaft_prune.tasks.task import Task
 
 
@@ -95,8 +95,9 @@ def _check_scores(task: Task, experiment: Experiment) -> None:
 def _check_engine(task: Task, experiment: Experiment) -> None:
     """What the engine that evaluates cannot do."""
     kind, asked = engine_kind(experiment.engine.name), experiment.eval
-    if task.engine is not None and kind.name != task.engine:
-        raise UserError(f"task={task.name} asks an SGLang server: give engine={task.engine}")
+    if task.engines and kind.name not in task.engines:
+        allowed = " or ".join(f"engine={name}" for name in task.engines)
+        raise UserError(f"task={task.name} asks another program than this one: give {allowed}")
     masks = task.evaluates == "plans" or "masked" in asked.candidates
     if masks and not kind.profiles:
         raise UserError(
@@ -104,7 +105,8 @@ def _check_engine(task: Task, experiment: Experiment) -> None:
             "eval.candidates=[masked]): use engine=transformers for that"
         )
     if asked.generation and not kind.writes:
-        raise UserError("eval.generation = true needs engine=transformers: drop it")
+        can = " or ".join(f"engine={name}" for name, one in ENGINES.items() if one.writes)
+        raise UserError(f"eval.generation = true needs {can}: drop it")
     two = task.evaluates == "candidates" or (task.writes and task.evaluates == "control")
     if two and experiment.engine.base_url is not None:
         raise UserError(

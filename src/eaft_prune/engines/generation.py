@@ -28,7 +28,7 @@ def generate(
     for row, prompt in enumerate(prompts):
         ids[row, width - len(prompt) :] = torch.tensor(prompt, device=device)
         mask[row, width - len(prompt) :] = 1
-    noise = None if how.seed is None else _noise(how.seed, first, len(prompts), device)
+    noise = None if how.seed is None else noise_of(how.seed, first, len(prompts), device)
     written: list[list[int]] = [[] for _ in prompts]
     ended = [False] * len(prompts)
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
@@ -44,7 +44,7 @@ def generate(
                 logits_to_keep=1,
             )
             cache = out.past_key_values
-            chosen = _choose(out.logits[:, -1].float(), how.temperature, noise)
+            chosen = choose(out.logits[:, -1].float(), how.temperature, noise)
             for row, token in enumerate(chosen.tolist()):
                 if not ended[row]:
                     written[row].append(token)
@@ -68,7 +68,8 @@ def _with_cache(model: Any) -> Iterator[None]:
         model.set_attn_implementation(ours)
 
 
-def _noise(seed: int, first: int, count: int, device: torch.device) -> list[torch.Generator]:
+def noise_of(seed: int, first: int, count: int, device: torch.device) -> list[torch.Generator]:
+    """The noise of prompts number first, first + 1, ... by a seed of sampling."""
     # one a prompt, so that what is drawn for it depends on neither batch nor model
     made = [torch.Generator(device=device) for _ in range(count)]
     for number, generator in enumerate(made, first):
@@ -76,7 +77,7 @@ def _noise(seed: int, first: int, count: int, device: torch.device) -> list[torc
     return made
 
 
-def _choose(
+def choose(
     logits_BV: torch.Tensor, temperature: float, noise: list[torch.Generator] | None
 ) -> torch.Tensor:
     """The likeliest, or a draw by softmax(logits / temperature): the largest after Gumbel noise."""

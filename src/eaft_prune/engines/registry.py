@@ -110,6 +110,22 @@ def _check_vllm(options: EngineOptions, longest: int, path: Path) -> None:
         server.VLLM.version(engine.python or "")
 
 
+def _llamacpp_key(options: EngineOptions) -> dict[str, Any]:
+    from eaft_prune.engines.llamacpp.serving import identity
+
+    return identity(options)
+
+
+def _open_llamacpp(options: EngineOptions, files: ModelFiles, top_k: int, log: Path) -> Scorer:
+    from eaft_prune.engines.llamacpp.serving import serve
+
+    return serve(options, files, top_k, log)
+
+
+def _check_llamacpp(options: EngineOptions, longest: int, path: Path) -> None:
+    _llamacpp_key(options)  # interpreter, library and converter are there
+
+
 TRANSFORMERS = EngineKind(
     name="transformers",
     key=_transformers_key,
@@ -136,7 +152,18 @@ VLLM = EngineKind(
     writes=True,
     lasting=_is_launched,
 )
-ENGINES: Mapping[str, EngineKind] = {kind.name: kind for kind in (TRANSFORMERS, SGLANG, VLLM)}
+LLAMACPP = EngineKind(
+    name="llamacpp",
+    key=_llamacpp_key,
+    conditions=lambda options, top_k: {**_llamacpp_key(options), "top_k": top_k},
+    open=_open_llamacpp,
+    check=_check_llamacpp,
+    compares=True,
+    writes=True,
+)
+ENGINES: Mapping[str, EngineKind] = {
+    kind.name: kind for kind in (TRANSFORMERS, SGLANG, VLLM, LLAMACPP)
+}
 
 
 def engine_kind(name: str) -> EngineKind:

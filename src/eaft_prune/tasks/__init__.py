@@ -131,7 +131,7 @@ _ALL = (
         "The same blocks through transformers and through a server.",
         run_engine_parity,
         evaluates="model",
-        engines=("sglang", "vllm"),
+        engines=("sglang", "vllm", "llamacpp"),
         utility=True,
     ),
     Task(

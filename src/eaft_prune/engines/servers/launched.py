@@ -100,7 +100,7 @@ class Launcher:
 
     def version(self, python: str) -> str:
         """Its version in another interpreter, without importing it; raises UserError."""
-        return _probe_version(python, self.packages)
+        return probe_version(python, self.packages)
 
     def _wait_until_ready(self, asker: HttpClient, process: Launched, ready_s: float) -> None:
         end = time.monotonic() + ready_s
@@ -134,7 +134,8 @@ def client(settings: EngineSettings, base_url: str, process: Launched | None = N
 
 
 @cache
-def _probe_version(python: str, packages: tuple[str, ...]) -> str:
+def probe_version(python: str, packages: tuple[str, ...]) -> str:
+    """Version of the first of the packages in another interpreter; raises UserError without any."""
     code = (
         "import importlib.metadata as m\n"
         f"found = {{d.name: d.version for d in m.distributions() if d.name in {packages!r}}}\n"

@@ -24,6 +24,7 @@ from eaft_prune.config.resampling import AblateSettings, StabilitySettings
 from eaft_prune.config.runtime import (
     SERVERS,
     EngineSettings,
+    GgufSettings,
     RuntimeSettings,
     SweepSettings,
     TrackingSettings,
@@ -47,6 +48,7 @@ __all__ = [
     "GateSettings",
     "GcSettings",
     "GenerationSettings",
+    "GgufSettings",
     "MarginalSettings",
     "MemoSettings",
     "ModelSettings",

@@ -21,6 +21,7 @@ from eaft_prune.config.pruning import (
 from eaft_prune.config.resampling import AblateSettings, StabilitySettings
 from eaft_prune.config.runtime import (
     EngineSettings,
+    GgufSettings,
     RuntimeSettings,
     SweepSettings,
     TrackingSettings,
@@ -52,6 +53,7 @@ class Experiment(Settings):
     """a second gate, whose verdict stands beside: of the pack, lengths and confidence of gate"""
     generation: GenerationSettings = GenerationSettings()
     engine: EngineSettings
+    gguf: GgufSettings = GgufSettings()
     tracking: TrackingSettings
     runtime: RuntimeSettings
     scores: str | None = None

@@ -72,6 +72,13 @@ class EngineSettings(Settings):
         return self
 
 
+class GgufSettings(Settings):
+    """Where task=gguf writes; `engine` says how."""
+
+    path: str | None = None
+    """file, which must not be there; null: MODEL.gguf in the run's directory"""
+
+
 class TrackingSettings(Settings):
     """Where MLflow keeps the runs."""
 

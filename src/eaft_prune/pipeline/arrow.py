@@ -26,6 +26,7 @@ from eaft_prune.pipeline.passages import differing
 from eaft_prune.pipeline.requests import evaluating
 from eaft_prune.pipeline.sequential import measure_all
 from eaft_prune.pipeline.session import Session
+from eaft_prune.pipeline.smoke import smoke
 from eaft_prune.records import card
 from eaft_prune.records.evaluation import save_evaluation
 from eaft_prune.records.signature import private_key
@@ -67,7 +68,9 @@ def run_arrow(session: Session, out: Path) -> Outcome:
     found = measure_all(session, base, sides)
     written = generated(session, base, sides)
     passages = {other.model: differing(session, base, found[0], other) for other in found[1:]}
-    origin = Origin(selection, base.checkpoint, pruned, generated=written, passages=passages)
+    first_tokens = {} if pruned is None else smoke(session, sides[-1].model)
+    facts = {"smoke": first_tokens} if first_tokens else {}
+    origin = Origin(selection, base.checkpoint, pruned, facts, written, passages)
     return judge(session, out, found, origin)
 
 

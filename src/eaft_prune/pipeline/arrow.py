@@ -11,6 +11,7 @@ from typing import Any
 
 from eaft_prune.checkpoints.model import Model
 from eaft_prune.checkpoints.pad import check_switches
+from eaft_prune.checks.preflight import check_engine
 from eaft_prune.config import resolve_path
 from eaft_prune.core.generation import GenerationReport
 from eaft_prune.core.outcome import Outcome, Selection
@@ -144,4 +145,5 @@ def check_padding(session: Session, base: Model) -> None:
 def check_plan_fits(session: Session, base: Model) -> None:
     """Raise UserError unless this model can keep pruning.keep_n experts, padded if asked for."""
     check_padding(session, base)
+    check_engine(base.files.config, session.experiment.pruning.keep_n, session.experiment.engine)
     check_keep_n(session.experiment.pruning, base.n_experts, base.top_k, base.groups, base.least)

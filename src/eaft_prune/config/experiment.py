@@ -58,6 +58,8 @@ class Experiment(Settings):
     runtime: RuntimeSettings
     scores: str | None = None
     """a reap-scores.yaml: the plan is cut from it, nothing is profiled"""
+    speeds: str | None = None
+    """a decode_bench.json of base and checkpoint: the report opens with its rates"""
     compare: CompareSettings | None = None
     replay: ReplaySettings | None = None
     verify: VerifySettings | None = None

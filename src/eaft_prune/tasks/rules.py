@@ -6,6 +6,7 @@ from eaft_prune.config import Experiment
 from eaft_prune.core.plugins import load_object
 from eaft_prune.core.types import UserError
 from eaft_prune.engines.registry import ENGINES, engine_kind
+from eaft_prune.report.gains import bench
 from eaft_prune.tasks.task import Task
 
 
@@ -19,6 +20,8 @@ def check(task: Task, experiment: Experiment) -> None:
     _check_compensation(task, experiment)
     _check_scores(task, experiment)
     _check_engine(task, experiment)
+    if experiment.speeds is not None:
+        bench(experiment.speeds)
     task.check(experiment)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import sys
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from support import tiny
 from support.engines import options
+from support.runs import World
 
 from eaft_prune.checkpoints.read import open_model
 from eaft_prune.config import EngineSettings
@@ -23,6 +25,8 @@ from eaft_prune.engines.llamacpp.engine import LlamaEngine
 from eaft_prune.engines.llamacpp.gguf import convert
 from eaft_prune.engines.llamacpp.serving import serve
 from eaft_prune.engines.loading import load_files
+
+pytest_plugins = ("support.worlds",)
 
 Make = Callable[..., Blocks]
 PROMPTS = [[5, 9, 30], list(range(40, 75)), [7]]
@@ -127,6 +131,33 @@ def test_what_it_makes_otherwise_is_said(
     assert caplog.text.count("truncate = false") == 1
     assert 1e-4 < found[True].mean() < 0.3
     assert found[True].mean() < found[False].mean()
+
+
+@itself
+@pytest.mark.server
+@pytest.mark.process
+def test_a_gguf_is_written_once_and_writes_what_transformers_writes(
+    world: World, tmp_path: Path
+) -> None:
+    model = with_a_merge(MODELS["gpt_oss"](tmp_path / "model"))
+    llama = ("engine=llamacpp", f"engine.python='{PYTHON}'", f"engine.converter='{CONVERTER}'")
+    how = (*llama, "engine.pre_tokenizer=qwen2", "engine.gguf_type=f32", f"model.path={model}")
+    asked = ("task=gguf", *how, f"gguf.path={tmp_path}/out/model.gguf")
+    done = world.run(*asked)
+    assert done.code == 0, done.out + done.err
+    facts = done.result["facts"]
+    assert facts["smoke"]["first_difference"] is None
+    assert facts["meta"]["expert_count"] == "8"
+    (file,) = (tmp_path / "out").iterdir()
+    assert hashlib.sha256(file.read_bytes()).hexdigest() == facts["sha256"]
+    again = world.run(*asked)
+    assert (again.code, "is there already" in again.err) == (2, True)
+    # and the pipeline: base and pruned by llama.cpp, with the KL between them
+    done = world.run(*how)
+    assert done.code == 0, done.out + done.err
+    assert done.result["facts"]["smoke"]["first_difference"] is None
+    assert done.result["reports"]["pruned"]["UNION"]["64"]["kl_mean"] > 0
+    assert not list(done.cwd.rglob("*.gguf"))
 
 
 @pytest.mark.process

@@ -14,7 +14,7 @@ from support.sglang_standin import Json, StandIn, bigram_forward, eager_forward,
 
 from eaft_prune.checks.decoding_speed import Point, ladder, max_stable_batch, point, summary
 from eaft_prune.engines.decoding import DecodeError, HttpDecoder, Prompts, Stream
-from eaft_prune.engines.sglang.http import HttpClient
+from eaft_prune.engines.servers.http import HttpClient
 
 pytest_plugins = ("support.worlds",)
 

@@ -37,6 +37,9 @@ NEEDS = {
     "engine=sglang": ["engine.python=python"],
     "engine=sglang_hopper": ["engine.python=python"],
     "engine=sglang_blackwell": ["engine.python=python"],
+    "engine=vllm": ["engine.python=python"],
+    "engine=llamacpp": ["engine.python=python", "engine.converter=convert_hf_to_gguf.py"],
+    "task=gguf": ["engine=llamacpp", "engine.python=python", "engine.converter=converter.py"],
 }
 
 
@@ -200,6 +203,9 @@ REFUSED = {
         ["engine=sglang", "engine.python=p", "engine.base_url=http://a:1"],
         ["engine.base_url", "engine.python", "exactly one"],
     ),
+    "vllm, no server": (["engine=vllm"], ["engine.base_url", "engine.python"]),
+    "llamacpp, no converter": (["engine=llamacpp", "engine.python=p"], ["engine.converter"]),
+    "gguf by whom": (["task=gguf"], ["task=gguf", "engine=llamacpp"]),
     "transformers, a server": (["engine.python=p"], ["engine.python", "engine=sglang"]),
     "one server, two checkpoints": (
         ["engine=sglang", "engine.base_url=http://a:1"],

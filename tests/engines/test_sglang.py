@@ -20,8 +20,8 @@ from support.sglang_standin import Json, StandIn, eager_forward, serving
 from eaft_prune.checkpoints.read import open_model
 from eaft_prune.config import EngineSettings
 from eaft_prune.core.types import Blocks, KeepPlan, UserError
+from eaft_prune.engines.servers.http import HttpClient
 from eaft_prune.engines.sglang.engine import SglangEngine
-from eaft_prune.engines.sglang.http import HttpClient
 from eaft_prune.engines.sglang.server import Server, connect, normalised
 from eaft_prune.engines.sglang.serving import serve
 
@@ -315,8 +315,8 @@ def test_no_server_at_all(checkpoint: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}"
-    settings = EngineSettings(name="sglang", base_url=url, retries=1, backoff_s=0.001)
-    with pytest.raises(UserError, match="Connection refused, 2 times: is the server up"):
+    settings = EngineSettings(name="sglang", base_url=url)
+    with pytest.raises(UserError, match="Connection refused, asked once: is the server up"):
         serve(settings, open_model(checkpoint), 2, 20, Path("unused"))
 
 
@@ -340,7 +340,8 @@ def test_answers_of_a_real_server_are_read(fresh: StandIn, form: str) -> None:
 
     fresh.fault = play
     asked = recorded["request"]["top_logprobs_num"]
-    scores = SglangEngine(server, 300, 2, asked, 2, 1).score(blocks, nothing)
+    how = EngineSettings(name="sglang", base_url=fresh.url, batch_blocks=2, concurrency=1)
+    scores = SglangEngine(server, how, 300, 2, asked).score(blocks, nothing)
     assert fresh.requests[0] == {
         **recorded["request"],
         "return_flat_raw_top_logprobs": True,

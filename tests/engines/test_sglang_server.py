@@ -23,7 +23,7 @@ from support.sglang_standin import StandIn, bigram_forward, serving
 from eaft_prune.checkpoints.read import open_model
 from eaft_prune.config import EngineSettings
 from eaft_prune.core.types import Blocks, UserError
-from eaft_prune.engines.sglang.server import launch, probe_version
+from eaft_prune.engines.sglang.server import SGLANG, launch
 from eaft_prune.engines.sglang.serving import serve
 from eaft_prune.engines.sglang.usage import recording, selections
 
@@ -160,11 +160,11 @@ if {how!r} != "return": threading.Event().wait()
 
 
 def test_the_version_is_that_of_the_other_environment(python: str) -> None:
-    assert probe_version(python) == VERSION
+    assert SGLANG.version(python) == VERSION
     with pytest.raises(UserError, match="has no sglang"):
-        probe_version(sys.executable)
+        SGLANG.version(sys.executable)
     with pytest.raises(UserError, match="cannot be run"):
-        probe_version("/nowhere/python")
+        SGLANG.version("/nowhere/python")
 
 
 def test_recorded_selections_are_those_of_every_token(

@@ -112,7 +112,7 @@ def test_an_engine_that_only_scores_masks_no_experts(world: World) -> None:
     assert "engine=unigram cannot mask experts" in run_with(world, "engine", *asked).refused()
 
 
-@pytest.mark.parametrize("name", ["vllm", "engine:Unigram", "nowhere:ENGINE"])
+@pytest.mark.parametrize("name", ["exllama", "engine:Unigram", "nowhere:ENGINE"])
 def test_an_engine_that_is_none_is_refused(world: World, name: str) -> None:
     assert "engine.name" in run_with(world, "engine", f"engine.name={name}").refused()
 

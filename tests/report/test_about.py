@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 import re
 import subprocess
 from pathlib import Path
@@ -22,6 +23,19 @@ def opening(done: Done) -> dict[str, str]:
     assert found
     pairs = re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", found[1])
     return {label: html.unescape(fact) for label, fact in pairs}
+
+
+def bought(done: Done) -> dict[str, list[str]]:
+    """The first table of the page, and that the Markdown twin has the same."""
+    (page,), (twin,) = done.cwd.rglob("report.html"), done.cwd.rglob("report.md")
+    table = page.read_text().partition("What pruning buys")[2].partition("</table>")[0]
+    rows = re.findall(r'<th scope="row">(.*?)</th>(.*?)</tr>', table)
+    found = {
+        html.unescape(what): re.findall(r'<td class="n">(.*?)</td>', cells) for what, cells in rows
+    }
+    for what, cells in found.items():
+        assert f"| {what} | {' | '.join(cells)} |" in twin.read_text()
+    return found
 
 
 def rate(result: dict[str, Any], kind: str) -> float:
@@ -59,6 +73,13 @@ def test_it_tells_model_pruning_sizes_and_code(world: World, done: Done) -> None
         git = ["git", "-C", str(REPOSITORY), "rev-parse", "HEAD"]
         commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
         assert f"commit {commit[:12]}" in facts["code"]
+    table = bought(done)
+    assert float(table["weights, GB"][2]) == pytest.approx(sizes[1] / sizes[0], rel=0.05)
+    assert table["parameters"][:2] == [f"{count:,}" for count in counts]
+    # one layer of two grows: keys and values, 2 heads of 16, 2 bytes
+    (room,) = (cells[1] for what, cells in table.items() if "(128 bytes each" in what)
+    assert int(room.replace(",", "")) == pytest.approx((sizes[0] - sizes[1]) / 128, rel=0.05)
+    assert ["not measured"] * 2 + [""] in table.values()
     assert "pruning.keep_n=4" in facts["command"]
     assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d UTC", facts["date"])
 
@@ -72,7 +93,21 @@ def test_it_tells_where_and_how_fast_it_was_computed(done: Done) -> None:
 
 
 def test_what_came_from_the_store_was_not_computed_here(place: World, done: Done) -> None:
-    facts = opening(place.run())
+    sides = {"base": "base", "candidate": "checkpoint"}
+    digests = {side: {"digest": done.result[name]["digest"]} for side, name in sides.items()}
+    speeds = {("base", 1): 10.0, ("base", 8): 40.0, ("candidate", 1): 15.0, ("candidate", 16): 90.0}
+    rows = [
+        {"side": side, "new_tokens": 64, "batch": batch, "total_tokens_s": speed}
+        for (side, batch), speed in speeds.items()
+    ]
+    stable = {"base": {"64": 8}, "candidate": {"64": 16}}
+    bench = {"sides": digests, "rows": rows, "max_stable_batch": stable}
+    (done.cwd / "bench.json").write_text(json.dumps(bench))
+    again = place.run(f"speeds={done.cwd}/bench.json")
+    table = bought(again)
+    assert table["tokens/s, batch 1, 64 new each"] == ["10.0", "15.0", "1.500"]
+    assert table["tokens/s, largest batch, 64 new each"] == ["40.0 at 8", "90.0 at 16", "2.250"]
+    facts = opening(again)
     assert {"machine", "speed"}.isdisjoint(facts)
     assert facts["dtype"] == "float32"
     assert facts["pruning"] == opening(done)["pruning"]

@@ -31,11 +31,12 @@ class StandIn(ThreadingHTTPServer):
     """`forward(ids) -> log-softmax [S, V]`; `fault` may spoil an answer, or make its own (True)."""
 
     daemon_threads = True
+    handler: type[BaseHTTPRequestHandler]
 
     def __init__(
         self, port: int, model_path: str, forward: Forward, host: str = "127.0.0.1"
     ) -> None:
-        super().__init__((host, port), _Handler)
+        super().__init__((host, port), self.handler)
         self.forward = forward
         self.flat = False  # the format that newer servers answer in when asked
         self.fault: Fault = lambda handler, number, answers: False
@@ -63,7 +64,7 @@ class StandIn(ThreadingHTTPServer):
         pass  # clients of these tests hang up on purpose
 
 
-class _Handler(BaseHTTPRequestHandler):
+class Handler(BaseHTTPRequestHandler):
     server: StandIn
 
     def log_message(self, format: str, *args: Any) -> None:
@@ -74,6 +75,7 @@ class _Handler(BaseHTTPRequestHandler):
             "/health_generate": {},
             "/get_model_info": self.server.model,
             "/get_server_info": self.server.info,
+            "/v1/models": {"data": [{"id": "default", "root": self.server.model["model_path"]}]},
         }
         self.reply(pages.get(self.path), 200 if self.path in pages else 404)
 
@@ -139,6 +141,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         self.wfile.write(content)
+
+
+StandIn.handler = Handler
 
 
 def answer(server: StandIn, body: Json, ids: list[int], start: int) -> Json:

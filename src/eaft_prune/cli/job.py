@@ -201,8 +201,9 @@ def _write_reports(session: Session, outcome: Outcome, tracked: MlflowRun, typed
     what, metrics = (outcome.comparison, outcome.selection, facts), experiment.gate.measured
     opening = report.about(experiment, outcome, session.records, typed, datetime.now(UTC))
     quantile = experiment.eval.cc_quantile
-    page = report.html_report(*what, about=opening, cc_quantile=quantile, metrics=metrics)
-    twin = report.markdown_report(*what, about=opening, metrics=metrics)
+    top: Any = {"about": opening, "gains": report.gains(outcome, experiment.speeds)}
+    page = report.html_report(*what, **top, cc_quantile=quantile, metrics=metrics)
+    twin = report.markdown_report(*what, **top, metrics=metrics)
     for name, text in (("report.html", page), ("report.md", twin)):
         write_atomically(out / name, text)
         tracked.artifact(out / name)

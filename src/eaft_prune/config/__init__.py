@@ -23,7 +23,9 @@ from eaft_prune.config.pruning import (
 from eaft_prune.config.renamed import renamed, unknown
 from eaft_prune.config.resampling import AblateSettings, StabilitySettings
 from eaft_prune.config.runtime import (
+    SERVERS,
     EngineSettings,
+    GgufSettings,
     RuntimeSettings,
     SweepSettings,
     TrackingSettings,
@@ -33,6 +35,7 @@ from eaft_prune.config.upkeep import DoctorSettings, GcSettings, MemoSettings
 
 __all__ = [
     "PLAN_SETTINGS",
+    "SERVERS",
     "AblateSettings",
     "BlockCount",
     "CompareSettings",
@@ -46,6 +49,7 @@ __all__ = [
     "GateSettings",
     "GcSettings",
     "GenerationSettings",
+    "GgufSettings",
     "HarnessSettings",
     "MarginalSettings",
     "MemoSettings",

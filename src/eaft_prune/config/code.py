@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-_PROGRAMS = ("engine.python", "engine.args", "engine.env", "decode_bench.candidate_args")
+_PROGRAMS = (
+    "engine.python",
+    "engine.converter",
+    "engine.args",
+    "engine.env",
+    "decode_bench.candidate_args",
+)
 _MODULE = "pruning.function"
 
 

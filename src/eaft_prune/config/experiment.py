@@ -22,6 +22,7 @@ from eaft_prune.config.pruning import (
 from eaft_prune.config.resampling import AblateSettings, StabilitySettings
 from eaft_prune.config.runtime import (
     EngineSettings,
+    GgufSettings,
     RuntimeSettings,
     SweepSettings,
     TrackingSettings,
@@ -54,10 +55,13 @@ class Experiment(Settings):
     generation: GenerationSettings = GenerationSettings()
     harness: HarnessSettings = HarnessSettings()
     engine: EngineSettings
+    gguf: GgufSettings = GgufSettings()
     tracking: TrackingSettings
     runtime: RuntimeSettings
     scores: str | None = None
     """a reap-scores.yaml: the plan is cut from it, nothing is profiled"""
+    speeds: str | None = None
+    """a decode_bench.json of base and checkpoint: the report opens with its rates"""
     compare: CompareSettings | None = None
     replay: ReplaySettings | None = None
     verify: VerifySettings | None = None

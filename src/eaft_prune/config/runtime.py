@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from eaft_prune.config.base import NonNegative, Positive, Settings
 
+SERVERS = ("sglang", "vllm")  # engines that answer over HTTP
 Seconds = Annotated[float, Field(gt=0)]
 ExpertsMode = Literal["auto", "dense", "packed", "kernels"]
 
@@ -17,15 +18,15 @@ class EngineSettings(Settings):
     """Who evaluates the model; profiling is always transformers' affair."""
 
     name: str
-    """transformers, sglang (a server), or module:NAME of an engine of your own"""
+    """transformers, sglang or vllm (servers), llamacpp, or module:NAME of an engine of your own"""
     experts: ExpertsMode = "auto"
     """MXFP4 experts: dense, packed until used, or kernels (transformers' own, from the hub)"""
     base_url: Annotated[str, Field(pattern="^https?://[^/]+")] | None = None
-    """sglang: a server that runs, http://HOST:PORT; this or engine.python"""
+    """a server that runs, http://HOST:PORT; this or engine.python"""
     python: str | None = None
-    """sglang: an interpreter with sglang, to launch one server a checkpoint with"""
+    """an interpreter with sglang or vllm, to launch one server a checkpoint with; or llama.cpp's"""
     args: tuple[str, ...] = ()
-    """of sglang.launch_server, beside --model-path, --host and --port"""
+    """of a launched server, beside model, host and port"""
     env: dict[str, str] = Field(default_factory=dict)
     """of the launched server"""
     ready_s: Seconds = 1200.0
@@ -40,18 +41,42 @@ class EngineSettings(Settings):
     """of one request"""
     concurrency: Positive = 4
     """requests in flight"""
+    converter: str | None = None
+    """llamacpp: a llama.cpp's convert_hf_to_gguf.py, which engine.python can run"""
+    gguf_type: Literal["auto", "f32", "f16", "bf16", "q8_0"] = "auto"
+    """llamacpp: of the converter's tensors; MXFP4 experts stay as they are"""
+    pre_tokenizer: str | None = None
+    """llamacpp: the one of its own (qwen2 ...) for a tokenizer that the converter does not know"""
 
     @model_validator(mode="after")
     def _one_server(self) -> EngineSettings:
         given = [name for name in ("base_url", "python") if getattr(self, name) is not None]
-        if self.name == "sglang" and len(given) != 1:
+        if self.name in SERVERS and len(given) != 1:
             raise ValueError(
-                "engine=sglang needs exactly one of engine.base_url=URL (a server that runs) and "
-                "engine.python=PATH (an interpreter with sglang, to launch one)"
+                f"engine={self.name} needs exactly one of engine.base_url=URL (a server that runs) "
+                f"and engine.python=PATH (an interpreter with {self.name}, to launch one)"
+            )
+        if self.name == "llamacpp" and (self.python is None or self.converter is None):
+            raise ValueError(
+                "engine=llamacpp needs engine.python=PATH (an interpreter with xllamacpp, and what "
+                "the converter imports) and engine.converter=PATH (convert_hf_to_gguf.py)"
+            )
+        if self.name == "llamacpp" and self.base_url is not None:
+            raise ValueError(
+                "engine.base_url: a llama.cpp server tells no log p of prompts: drop it"
             )
         if self.name == "transformers" and given:
-            raise ValueError(f"engine.{given[0]} is a setting of engine=sglang")
+            raise ValueError(
+                f"engine.{given[0]} is a setting of engine={' and engine='.join(SERVERS)}"
+            )
         return self
+
+
+class GgufSettings(Settings):
+    """Where task=gguf writes; `engine` says how."""
+
+    path: str | None = None
+    """file, which must not be there; null: MODEL.gguf in the run's directory"""
 
 
 class TrackingSettings(Settings):

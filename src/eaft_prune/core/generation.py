@@ -99,6 +99,18 @@ class GenerationReport:
     pairs: Sequence[Pair] = field(default_factory=tuple)
 
 
+def ended_at(ids: Sequence[int], stops: Sequence[Sequence[int]]) -> int | None:
+    """How many tokens were written until the first stop; None: nothing stopped it.
+
+    A stop of one token ends what was written, a longer one is no part of it.
+    """
+    for end in range(1, len(ids) + 1):
+        for stop in sorted(stops, key=len, reverse=True):
+            if tuple(ids[max(end - len(stop), 0) : end]) == tuple(stop):
+                return end - len(stop) if len(stop) > 1 else end
+    return None
+
+
 def split(ids_N: NDArray[np.int32], ends_P: NDArray[np.int64]) -> list[list[int]]:
     """The lists that were put one after the other."""
     return [part.tolist() for part in np.split(ids_N, ends_P[:-1])]

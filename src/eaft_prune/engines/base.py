@@ -85,3 +85,6 @@ class EngineKind:
     writes: bool = False  # its scorers are Writers
     # whether what a scorer said of a checkpoint holds as long as the key does
     lasting: Callable[[EngineOptions], bool] = lambda options: True
+    # what is asked before anything is read, of blocks of so many tokens and a checkpoint's path:
+    # raises UserError where a server does not answer, serves another, or less than that
+    check: Callable[[EngineOptions, int, Path], None] = lambda options, longest, path: None

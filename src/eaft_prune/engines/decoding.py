@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-from eaft_prune.engines.sglang.http import HttpClient
+from eaft_prune.engines.servers.http import HttpClient
 
 Api = Literal["sglang", "openai"]
 Prompts = Sequence[Sequence[int]]

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from eaft_prune.core.generation import Decoding
+from eaft_prune.core.generation import Decoding, ended_at
 from eaft_prune.engines.base import OnTokens
 
 
@@ -28,7 +28,7 @@ def generate(
     for row, prompt in enumerate(prompts):
         ids[row, width - len(prompt) :] = torch.tensor(prompt, device=device)
         mask[row, width - len(prompt) :] = 1
-    noise = None if how.seed is None else _noise(how.seed, first, len(prompts), device)
+    noise = None if how.seed is None else noise_of(how.seed, first, len(prompts), device)
     written: list[list[int]] = [[] for _ in prompts]
     ended = [False] * len(prompts)
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
@@ -44,7 +44,7 @@ def generate(
                 logits_to_keep=1,
             )
             cache = out.past_key_values
-            chosen = _choose(out.logits[:, -1].float(), how.temperature, noise)
+            chosen = choose(out.logits[:, -1].float(), how.temperature, noise)
             for row, token in enumerate(chosen.tolist()):
                 if not ended[row]:
                     written[row].append(token)
@@ -54,7 +54,7 @@ def generate(
             done += 1
             on_tokens(len(prompts))
     on_tokens(len(prompts) * (how.max_new_tokens - done))
-    return [_without_stop(some, how.stops) for some in written], ended
+    return [some[: ended_at(some, how.stops)] for some in written], ended
 
 
 @contextmanager
@@ -68,7 +68,8 @@ def _with_cache(model: Any) -> Iterator[None]:
         model.set_attn_implementation(ours)
 
 
-def _noise(seed: int, first: int, count: int, device: torch.device) -> list[torch.Generator]:
+def noise_of(seed: int, first: int, count: int, device: torch.device) -> list[torch.Generator]:
+    """The noise of prompts number first, first + 1, ... by a seed of sampling."""
     # one a prompt, so that what is drawn for it depends on neither batch nor model
     made = [torch.Generator(device=device) for _ in range(count)]
     for number, generator in enumerate(made, first):
@@ -76,7 +77,7 @@ def _noise(seed: int, first: int, count: int, device: torch.device) -> list[torc
     return made
 
 
-def _choose(
+def choose(
     logits_BV: torch.Tensor, temperature: float, noise: list[torch.Generator] | None
 ) -> torch.Tensor:
     """The likeliest, or a draw by softmax(logits / temperature): the largest after Gumbel noise."""
@@ -91,10 +92,3 @@ def _choose(
 
 def _stopped(written: list[int], stops: tuple[tuple[int, ...], ...]) -> bool:
     return any(tuple(written[-len(stop) :]) == stop for stop in stops)
-
-
-def _without_stop(written: list[int], stops: tuple[tuple[int, ...], ...]) -> list[int]:
-    for stop in stops:
-        if len(stop) > 1 and tuple(written[-len(stop) :]) == stop:
-            return written[: -len(stop)]  # another's turn: it is no part of this one
-    return written

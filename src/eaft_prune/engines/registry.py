@@ -11,7 +11,7 @@ from eaft_prune.config import RuntimeSettings
 from eaft_prune.config.base import allowed
 from eaft_prune.core.plugins import load_object
 from eaft_prune.core.types import UserError
-from eaft_prune.engines.base import EngineKind, EngineOptions, Profiler, Scorer
+from eaft_prune.engines.base import EngineKind, EngineOptions, Profiler, Scorer, Writer
 from eaft_prune.engines.world import is_cpu
 
 
@@ -24,6 +24,10 @@ def dtype_of(runtime: RuntimeSettings) -> str:
     from eaft_prune.engines.loading import resolve_dtype
 
     return resolve_dtype(runtime)
+
+
+def _is_launched(options: EngineOptions) -> bool:
+    return options.engine.base_url is None  # a given one may be started anew
 
 
 def _transformers_key(options: EngineOptions) -> dict[str, Any]:
@@ -54,7 +58,7 @@ def _sglang_key(options: EngineOptions) -> dict[str, Any]:
         how: dict[str, Any] = {"version": given.version, "server": dict(given.args)}
     else:
         assert engine.python is not None, "config requires one of base_url and python"
-        version = server.probe_version(engine.python)
+        version = server.SGLANG.version(engine.python)
         how = {"version": version, "args": list(engine.args), "env": engine.env}
     return {"engine": "sglang", "entropy_top_k": options.entropy_top_k, **how}
 
@@ -63,6 +67,63 @@ def _open_sglang(options: EngineOptions, files: ModelFiles, top_k: int, log: Pat
     from eaft_prune.engines.sglang.serving import serve
 
     return serve(options.engine, files, top_k, options.entropy_top_k, log)
+
+
+def _check_sglang(options: EngineOptions, longest: int, path: Path) -> None:
+    from eaft_prune.engines.sglang import server, serving
+
+    if options.engine.base_url is not None:
+        serving.check_given(options.engine, longest, path)
+    else:
+        server.SGLANG.version(options.engine.python or "")
+
+
+def _vllm_key(options: EngineOptions) -> dict[str, Any]:
+    """Of a launched server its version, arguments and environment; of a given one its account."""
+    from eaft_prune.engines.vllm import server
+
+    engine = options.engine
+    if engine.base_url is not None:
+        given = server.connect(engine, engine.base_url)
+        how: dict[str, Any] = {"version": given.version, "max_len": given.model.max_len}
+    else:
+        assert engine.python is not None, "config requires one of base_url and python"
+        version = server.VLLM.version(engine.python)
+        how = {"version": version, "args": list(engine.args), "env": engine.env}
+    return {"engine": "vllm", "entropy_top_k": options.entropy_top_k, **how}
+
+
+def _open_vllm(options: EngineOptions, files: ModelFiles, top_k: int, log: Path) -> Writer:
+    from eaft_prune.engines.vllm.serving import serve
+
+    return serve(options.engine, files, top_k, options.entropy_top_k, log)
+
+
+def _check_vllm(options: EngineOptions, longest: int, path: Path) -> None:
+    from eaft_prune.engines.vllm import server
+
+    engine = options.engine
+    if engine.base_url is not None:
+        given = server.connect(engine, engine.base_url, path)
+        server.check_limits(given, longest, options.entropy_top_k)
+    else:
+        server.VLLM.version(engine.python or "")
+
+
+def _llamacpp_key(options: EngineOptions) -> dict[str, Any]:
+    from eaft_prune.engines.llamacpp.serving import identity
+
+    return identity(options)
+
+
+def _open_llamacpp(options: EngineOptions, files: ModelFiles, top_k: int, log: Path) -> Scorer:
+    from eaft_prune.engines.llamacpp.serving import serve
+
+    return serve(options, files, top_k, log)
+
+
+def _check_llamacpp(options: EngineOptions, longest: int, path: Path) -> None:
+    _llamacpp_key(options)  # interpreter, library and converter are there
 
 
 TRANSFORMERS = EngineKind(
@@ -79,9 +140,30 @@ SGLANG = EngineKind(
     key=_sglang_key,
     conditions=lambda options, top_k: None,
     open=_open_sglang,
-    lasting=lambda options: options.engine.base_url is None,  # a given one may be started anew
+    check=_check_sglang,
+    lasting=_is_launched,
 )
-ENGINES: Mapping[str, EngineKind] = {kind.name: kind for kind in (TRANSFORMERS, SGLANG)}
+VLLM = EngineKind(
+    name="vllm",
+    key=_vllm_key,
+    conditions=lambda options, top_k: None,
+    open=_open_vllm,
+    check=_check_vllm,
+    writes=True,
+    lasting=_is_launched,
+)
+LLAMACPP = EngineKind(
+    name="llamacpp",
+    key=_llamacpp_key,
+    conditions=lambda options, top_k: {**_llamacpp_key(options), "top_k": top_k},
+    open=_open_llamacpp,
+    check=_check_llamacpp,
+    compares=True,
+    writes=True,
+)
+ENGINES: Mapping[str, EngineKind] = {
+    kind.name: kind for kind in (TRANSFORMERS, SGLANG, VLLM, LLAMACPP)
+}
 
 
 def engine_kind(name: str) -> EngineKind:

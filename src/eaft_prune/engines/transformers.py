@@ -7,26 +7,17 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 
 from eaft_prune.checkpoints.families.base import Family
 from eaft_prune.core.generation import Decoding
-from eaft_prune.core.types import (
-    Blocks,
-    Divergence,
-    KeepPlan,
-    Likeliest,
-    TokenScores,
-    Trace,
-    UserError,
-)
+from eaft_prune.core.types import Blocks, KeepPlan, Trace, UserError
 from eaft_prune.engines import experts as moe
 from eaft_prune.engines.base import OnTokens
+from eaft_prune.engines.comparing import TokenComparer, token_scores_of
 from eaft_prune.engines.generation import generate
 from eaft_prune.engines.head import Head, token_scores
 from eaft_prune.engines.logits import OwnHead, PlainHead
-from eaft_prune.maths.kl import kl_of_classes, rest_of
 
 
 @dataclass(frozen=True)
@@ -69,7 +60,7 @@ def _leave(x: torch.Tensor) -> torch.Tensor:
 
 
 @dataclass(frozen=True)
-class TransformersEngine:
+class TransformersEngine(TokenComparer):
     """A model resident on one device."""
 
     model: Any
@@ -91,52 +82,12 @@ class TransformersEngine:
             "entropy_top_k": self.entropy_top_k,
         }
 
+    @property
+    def vocab(self) -> int:
+        return int(self.model.get_output_embeddings().weight.shape[0])
+
     def masked(self, plan: KeepPlan) -> AbstractContextManager[None]:
         return self.family.masked(self.model, plan)
-
-    @torch.inference_mode()
-    def score(self, blocks: Blocks, on_tokens: OnTokens) -> TokenScores:
-        scored = []
-        for ids, predictors, targets in self.batches(blocks):
-            logp, entropy, *_ = self._scores(ids, predictors, targets)
-            scored.append((logp.cpu(), entropy.cpu()))
-            on_tokens(ids.numel())
-        return _token_scores(blocks, scored)
-
-    @torch.inference_mode()
-    def likeliest(
-        self, blocks: Blocks, k: int, on_tokens: OnTokens
-    ) -> tuple[TokenScores, Likeliest]:
-        scored, kept = [], []
-        vocab = self.model.get_output_embeddings().weight.shape[0]
-        narrow = np.uint16 if vocab <= 1 << 16 else np.int32
-        for ids, predictors, targets in self.batches(blocks):
-            logp, entropy, top, top_ids, _ = self._scores(ids, predictors, targets, min(k, vocab))
-            scored.append((logp.cpu(), entropy.cpu()))
-            ln_p = top.cpu().numpy()
-            kept.append(
-                (top_ids.cpu().numpy().astype(narrow), ln_p.astype(np.float16), rest_of(ln_p))
-            )
-            on_tokens(ids.numel())
-        scores = _token_scores(blocks, scored)
-        return scores, Likeliest(*(np.concatenate(part) for part in zip(*kept, strict=True)))
-
-    @torch.inference_mode()
-    def diverge(
-        self, blocks: Blocks, base: Likeliest, on_tokens: OnTokens
-    ) -> tuple[TokenScores, Divergence]:
-        scored, apart, first = [], [], 0
-        for ids, predictors, targets in self.batches(blocks):
-            here = base[first : first + len(targets)]
-            first += len(targets)
-            asked = torch.from_numpy(here.ids_TK.astype(np.int64)).to(self.device)
-            logp, entropy, top, _, of_asked = self._scores(ids, predictors, targets, 1, asked)
-            scored.append((logp.cpu(), entropy.cpu()))
-            same = (of_asked[:, 0] >= top[:, 0]).cpu().numpy()  # ids of equal ones are chance
-            apart.append((kl_of_classes(here, of_asked.cpu().numpy()), same))
-            on_tokens(ids.numel())
-        scores = _token_scores(blocks, scored)
-        return scores, Divergence(*(np.concatenate(part) for part in zip(*apart, strict=True)))
 
     def generate(
         self, prompts: Sequence[Sequence[int]], how: Decoding, first: int, on_tokens: OnTokens
@@ -154,7 +105,7 @@ class TransformersEngine:
         with _recording(self.family.experts(self.model), routing):
             for ids, predictors, targets in self.batches(blocks):
                 routing.predictors[:] = [predictors]
-                logp, entropy, *_ = self._scores(ids, predictors, targets)
+                logp, entropy, *_ = self.scores(ids, predictors, targets)
                 scored.append((logp.cpu(), entropy.cpu()))
                 routing.end_batch()
                 on_tokens(ids.numel())
@@ -167,7 +118,7 @@ class TransformersEngine:
             experts_TLK=experts,
             weights_TLK=weights,
             norms_TLK=norms,
-            scores=_token_scores(blocks, scored),
+            scores=token_scores_of(blocks, scored),
             pack_T=blocks.row_packs[row_T],
             row_T=row_T,
             packs=blocks.packs,
@@ -183,7 +134,7 @@ class TransformersEngine:
             flat = scored.reshape(-1).nonzero().squeeze(1)
             yield ids, flat - 1, ids.reshape(-1)[flat]  # position 0 is never scored
 
-    def _scores(
+    def scores(
         self,
         ids: torch.Tensor,
         predictors: torch.Tensor,
@@ -220,15 +171,3 @@ def _recording(layers: list[torch.nn.Module], routing: _Routing) -> Iterator[Non
     finally:
         for module in layers:
             module.__dict__.pop(moe.RECORDER, None)
-
-
-def _token_scores(blocks: Blocks, scored: Sequence[tuple[torch.Tensor, ...]]) -> TokenScores:
-    block_T = np.nonzero(blocks.scored_BS)[0].astype(np.int32)
-    logp, entropy = (torch.cat(part).numpy() for part in zip(*scored, strict=True))
-    scores = TokenScores(logp, entropy, block_T)
-    if not np.isfinite(scores.logp_T).all():
-        raise UserError(
-            f"pack {blocks.pack}: the model gives NaN probabilities; its weights are damaged, or "
-            "runtime.dtype is too narrow for it"
-        )
-    return scores

@@ -11,12 +11,14 @@ from typing import Any
 
 from eaft_prune.checkpoints.model import Model
 from eaft_prune.checkpoints.pad import check_switches
+from eaft_prune.checks.preflight import check_engine
 from eaft_prune.config import resolve_path
 from eaft_prune.core.generation import GenerationReport
 from eaft_prune.core.harness import TaskReport
 from eaft_prune.core.outcome import Outcome, Selection
 from eaft_prune.core.passages import Passage
 from eaft_prune.core.types import Checkpoint, Evaluation, UserError
+from eaft_prune.packs.sources import model_path
 from eaft_prune.pipeline import harness
 from eaft_prune.pipeline.compare import compare
 from eaft_prune.pipeline.criterion import select
@@ -27,6 +29,7 @@ from eaft_prune.pipeline.passages import differing
 from eaft_prune.pipeline.requests import evaluating
 from eaft_prune.pipeline.sequential import measure_all
 from eaft_prune.pipeline.session import Session
+from eaft_prune.pipeline.smoke import smoke
 from eaft_prune.records import card
 from eaft_prune.records.evaluation import save_evaluation
 from eaft_prune.records.signature import private_key
@@ -69,10 +72,12 @@ def run_arrow(session: Session, out: Path) -> Outcome:
             sides.append(Side(name, model))
     found = measure_all(session, base, sides)
     passages = {other.model: differing(session, base, found[0], other) for other in found[1:]}
+    first_tokens = {} if pruned is None else smoke(session, sides[-1].model)
     origin = Origin(
         selection,
         base.checkpoint,
         pruned,
+        facts={"smoke": first_tokens} if first_tokens else {},
         generated=generated(session, base, sides),
         passages=passages,
         tasks=harness.answered(session, sides, tasks),
@@ -123,6 +128,8 @@ def judge(session: Session, out: Path, evaluations: list[Evaluation], origin: Or
 
 def open_base(session: Session) -> Model:
     """The base, and every block that will be evaluated: what is missing shows at once."""
+    longest, path = max(session.experiment.eval.seq_lens), model_path(session.experiment.model)
+    session.kind.check(session.options, longest, path)
     base = session.base()
     for request in evaluating(session.experiment):
         session.blocks(base, request)
@@ -158,4 +165,5 @@ def check_padding(session: Session, base: Model) -> None:
 def check_plan_fits(session: Session, base: Model) -> None:
     """Raise UserError unless this model can keep pruning.keep_n experts, padded if asked for."""
     check_padding(session, base)
+    check_engine(base.files.config, session.experiment.pruning.keep_n, session.experiment.engine)
     check_keep_n(session.experiment.pruning, base.n_experts, base.top_k, base.groups, base.least)

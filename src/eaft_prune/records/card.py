@@ -73,6 +73,7 @@ Made by eaft_prune {__version__} from a checkpoint with digest
 ```
 vllm serve .
 python -m sglang.launch_server --model-path .
+python llama.cpp/convert_hf_to_gguf.py . --outfile model.gguf
 ```
 
 ## What was kept

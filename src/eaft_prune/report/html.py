@@ -31,6 +31,7 @@ from eaft_prune.report.fragments import (
     provenance,
     verdict_block,
 )
+from eaft_prune.report.gains import Gain, gains_table
 from eaft_prune.report.plots import plot_data
 from eaft_prune.report.summary import CandidateSummary, leaderboard, summarise
 from eaft_prune.report.tasks import tasks_table
@@ -43,15 +44,17 @@ def html_report(
     facts: Mapping[str, Any],
     *,
     about: Mapping[str, str] = {},
+    gains: Sequence[Gain] = (),
     cc_quantile: float = 0.15,
     metrics: Sequence[Metric] = METRICS,
 ) -> str:
     """One self-contained page: verdict, tables, (p, H) plots, expert maps, provenance.
 
     selection: of all candidates, or by candidate label. facts: provenance; values of nested
-    mappings are grouped. about: what it opens with. cc_quantile: q of the thresholds p_q and H_q
-    that the plots draw. metrics: those of the gate. Equal inputs give equal text. Raises ValueError
-    where the inputs are empty or do not fit together.
+    mappings are grouped. about: what it opens with. gains: what pruning buys.
+    cc_quantile: q of the thresholds p_q and H_q that the plots draw. metrics: those of the gate.
+    Equal inputs give equal text. Raises ValueError where the inputs are empty or do not fit
+    together.
     """
     summaries = leaderboard(summarise(comparison, metrics))
     selections = selections_of(comparison, selection)
@@ -67,6 +70,7 @@ def html_report(
         policy=_policy(theme, plotly, script),
         css=_file("report.css"),
         about=fact_list(about, "about"),
+        gains=gains_table(gains),
         headline=headline(summaries, base),
         leaderboard=leaderboard_table(summaries) if len(summaries) > 1 else "",
         verdicts=_per_candidate(summaries, base, verdict_block),

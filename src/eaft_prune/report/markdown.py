@@ -14,6 +14,7 @@ from eaft_prune.core.verdict import Comparison
 from eaft_prune.maths.metrics import JS2D, METRICS, Metric
 from eaft_prune.report import divergence, tasks
 from eaft_prune.report.experts import expert_map, method, selections_of
+from eaft_prune.report.gains import Gain, gains_lines
 from eaft_prune.report.summary import (
     CORRECTED_MEANING,
     PLAIN_MEANING,
@@ -47,17 +48,18 @@ def markdown_report(
     facts: Mapping[str, Any],
     *,
     about: Mapping[str, str] = {},
+    gains: Sequence[Gain] = (),
     metrics: Sequence[Metric] = METRICS,
 ) -> str:
     """Verdict, checks, metrics, experts that went and provenance of every candidate.
 
     selection: of all candidates, or by candidate label. facts: provenance; values of nested
-    mappings are grouped. about: what was run. metrics: those of the gate. Raises ValueError
-    where the inputs are empty or do not fit together.
+    mappings are grouped. about: what was run. gains: what pruning buys. metrics:
+    those of the gate. Raises ValueError where the inputs are empty or do not fit together.
     """
     summaries = leaderboard(summarise(comparison, metrics))
     selections = selections_of(comparison, selection)
-    lines = _leaderboard(summaries) if len(summaries) > 1 else []
+    lines = gains_lines(gains) + (_leaderboard(summaries) if len(summaries) > 1 else [])
     for summary in summaries:
         lines += _candidate(summary, comparison.base.model)
     if about:

@@ -14,6 +14,7 @@ from eaft_prune.tasks import basic, controls, rules
 from eaft_prune.tasks.ablate import run_ablate
 from eaft_prune.tasks.decode_bench import run_decode_bench
 from eaft_prune.tasks.engine_parity import run_engine_parity
+from eaft_prune.tasks.gguf import run_gguf
 from eaft_prune.tasks.memo import run_memo
 from eaft_prune.tasks.plan import run_plan
 from eaft_prune.tasks.replay import run_replay
@@ -131,8 +132,16 @@ _ALL = (
         "The same blocks through transformers and through a server.",
         run_engine_parity,
         evaluates="model",
-        engine="sglang",
+        engines=("sglang", "vllm", "llamacpp"),
         utility=True,
+    ),
+    Task(
+        "gguf",
+        "A checkpoint for llama.cpp, by its own converter; loaded there, ten tokens compared.",
+        run_gguf,
+        engines=("llamacpp",),
+        utility=True,
+        reads=("model",),
     ),
     Task(
         "decode_bench",
@@ -153,7 +162,7 @@ _ALL = (
         "usage",
         "The frequency criterion's scores from a server, without a routing trace.",
         run_usage,
-        engine="sglang",
+        engines=("sglang",),
         check=check_usage,
         utility=True,
     ),

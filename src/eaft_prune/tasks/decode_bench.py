@@ -15,12 +15,12 @@ import numpy as np
 
 from eaft_prune.checkpoints.model import Model
 from eaft_prune.checks.decoding_speed import Point, Row, ladder, max_stable_batch, summary
-from eaft_prune.config import DecodeSettings, resolve_path
+from eaft_prune.config import SERVERS, DecodeSettings, resolve_path
 from eaft_prune.core.files import write_atomically
 from eaft_prune.core.outcome import Outcome
 from eaft_prune.core.types import UserError
-from eaft_prune.engines.decoding import Api, Decoder, HttpDecoder, Prompts
-from eaft_prune.engines.sglang.server import Server, client, connect, launch
+from eaft_prune.engines.decoding import Api, Decoder, Prompts
+from eaft_prune.engines.serving_decoders import given, launched
 from eaft_prune.pipeline.session import Session
 from eaft_prune.report.decode import decode_page, decode_table
 
@@ -129,14 +129,14 @@ def _sides(session: Session, settings: DecodeSettings, base: Model) -> list[_Sid
     if settings.candidate is not None or settings.candidate_args:
         args = settings.candidate_args
         sides.append(_side(session, "candidate", settings.candidate, base, args))
-    launched = engine.name == "sglang" and engine.python is not None
+    launches = engine.name in SERVERS and engine.python is not None
     for side in sides:
         if side.url is None and engine.base_url is not None:
             raise UserError(
                 f"decode_bench.{side.name} is a checkpoint, engine.base_url cannot serve it: give "
                 "the URL of its server, or engine.python"
             )
-        if side.args and (side.url is not None or not launched):
+        if side.args and (side.url is not None or not launches):
             raise UserError(
                 "decode_bench.candidate_args are of a launched server: give engine.python"
             )
@@ -156,35 +156,19 @@ def _side(
 @contextmanager
 def _opened(session: Session, side: _Side, api: Api, out: Path) -> Iterator[Decoder]:
     engine = session.experiment.engine
-    if side.url is not None and api == "openai":
-        yield HttpDecoder(client(engine, side.url), "openai", {"engine": "openai"})
-    elif side.url is not None:
-        yield _served(connect(engine, side.url))
-    elif engine.name == "sglang":
-        assert side.model is not None, "a side is a URL or a model"
+    if side.url is not None:
+        yield given(engine, side.url, api)
+        return
+    assert side.model is not None, "a side is a URL or a model"
+    if engine.name in SERVERS:
         how = engine.model_copy(update={"args": (*engine.args, *side.args)})
-        server = launch(how, side.model.files.path, out / f"server-{side.name}.log")
-        try:
-            yield _served(server)
-        finally:
-            assert server.process is not None, "it was launched"
-            server.process.stop()
+        log_file = out / f"server-{side.name}.log"
+        with launched(how, side.model.files.path, log_file) as decoder:
+            yield decoder
     else:
         from eaft_prune.engines.decoding_local import LocalDecoder  # torch
 
-        assert side.model is not None, "a side is a URL or a model"
         yield LocalDecoder(side.model.files, side.model.family, session.experiment.runtime)
-
-
-def _served(server: Server) -> HttpDecoder:
-    facts = {
-        "engine": "sglang",
-        "version": server.version,
-        "capacity_tokens": server.capacity,
-        "memory_gb": server.memory_gb,
-        "args": dict(server.args),
-    }
-    return HttpDecoder(server.client, "sglang", facts, server.capacity)
 
 
 def _outcome(

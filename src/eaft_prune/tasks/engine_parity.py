@@ -1,4 +1,4 @@
-"""task=engine_parity: the same blocks through transformers and through engine=sglang."""
+"""task=engine_parity: the same blocks through transformers and through a server."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def run_engine_parity(session: Session, out: Path) -> Outcome:
     engine = EngineSettings(name="transformers", experts=session.experiment.engine.experts)
     local = replace(session, experiment=session.experiment.model_copy(update={"engine": engine}))
     ours = measure(local, base, Side("transformers", base))
-    theirs = measure(session, base, Side("sglang", base))
+    theirs = measure(session, base, Side(session.kind.name, base))
     found = {
         f"{pack}/{seq_len}": parity(
             ours.scores[pack, seq_len], scores, session.experiment.eval.cc_quantile

@@ -5,8 +5,9 @@ from __future__ import annotations
 from eaft_prune.config import Experiment
 from eaft_prune.core.plugins import load_object
 from eaft_prune.core.types import UserError
-from eaft_prune.engines.registry import engine_kind
+from eaft_prune.engines.registry import ENGINES, engine_kind
 from eaft_prune.pipeline.harness import check_installed
+from eaft_prune.report.gains import bench
 from eaft_prune.tasks.task import Task
 
 
@@ -20,6 +21,8 @@ def check(task: Task, experiment: Experiment) -> None:
     _check_compensation(task, experiment)
     _check_scores(task, experiment)
     _check_engine(task, experiment)
+    if experiment.speeds is not None:
+        bench(experiment.speeds)
     task.check(experiment)
 
 
@@ -103,8 +106,9 @@ def _check_scores(task: Task, experiment: Experiment) -> None:
 def _check_engine(task: Task, experiment: Experiment) -> None:
     """What the engine that evaluates cannot do."""
     kind, asked = engine_kind(experiment.engine.name), experiment.eval
-    if task.engine is not None and kind.name != task.engine:
-        raise UserError(f"task={task.name} asks an SGLang server: give engine={task.engine}")
+    if task.engines and kind.name not in task.engines:
+        allowed = " or ".join(f"engine={name}" for name in task.engines)
+        raise UserError(f"task={task.name} asks another program than this one: give {allowed}")
     masks = task.evaluates == "plans" or "masked" in asked.candidates
     if masks and not kind.profiles:
         raise UserError(
@@ -112,7 +116,8 @@ def _check_engine(task: Task, experiment: Experiment) -> None:
             "eval.candidates=[masked]): use engine=transformers for that"
         )
     if asked.generation and not kind.writes:
-        raise UserError("eval.generation = true needs engine=transformers: drop it")
+        can = " or ".join(f"engine={name}" for name, one in ENGINES.items() if one.writes)
+        raise UserError(f"eval.generation = true needs {can}: drop it")
     if asked.tasks and not (kind.compares and kind.writes):
         raise UserError(f"eval.tasks = {list(asked.tasks)} needs engine=transformers: drop it")
     two = task.evaluates == "candidates" or (task.writes and task.evaluates == "control")

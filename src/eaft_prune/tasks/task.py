@@ -36,7 +36,7 @@ class Task:
     writes: bool = False  # a checkpoint, whatever eval.candidates says
     evaluates: Evaluates = "nothing"
     reweighs: bool = False  # cuts many plans from the sums over one trace
-    engine: str | None = None  # the only one it works with
+    engines: tuple[str, ...] = ()  # the only ones it works with
     utility: bool = False  # proves nothing of a pruning: MLflow keeps its runs apart
     tracked: bool = True  # an MLflow run, with its report and its lock
     locked: bool = True  # its lock says how to repeat it

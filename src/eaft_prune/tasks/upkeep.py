@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from eaft_prune.checks import doctor, garbage
+from eaft_prune.checks.engines import check_engines
 from eaft_prune.checks.needs import lockfiles, needed
 from eaft_prune.checks.whereabouts import Whereabouts
 from eaft_prune.config import resolve_path
@@ -35,6 +36,7 @@ def run_doctor(session: Session, out: Path) -> Outcome:
         "packs": lambda: doctor.check_packs(experiment),
         "disk": lambda: doctor.check_disk(experiment),
         "device": lambda: doctor.check_device(experiment),
+        "engines": lambda: check_engines(experiment),
     }
     findings = [one for name, check in checks.items() for one in doctor.safely(name, check)]
     wrong = sum(not (one.ok or one.mended) for one in findings)

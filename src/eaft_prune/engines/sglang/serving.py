@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
-from eaft_prune.checkpoints.families import family_of
 from eaft_prune.checkpoints.read import ModelFiles
 from eaft_prune.config import EngineSettings
 from eaft_prune.core.types import UserError
+from eaft_prune.engines.servers.memory import free_memory, vocabulary
 from eaft_prune.engines.sglang.engine import SglangEngine
 from eaft_prune.engines.sglang.server import Server, connect, launch
 
@@ -17,18 +16,27 @@ def serve(
     settings: EngineSettings, files: ModelFiles, top_k: int, entropy_top_k: int, log: Path
 ) -> SglangEngine:
     """Connect or launch; raises UserError unless the server serves this very directory."""
-    vocab = int(family_of(files.config).language(files.config).get("vocab_size", 0))
-    if entropy_top_k > vocab:
-        raise UserError(f"eval.entropy_top_k = {entropy_top_k} exceeds the vocabulary of {vocab}")
+    vocab = vocabulary(files, entropy_top_k)
     if settings.base_url is None:
-        _free_memory()
+        free_memory()
         server = launch(settings, files.path, log)
     else:
         server = connect(settings, settings.base_url)
         check_serves(server, files.path)
-    return SglangEngine(
-        server, vocab, top_k, entropy_top_k, settings.batch_blocks, settings.concurrency
-    )
+    return SglangEngine(server, settings, vocab, top_k, entropy_top_k)
+
+
+def check_given(settings: EngineSettings, longest: int, path: Path) -> None:
+    """Raise UserError where a given server does not answer, serves another model, or too little."""
+    assert settings.base_url is not None, "only a given server is asked"
+    server = connect(settings, settings.base_url)
+    check_serves(server, path)
+    if server.longest is not None and longest >= server.longest:
+        raise UserError(
+            f"engine.base_url = {settings.base_url!r} takes fewer than {server.longest:,} tokens a "
+            f"sequence (max_req_input_len), and blocks have {longest:,}: give it more by "
+            "--context-length or --mem-fraction-static, or lower eval.seq_lens"
+        )
 
 
 def check_serves(server: Server, path: Path) -> None:
@@ -38,10 +46,3 @@ def check_serves(server: Server, path: Path) -> None:
             f"engine.base_url = {server.client.base_url!r} serves {server.model_path}, not "
             f"{path}: start it with --model-path {path}, or launch servers with engine.python"
         )
-
-
-def _free_memory() -> None:
-    """Give back what torch keeps of models that are no more: the server is another process."""
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_initialized():
-        torch.cuda.empty_cache()

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from eaft_prune.config import EngineSettings
 from eaft_prune.core.types import Blocks, UserError
 from eaft_prune.engines.base import OnTokens
+from eaft_prune.engines.servers.http import HttpClient
+from eaft_prune.engines.servers.scoring import check_ids
 from eaft_prune.engines.sglang.engine import SglangEngine
-from eaft_prune.engines.sglang.http import HttpClient
 
 _ENDPOINT = "/{}_expert_distribution_record"
 _FILES = "expert_distribution_recorder_*.pt"
@@ -39,12 +40,10 @@ def selections(
     """
     import torch
 
-    engine.check_ids(blocks)
-    client = engine.server.client
+    check_ids(blocks, engine.vocab_size)
+    client, batch = engine.server.client, engine.settings.batch_blocks
     _ask(client, "start")
-    for ids_bS in np.array_split(
-        blocks.ids_BS, range(engine.batch_blocks, len(blocks), engine.batch_blocks)
-    ):
+    for ids_bS in np.array_split(blocks.ids_BS, range(batch, len(blocks), batch)):
         sampling = {"max_new_tokens": 0, "temperature": 0}
         client.post("/generate", {"input_ids": ids_bS.tolist(), "sampling_params": sampling})
         on(ids_bS.size)

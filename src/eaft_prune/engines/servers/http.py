@@ -110,6 +110,10 @@ class HttpClient:
             self._open.difference_update(sockets)
             connection.close()
 
+    @property
+    def _times(self) -> str:
+        return f"{self.retries + 1} times" if self.retries else "asked once"
+
     def _tried(self, method: str, path: str, body: Json | None, most: int = _MOST) -> Any:
         for attempt in range(self.retries + 1):
             if self._aborted.is_set():
@@ -124,7 +128,7 @@ class HttpClient:
                 self._aborted.wait(self.backoff_s * 2**attempt)
         else:
             raise UserError(
-                f"{self.base_url}{path}: {reason}, {self.retries + 1} times: is the server up, and "
+                f"{self.base_url}{path}: {reason}, {self._times}: is the server up, and "
                 "engine.timeout_s long enough?"
             )
         raise UserError(f"{self.base_url}{path}: given up, as another request failed")

@@ -1,0 +1,160 @@
+"""The vLLM engine: `prompt_logprobs` of completions for scores, completions for what is written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eaft_prune.config import EngineSettings
+from eaft_prune.core.generation import Decoding, ended_at
+from eaft_prune.core.text import shortened
+from eaft_prune.core.types import Blocks, TokenScores, UserError
+from eaft_prune.engines.base import OnTokens
+from eaft_prune.engines.servers.scoring import Pair, Request, check_ids, checked, numbers, score
+from eaft_prune.engines.vllm.server import COMPLETIONS, Server, check_length
+
+_NUMBER = 256  # bytes of a log-prob with its token as JSON, amply
+_BESIDE = 1 << 20  # bytes of an answer besides
+_NEVER = -9999.0  # what it writes for a probability of 0
+# as log-probs are: what generation_config.json would change is said
+_PLAIN = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
+
+
+@dataclass(frozen=True)
+class VllmEngine:
+    """A server that scores and writes; several requests are in flight, results keep their order."""
+
+    server: Server
+    settings: EngineSettings
+    vocab_size: int
+    top_k: int
+    entropy_top_k: int
+
+    @property
+    def conditions(self) -> Mapping[str, Any]:
+        launched = self.server.process is not None
+        how = {"args": list(self.settings.args), "env": self.settings.env} if launched else {}
+        return {
+            "engine": "vllm",
+            "version": self.server.version,
+            "top_k": self.top_k,
+            "entropy_top_k": self.entropy_top_k,
+            "server": {"max_model_len": self.server.model.max_len, **how},
+        }
+
+    def score(self, blocks: Blocks, on_tokens: OnTokens) -> TokenScores:
+        """log p and H of every scored token; raises UserError unless the server gave them all."""
+        check_ids(blocks, self.vocab_size)
+        check_length(self.server, blocks.seq_len)
+        return score(self.server.client, self.settings, blocks, self._ask, on_tokens)
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], how: Decoding, first: int, on_tokens: OnTokens
+    ) -> tuple[list[list[int]], list[bool]]:
+        """What follows each prompt, and whether it ended by itself; prompt i is number first + i.
+
+        A longer stop is cut off here: the server knows stops of one token. The noise of a seed is
+        the server's own, the same for base and candidate.
+        """
+        written: list[list[int]] = []
+        ended: list[bool] = []
+
+        def one(number: int) -> list[int]:
+            return self._write(list(prompts[number]), how, first + number)
+
+        with (
+            ThreadPoolExecutor(self.settings.concurrency) as pool,
+            self.server.client.together(),
+        ):
+            for ids in pool.map(one, range(len(prompts))):
+                end = ended_at(ids, how.stops)
+                written.append(ids if end is None else ids[:end])
+                ended.append(end is not None)
+                on_tokens(how.max_new_tokens)
+        return written, ended
+
+    def _ask(self, request: Request) -> list[Pair]:
+        body = {
+            "prompt": request.ids_bS.tolist(),
+            "prompt_logprobs": self.entropy_top_k,
+            "max_tokens": 1,
+            "temperature": 0,
+        }
+        most = request.ids_bS.size * (self.entropy_top_k + 1) * _NUMBER + _BESIDE
+        choices = self._choices(body, most, len(request.ids_bS))
+        try:
+            return [
+                _scores(choice, ids, scored, self.entropy_top_k)
+                for choice, ids, scored in zip(
+                    choices, request.ids_bS, request.scored_bS, strict=True
+                )
+            ]
+        except UserError:
+            raise
+        except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
+            raise self._nonsense(error) from error
+
+    def _write(self, prompt: list[int], how: Decoding, number: int) -> list[int]:
+        drawn = {} if how.seed is None else {"seed": (how.seed << 32) + number}
+        body = {
+            "prompt": prompt,
+            "max_tokens": how.max_new_tokens,
+            "temperature": 0 if how.seed is None else how.temperature,
+            "stop_token_ids": [stop[0] for stop in how.stops if len(stop) == 1],
+            "ignore_eos": True,  # the stops are ours, whatever generation_config.json holds
+            **drawn,
+        }
+        (choice,) = self._choices(body, how.max_new_tokens * _NUMBER + _BESIDE, 1)
+        ids = choice.get("token_ids")
+        if not isinstance(ids, list) or not all(type(i) is int for i in ids) or not ids:
+            raise self._nonsense(ValueError("no token_ids"))
+        return ids
+
+    def _choices(self, body: Mapping[str, Any], most: int, count: int) -> list[Mapping[str, Any]]:
+        """The choices of an answer, in the order of the prompts."""
+        asked = {"model": self.server.model.name, "return_token_ids": True, **_PLAIN, **body}
+        answer = self.server.client.post(COMPLETIONS, asked, most)
+        try:
+            choices: list[Mapping[str, Any]] = sorted(answer["choices"], key=lambda c: c["index"])
+            if [choice["index"] for choice in choices] != list(range(count)):
+                raise ValueError(f"{len(choices)} choices for {count} prompts")
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise self._nonsense(error) from error
+        return choices
+
+    def _nonsense(self, error: Exception) -> UserError:
+        why = shortened(str(error), 200)
+        return UserError(
+            f"{self.server.client.base_url}{COMPLETIONS}: not an answer to what was asked "
+            f"({type(error).__name__}: {why}); vllm {self.server.version}"
+        )
+
+
+def _scores(
+    choice: Mapping[str, Any], ids_S: NDArray[np.int32], scored_S: NDArray[np.bool_], top_k: int
+) -> Pair:
+    """log p and normalised entropy of one block's scored tokens, everything checked."""
+    if choice["prompt_token_ids"] != ids_S.tolist():
+        raise UserError("the server answered log-probs of other token ids than were sent")
+    rows = choice["prompt_logprobs"]
+    if len(rows) != len(ids_S) or rows[0] is not None:
+        raise UserError(f"the server answered {len(rows)} of {len(ids_S)} prompt log-probs")
+    own, top = [], []
+    for at in np.flatnonzero(scored_S):
+        row, mine = rows[at], str(ids_S[at])
+        own.append(row[mine]["logprob"])
+        # the prompt's own token is one of the likeliest, or there beside them
+        inside = row[mine]["rank"] <= top_k
+        likeliest = row if inside else {k: v for k, v in row.items() if k != mine}
+        if len(likeliest) != top_k:
+            raise UserError(f"the server answered {len(row)} top log-probs, not {top_k}")
+        top.append([entry["logprob"] for entry in likeliest.values()])
+    if min(own) <= _NEVER:
+        raise UserError("the server answered a probability of 0: its log has no place in a mean")
+    flat = numbers([value for row in top for value in row], "prompt_logprobs")
+    return checked(numbers(own, "prompt_logprobs"), flat.reshape(len(top), top_k))

@@ -92,12 +92,13 @@ def _no_process_in_a_quick_run(
 
 
 def _unwanted(config: pytest.Config) -> list[Any]:
-    """Skips that CI does not take: of what is marked none of `gpu`, `slurm` and `server`."""
+    """Skips that CI does not take: of what is marked as needing what CI has not."""
     reporter = config.pluginmanager.get_plugin("terminalreporter")
     if os.environ.get("CI") != "true" or reporter is None or hasattr(config, "workerinput"):
         return []
     skipped = reporter.stats.get("skipped", ())
-    return [one for one in skipped if not {"gpu", "slurm", "server"} & set(one.keywords)]
+    elsewhere = {"gpu", "slurm", "server", "harness"}
+    return [one for one in skipped if not elsewhere & set(one.keywords)]
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import json
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support.runs import REPOSITORY, World
 
-pytest.importorskip("lm_eval", reason="needs the extra eaft_prune[tasks]")
-
 pytest_plugins = ("support.worlds",)
+
+pytestmark = [
+    pytest.mark.harness,
+    pytest.mark.skipif(find_spec("lm_eval") is None, reason="needs the extra eaft_prune[tasks]"),
+]
 
 PACK = REPOSITORY / "src/eaft_prune/demo/packs/calib_prompt.parquet"
 DATA = f"""dataset_path: parquet

@@ -6,12 +6,18 @@ from eaft_prune.config.decoding import DecodeSettings
 from eaft_prune.config.defaults import nodes
 from eaft_prune.config.eval import EvalSettings
 from eaft_prune.config.experiment import Experiment
+from eaft_prune.config.frontier import FrontierSettings
 from eaft_prune.config.gate import GateSettings
 from eaft_prune.config.generation import GenerationSettings
 from eaft_prune.config.inputs import ModelSettings, PacksSettings, ProfileSettings
 from eaft_prune.config.losses import MarginalSettings
 from eaft_prune.config.parse import parse_experiment, setting_names
-from eaft_prune.config.proof import CompareSettings, ReplaySettings, VerifySettings
+from eaft_prune.config.proof import (
+    CandidateSettings,
+    CompareSettings,
+    ReplaySettings,
+    VerifySettings,
+)
 from eaft_prune.config.pruning import (
     PLAN_SETTINGS,
     CompensationSettings,
@@ -34,6 +40,7 @@ __all__ = [
     "PLAN_SETTINGS",
     "AblateSettings",
     "BlockCount",
+    "CandidateSettings",
     "CompareSettings",
     "CompensationSettings",
     "DecodeSettings",
@@ -42,6 +49,7 @@ __all__ = [
     "EvalSettings",
     "Experiment",
     "ExportSettings",
+    "FrontierSettings",
     "GateSettings",
     "GcSettings",
     "GenerationSettings",

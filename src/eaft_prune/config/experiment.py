@@ -7,11 +7,17 @@ from pydantic import model_validator
 from eaft_prune.config.base import Settings, allowed
 from eaft_prune.config.decoding import DecodeSettings
 from eaft_prune.config.eval import EvalSettings
+from eaft_prune.config.frontier import FrontierSettings
 from eaft_prune.config.gate import GateSettings
 from eaft_prune.config.generation import GenerationSettings
 from eaft_prune.config.inputs import ModelSettings, PacksSettings, ProfileSettings
 from eaft_prune.config.losses import MarginalSettings
-from eaft_prune.config.proof import CompareSettings, ReplaySettings, VerifySettings
+from eaft_prune.config.proof import (
+    CandidateSettings,
+    CompareSettings,
+    ReplaySettings,
+    VerifySettings,
+)
 from eaft_prune.config.pruning import (
     CompensationSettings,
     ExportSettings,
@@ -60,6 +66,8 @@ class Experiment(Settings):
     replay: ReplaySettings | None = None
     verify: VerifySettings | None = None
     search: SearchSettings | None = None
+    frontier: FrontierSettings | None = None
+    candidate: CandidateSettings | None = None
     decode_bench: DecodeSettings | None = None
     ablate: AblateSettings | None = None
     stability: StabilitySettings | None = None

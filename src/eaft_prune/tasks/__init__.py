@@ -14,6 +14,8 @@ from eaft_prune.tasks import basic, controls, rules
 from eaft_prune.tasks.ablate import run_ablate
 from eaft_prune.tasks.decode_bench import run_decode_bench
 from eaft_prune.tasks.engine_parity import run_engine_parity
+from eaft_prune.tasks.frontier import check_frontier, foretell_frontier, run_frontier
+from eaft_prune.tasks.judge import run_judge
 from eaft_prune.tasks.memo import run_memo
 from eaft_prune.tasks.plan import run_plan
 from eaft_prune.tasks.replay import run_replay
@@ -73,6 +75,24 @@ _ALL = (
         evaluates="plans",
         reweighs=True,
         check=check_search,
+    ),
+    Task(
+        "frontier",
+        "How far it can be pruned and still pass: sizes searched, the smallest proven.",
+        run_frontier,
+        **_with_section("frontier"),
+        writes=True,
+        evaluates="checkpoints",
+        check=check_frontier,
+        foretell=foretell_frontier,
+    ),
+    Task(
+        "judge",
+        "A checkpoint or plan made elsewhere against its base, by the same proof.",
+        run_judge,
+        settings=("candidate",),
+        needs="candidate.path=DIR or candidate.plan=FILE: select it as task=judge",
+        evaluates="checkpoints",
     ),
     Task(
         "ablate",

@@ -8,6 +8,8 @@ from eaft_prune.core.types import UserError
 from eaft_prune.engines.registry import engine_kind
 from eaft_prune.tasks.task import Task
 
+_TWO_SIDES = ("candidates", "checkpoints", "control")
+
 
 def check(task: Task, experiment: Experiment) -> None:
     """Raise UserError naming setting, value and remedy where the task cannot be done."""
@@ -35,21 +37,21 @@ def _check_layers(task: Task, experiment: Experiment) -> None:
 
 def _check_eval(task: Task, experiment: Experiment) -> None:
     asked = experiment.eval
-    if asked.top_k is not None and task.evaluates in ("model", "control", "plans"):
+    if asked.top_k is not None and task.evaluates not in ("nothing", "candidates"):
         raise UserError(
             f"eval.top_k = {asked.top_k} has no effect with task={task.name}: use task=pipeline"
         )
-    if asked.generation and task.evaluates not in ("candidates", "control"):
+    if asked.generation and task.evaluates not in _TWO_SIDES:
         raise UserError(
-            "eval.generation = true needs a base and a candidate: task=pipeline, noise_floor or "
-            f"noop, not {task.name}"
+            "eval.generation = true needs a base and a candidate: task=pipeline, frontier, judge, "
+            f"noise_floor or noop, not {task.name}"
         )
     if asked.generation and experiment.packs.format != "harmony":
         raise UserError("eval.generation = true needs packs of conversations: packs.format=harmony")
-    if asked.early_stop and task.evaluates not in ("candidates", "control"):
+    if asked.early_stop and task.evaluates not in _TWO_SIDES:
         raise UserError(
             "eval.early_stop = true needs a base, a candidate and their gate: "
-            f"task=pipeline, noise_floor or noop, not {task.name}"
+            f"task=pipeline, frontier, judge, noise_floor or noop, not {task.name}"
         )
 
 
@@ -105,7 +107,9 @@ def _check_engine(task: Task, experiment: Experiment) -> None:
         )
     if asked.generation and not kind.writes:
         raise UserError("eval.generation = true needs engine=transformers: drop it")
-    two = task.evaluates == "candidates" or (task.writes and task.evaluates == "control")
+    two = task.evaluates in ("candidates", "checkpoints") or (
+        task.writes and task.evaluates == "control"
+    )
     if two and experiment.engine.base_url is not None:
         raise UserError(
             f"task={task.name} evaluates two checkpoints, engine.base_url serves one: launch "

@@ -38,8 +38,8 @@ def sentence(frontier: Frontier) -> str:
     if below:
         nearest = max(point.keep_n or 0 for point in below)
         how = {point.method: point.status for point in below if point.keep_n == nearest}
-        each = ", ".join(f"{status} {method}" for method, status in how.items())
-        said += f" With {nearest} it does not pass ({each})."
+        each = ", ".join(f"{method} {status}" for method, status in how.items())
+        said += f" With {nearest} no method could be shown to pass ({each})."
     return said
 
 

@@ -46,7 +46,7 @@ def test_reaps_observations(tmp_path: Path, kept: dict[int, tuple[int, ...]]) ->
     dropped = {layer: tuple(i for i in range(8) if i not in ids) for layer, ids in kept.items()}
     assert read_kept(path, "expert_frequency", 4) == dropped
     assert {ids[:4] for ids in read_kept(path, "reap", 8).values()} == {(0, 1, 2, 3)}
-    with pytest.raises(UserError, match="ean_sum.*expert_frequency, reap"):
+    with pytest.raises(UserError, match=r"ean_sum.*expert_frequency, reap"):
         read_kept(path, "ean_sum", 4)
     with pytest.raises(UserError, match="keep_n = 9"):
         read_kept(path, "reap", 9)

@@ -1,11 +1,12 @@
 from eaft_prune.api import (
-    Result as Result,
-    Results as Results,
-    RunFailed as RunFailed,
-    UserError as UserError,
-    load_result as load_result,
-    load_results as load_results,
-    run as run,
+    Result,
+    Results,
+    RunFailed,
+    UserError,
+    load_result,
+    load_results,
+    run,
 )
 
 __version__: str
+__all__ = ["Result", "Results", "RunFailed", "UserError", "load_result", "load_results", "run"]

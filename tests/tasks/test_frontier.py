@@ -140,7 +140,7 @@ def test_mlflow_has_a_child_for_every_searched_size(own: World, found: Done) -> 
         [parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'"
     )
     logged = {
-        (run.data.params["method"], int(run.data.params["keep_n"])): (
+        (run.data.params["method"], int(run.data.params["pruning.keep_n"])): (
             run.data.tags["gate.status"],
             pytest.approx(run.data.metrics["summary/dppl_percent"]),
         )

@@ -189,6 +189,8 @@ def _present(
     for name, path in where.items():
         print(f"{name:<11} {path}")
     print(f"{'MLflow':<11} {tracked.ui_page}")
+    if job is None:
+        print(f"{'all runs':<11} {tracked.ui_table}")
     if tracked.ui_command and job is None:
         print(f"{'':<11} shown by: {tracked.ui_command}")
 

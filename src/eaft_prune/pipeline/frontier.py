@@ -187,8 +187,12 @@ def _announce(session: Session, method: Method, point: Point) -> None:
         "summary/dppl_percent": 100 * point.growth,
         "summary/tokens": float(point.tokens),
     }
-    settings = {"method": method.name, "criterion": method.pruning.name, "keep_n": point.keep_n,
-                "compensation": method.pruning.compensation}  # fmt: skip
+    settings = {
+        "method": method.name,
+        "pruning.name": method.pruning.name,
+        "pruning.keep_n": point.keep_n,
+        "pruning.compensation": method.pruning.compensation,
+    }
     tags = {"gate.status": point.status, "gate.failed_checks": ",".join(point.failed),
-            "plan.digest": point.plan or ""}  # fmt: skip
+            "plan.digest": point.plan or "", "task": "frontier"}  # fmt: skip
     session.observer.point(f"{method.name} {point.keep_n}", settings, metrics, tags)

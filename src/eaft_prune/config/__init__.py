@@ -25,6 +25,7 @@ from eaft_prune.config.pruning import (
     ProbeSettings,
     PruningSettings,
 )
+from eaft_prune.config.publish import PublishSettings
 from eaft_prune.config.renamed import renamed, unknown
 from eaft_prune.config.resampling import AblateSettings, StabilitySettings
 from eaft_prune.config.runtime import (
@@ -60,6 +61,7 @@ __all__ = [
     "ProbeSettings",
     "ProfileSettings",
     "PruningSettings",
+    "PublishSettings",
     "RangeSettings",
     "ReplaySettings",
     "RuntimeSettings",

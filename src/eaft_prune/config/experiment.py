@@ -24,6 +24,7 @@ from eaft_prune.config.pruning import (
     ProbeSettings,
     PruningSettings,
 )
+from eaft_prune.config.publish import PublishSettings
 from eaft_prune.config.resampling import AblateSettings, StabilitySettings
 from eaft_prune.config.runtime import (
     EngineSettings,
@@ -71,6 +72,7 @@ class Experiment(Settings):
     decode_bench: DecodeSettings | None = None
     ablate: AblateSettings | None = None
     stability: StabilitySettings | None = None
+    publish: PublishSettings | None = None
     memo: MemoSettings | None = None
     doctor: DoctorSettings | None = None
     gc: GcSettings | None = None

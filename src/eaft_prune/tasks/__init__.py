@@ -18,6 +18,7 @@ from eaft_prune.tasks.frontier import check_frontier, foretell_frontier, run_fro
 from eaft_prune.tasks.judge import run_judge
 from eaft_prune.tasks.memo import run_memo
 from eaft_prune.tasks.plan import run_plan
+from eaft_prune.tasks.publish import run_publish
 from eaft_prune.tasks.replay import run_replay
 from eaft_prune.tasks.stability import run_stability
 from eaft_prune.tasks.task import Task
@@ -179,6 +180,16 @@ _ALL = (
     ),
     Task(
         "predownload", "Fetch, check and hash model and packs.", basic.run_predownload, utility=True
+    ),
+    Task(
+        "publish",
+        "A judged checkpoint to the hub, with the evidence of its run; refuses what failed.",
+        run_publish,
+        settings=("publish",),
+        needs="publish.repo=OWNER/NAME and publish.run=DIR: select it as task=publish",
+        locked=False,
+        utility=True,
+        reads=(),
     ),
     Task(
         "memo",

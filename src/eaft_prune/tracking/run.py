@@ -232,15 +232,15 @@ class MlflowRun:
             self._server.text(self.run_id, redact(text), "stages.json")
 
     def _register(self, evidence: Mapping[str, str]) -> None:
-        """Make the exported checkpoint a version of `tracking.register`, with what it passed on."""
+        """Make the exported checkpoint a version of `tracking.register_as`, with what it passed on."""
         settings = self._experiment.tracking
-        if settings.register is None:
+        if settings.register_as is None:
             return
         told = {k: v for k, v in evidence.items() if k.startswith(("summary/", "gate.")) and v}
         version = self._server.register(
-            settings.register, self._models["pruned"], self.run_id, told, settings.alias
+            settings.register_as, self._models["pruned"], self.run_id, told, settings.alias
         )
-        self._log({}, {"registered": f"{settings.register} version {version}"})
+        self._log({}, {"registered": f"{settings.register_as} version {version}"})
 
     def _name(self, role: str, checkpoint: Checkpoint) -> str:
         """The base as the settings name it, an export as its directory."""

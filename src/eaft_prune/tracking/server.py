@@ -217,7 +217,7 @@ class Server:
     def register(
         self, name: str, model_id: str, run_id: str, evidence: Mapping[str, str], alias: str
     ) -> str:
-        """The version of a registered model that a logged model is, made if new; it gets the alias."""
+        """The version of a registered model that a logged model is, made if new; with the alias."""
         labels = {valid_name(key): value for key, value in evidence.items()}
         with self._reaching():
             return version_of(self._client, (name, model_id, run_id), labels, alias)

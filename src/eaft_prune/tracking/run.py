@@ -232,7 +232,7 @@ class MlflowRun:
             self._server.text(self.run_id, redact(text), "stages.json")
 
     def _register(self, evidence: Mapping[str, str]) -> None:
-        """Make the exported checkpoint a version of `tracking.register_as`, with what it passed on."""
+        """Make the export a version of the model `tracking.register_as`, with what it passed on."""
         settings = self._experiment.tracking
         if settings.register_as is None:
             return

@@ -50,11 +50,12 @@ def version_of(
             raise
     quoted = name.replace("'", "''")
     known = client.search_model_versions(f"name = '{quoted}'")
-    found = next((one for one in known if one.model_id == model_id), None)
+    # not models:/ID, which MLflow looks up on the server of its own global settings
+    source = client.get_logged_model(model_id).artifact_location
+    found = next((one for one in known if one.source == source), None)
     if found is None:
-        source = f"models:/{model_id}"
         found = client.create_model_version(name, source, run_id, model_id=model_id)
-    for key, value in labels.items():
+    for key, value in {**labels, "model_id": model_id}.items():
         client.set_model_version_tag(name, found.version, key, value)
     client.set_registered_model_alias(name, alias, found.version)
     return str(found.version)

@@ -61,7 +61,7 @@ def test_methods_are_tried_in_turn_and_each_only_below_what_passed(found: Done) 
     tried = points(found)
     searched = tried[tried.rows == "search"]
     passed = {
-        method: min(of.keep_n[of.verdict == "PASS"], default=math.inf)
+        method: min(of.keep_n[of.holds], default=math.inf)
         for method, of in searched.groupby("method", sort=False)
     }
     assert passed["ranking"] == 6  # else the next lines say nothing
@@ -84,7 +84,7 @@ def test_the_answer_is_the_smallest_that_was_proven(found: Done) -> None:
     assert {len(ids) for ids in manifest["plan"]["kept"]} == {answer.keep_n}
     assert result["checkpoint"]["path"] == answer.path
     # the gate's chance of error is shared out over the sizes that could be proven
-    passed = tried.keep_n[(tried.rows == "search") & (tried.verdict == "PASS")].min()
+    passed = tried.keep_n[(tried.rows == "search") & tried.holds].min()
     provable = sum(n >= passed for n in (4, 6))
     assert result["gate"]["confidence"] == pytest.approx(1 - 0.05 / provable)
     assert f"keeps {answer.keep_n} of 8 experts" in result["facts"]["sentence"]

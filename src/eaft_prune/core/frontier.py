@@ -22,6 +22,7 @@ class Point:
     growth: float  # PPL / PPL_base - 1, where it used most of its limit
     low: float | None  # its bounds, each at the gate's confidence
     high: float | None
+    holds: bool  # PASS, or all estimates within their limits and nothing sure yet
     failed: tuple[str, ...]  # labels of checks
     undecided: tuple[str, ...]
     tokens: int  # fewest scored tokens, and conversations, that a check rests on

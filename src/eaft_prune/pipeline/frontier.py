@@ -12,7 +12,7 @@ from eaft_prune.checkpoints.size import bytes_of
 from eaft_prune.core.frontier import Point, Rows
 from eaft_prune.core.types import UserError
 from eaft_prune.core.verdict import Comparison, GateCheck
-from eaft_prune.maths.bisection import smallest_passing
+from eaft_prune.maths.bisection import furthest_down, smallest_passing
 from eaft_prune.pipeline import ladder
 from eaft_prune.pipeline.compare import compare
 from eaft_prune.pipeline.evaluation import Side
@@ -47,13 +47,13 @@ class Search:
         return found
 
     def answer_of(self, method: Method) -> int | None:
-        """The fewest experts with which a method passed."""
+        """The fewest experts with which a method held the gate."""
         passed = [n for (name, n), point in self.points.items() if name == method.name
-                  if point.status == "PASS"]  # fmt: skip
+                  if point.holds]  # fmt: skip
         return min(passed, default=None)
 
     def cheapest(self, keep_n: int) -> Method | None:
-        """The first method of the ladder that is known to pass with at most so many experts."""
+        """The first method of the ladder that held with at most so many experts."""
         for method in self.methods:
             least = self.answer_of(method)
             if least is not None and least <= keep_n:
@@ -96,7 +96,9 @@ def sizes_of(session: Session, base: Model) -> tuple[int, ...]:
 def climb(search: Search) -> int | None:
     """Every method of the ladder in turn, each below the least size of those before it.
 
-    Returns the fewest experts with which any passed; then the sizes around it are measured, masked.
+    A size holds if the gate passes it or, sure of nothing, has every estimate within its limit:
+    what is claimed is the proof's affair, which has rows of its own. Returns the fewest experts
+    with which any held; then the sizes around it are measured, masked.
     """
     settings = settings_of(search.session)
     best: int | None = None
@@ -105,7 +107,9 @@ def climb(search: Search) -> int | None:
         if not todo:
             break
         method = _method(search, rung)
-        best = smallest_passing(todo, _passes(search, method)) or best
+        # later methods are dear, and reach a few sizes further
+        descend = smallest_passing if best is None else furthest_down
+        best = descend(todo, _holds(search, method)) or best
     if best is not None:
         at = search.sizes.index(best)
         around = search.sizes[max(at - settings.curve, 0) : at + settings.curve + 1]
@@ -124,9 +128,13 @@ def point_of(
     judged = [reports[check.pack, check.seq_len] for check in verdict.checks
               if (check.pack, check.seq_len) in reports]  # fmt: skip
     growth = growth_check(verdict.checks)
+    within = all(abs(check.decisive) <= check.limit for check in verdict.checks)
+    holds = verdict.status == "PASS" or (
+        verdict.status == "INCONCLUSIVE" and within and not verdict.missing
+    )
     return Point(
         method, keep_n, gb, verdict.status, growth.decisive, growth.low, growth.high,
-        verdict.failed_checks, verdict.undecided_checks,
+        holds, verdict.failed_checks, verdict.undecided_checks,
         min(report.scored_tokens for report in judged), min(report.rows for report in judged), rows,
     )  # fmt: skip
 
@@ -151,8 +159,8 @@ def _method(search: Search, rung: str) -> Method:
     return method
 
 
-def _passes(search: Search, method: Method) -> Callable[[int], bool]:
-    return lambda keep_n: search.ask(method, keep_n).status == "PASS"
+def _holds(search: Search, method: Method) -> Callable[[int], bool]:
+    return lambda keep_n: search.ask(method, keep_n).holds
 
 
 def _tried(search: Search, method: Method, keep_n: int) -> Point:

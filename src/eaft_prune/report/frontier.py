@@ -82,7 +82,8 @@ def frontier_markdown(frontier: Frontier) -> str:
 
 NOTE = (
     "Bounds are one-sided, each at the confidence of its verdict. Sizes are tried on profiling "
-    "rows with early looks; repaired plans were fitted to such rows, so there they look better "
+    "rows with early looks; one that is open there with every estimate within its limit may go on "
+    "to the proof. Repaired plans were fitted to such rows, so there they look better "
     "than they are. What is proven is proven on rows that neither ranking, repair nor search saw."
 )
 
@@ -94,7 +95,7 @@ def frontier_frame(frontier: Frontier) -> Any:
     rows = [
         {
             "rows": point.rows, "method": point.method, "keep_n": point.keep_n, "gb": point.gb,
-            "verdict": point.status, "dppl_percent": 100 * point.growth,
+            "verdict": point.status, "holds": point.holds, "dppl_percent": 100 * point.growth,
             "low_percent": None if point.low is None else 100 * point.low,
             "high_percent": None if point.high is None else 100 * point.high,
             "limit_percent": 100 * frontier.limit, "tokens": point.tokens,

@@ -23,7 +23,7 @@ ASKED = (
     "pruning.keep_multiple=2",
     "pruning.core_pos_top_m=0",
     "frontier.num_blocks=all",
-    "marginal.num_blocks=1",
+    "frontier.greedy_blocks=1",
     "marginal.seq_len=64",
     "compensation.num_blocks=24",
     "compensation.passes=1",
@@ -191,11 +191,11 @@ def test_sizes_that_are_not_there_are_refused(own: World) -> None:
 def test_a_checkpoint_made_elsewhere_is_judged_as_the_same_one_of_ours(
     own: World, found: Done, tmp_path: Path
 ) -> None:
-    """Rivals and task=judge: the exported checkpoint, called something else."""
+    """Rivals and task=candidate: the exported checkpoint, called something else."""
     ours = Path(found.result["checkpoint"]["path"])
     common = [s for s in ASKED if not s.startswith(("task=", "frontier."))]
     before = tree(ours)
-    judged = own.run("task=judge", *common, f"candidate.path={ours}", "candidate.name=theirs",
+    judged = own.run("task=candidate", *common, f"candidate.path={ours}", "candidate.name=theirs",
                      "gate.confidence=0.975")  # fmt: skip
     assert judged.code == 0, judged.err
     assert judged.result["gates"]["theirs"] == found.result["gates"]["pruned"]
@@ -207,7 +207,7 @@ def test_a_plan_made_elsewhere_is_exported_and_judged(own: World, tmp_path: Path
     kept = [[0, 3, 5, 6], [1, 2, 4, 7]]
     report = tmp_path / "report.json"
     report.write_text(json.dumps({f"model.layers.{i}.mlp": ids for i, ids in enumerate(kept)}))
-    done = own.run("task=judge", "eval.kl_top_k=null", f"candidate.plan={report}")
+    done = own.run("task=candidate", "eval.kl_top_k=null", f"candidate.plan={report}")
     assert done.code == 0, done.out + done.err
     manifest = Path(done.result["checkpoint"]["path"]) / "manifest.json"
     assert json.loads(manifest.read_text())["plan"]["kept"] == kept

@@ -20,6 +20,8 @@ class FrontierSettings(Settings):
     """fewest experts a layer that are tried; null: half of them"""
     target_gb: Annotated[float, Field(gt=0)] | None = None
     """one size alone: the most experts whose checkpoint has at most as many 10^9 bytes"""
+    greedy_blocks: BlockCount = 4
+    """marginal.num_blocks of the method `greedy`, whose passes are as many as all experts"""
     repair: Literal["bias", "down_proj", "experts"] = "experts"
     """pruning.compensation of the method `repaired`"""
     seq_len: SeqLen | None = None

@@ -17,7 +17,7 @@ from eaft_prune.pipeline import ladder
 from eaft_prune.pipeline.compare import compare
 from eaft_prune.pipeline.evaluation import Side
 from eaft_prune.pipeline.export import write
-from eaft_prune.pipeline.ladder import Method, settings_of, trying, with_settings
+from eaft_prune.pipeline.ladder import Method, settings_of, trying
 from eaft_prune.pipeline.requests import frontier_search
 from eaft_prune.pipeline.sequential import measure_all
 from eaft_prune.pipeline.session import Session
@@ -165,7 +165,7 @@ def _holds(search: Search, method: Method) -> Callable[[int], bool]:
 
 def _tried(search: Search, method: Method, keep_n: int) -> Point:
     base = search.base
-    session = with_settings(trying(search.session), pruning=method.settings(keep_n))
+    session = method.within(trying(search.session), keep_n)
     selection = method.selection(base, keep_n)
     label = f"{method.name}-{keep_n}"
     path: Path | None = None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from eaft_prune.checkpoints.model import Model
 from eaft_prune.maths.bisection import most_asked
-from eaft_prune.pipeline.ladder import settings_of
+from eaft_prune.pipeline.ladder import greedy_losses, settings_of
 from eaft_prune.pipeline.requests import calibration, compensating, evaluating, frontier_search
 from eaft_prune.pipeline.session import Session
 
@@ -32,8 +32,9 @@ def work(session: Session, base: Model, sizes: Sequence[int]) -> list[Work]:
     parts = [Work("search: the base", searched)]
     for rung in settings.ladder:
         if rung == "greedy":
-            marginal = experiment.marginal
-            block = session.blocks(base, calibration(experiment)).value.ids_BS.size
+            marginal = greedy_losses(session)
+            measured = experiment.model_copy(update={"marginal": marginal})
+            block = session.blocks(base, calibration(measured)).value.ids_BS.size
             rounds = base.n_experts - sizes[0]
             again = 1 + base.n_layers * min(marginal.candidates, base.n_experts)
             passes = 1 + base.n_layers * base.n_experts + max(rounds - 1, 0) * again

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from eaft_prune.checkpoints.model import Model
-from eaft_prune.config import Experiment, FrontierSettings, PruningSettings
+from eaft_prune.config import Experiment, FrontierSettings, MarginalSettings, PruningSettings
 from eaft_prune.core.outcome import Selection
 from eaft_prune.core.types import ExpertScores
 from eaft_prune.pipeline.criterion import select
@@ -33,6 +33,7 @@ class Method:
 
     name: str
     pruning: PruningSettings
+    marginal: MarginalSettings
     scores: ExpertScores
 
     @property
@@ -43,6 +44,10 @@ class Method:
     def settings(self, keep_n: int) -> PruningSettings:
         """Those of one size."""
         return self.pruning.model_copy(update={"keep_n": keep_n})
+
+    def within(self, session: Session, keep_n: int) -> Session:
+        """A session with the settings of one size."""
+        return with_settings(session, pruning=self.settings(keep_n), marginal=self.marginal)
 
     def selection(self, base: Model, keep_n: int) -> Selection:
         """The plan of one size, and why."""
@@ -60,7 +65,8 @@ def settings_of(session: Session) -> FrontierSettings:
 
 def ranking(session: Session, base: Model, least: int) -> Method:
     """The criterion of the settings."""
-    return _scored(session, base, "ranking", session.experiment.pruning, least)
+    experiment = session.experiment
+    return _scored(session, base, "ranking", (experiment.pruning, experiment.marginal), least)
 
 
 def greedy(session: Session, base: Model, least: int) -> Method:
@@ -72,7 +78,13 @@ def greedy(session: Session, base: Model, least: int) -> Method:
         keep_n=least,
         keep_multiple=session.experiment.pruning.keep_multiple,
     )
-    return _scored(session, base, "greedy", pruning, least)
+    return _scored(session, base, "greedy", (pruning, greedy_losses(session)), least)
+
+
+def greedy_losses(session: Session) -> MarginalSettings:
+    """How greedy measures losses: down to the least size, on blocks of its own number."""
+    blocks = settings_of(session).greedy_blocks
+    return session.experiment.marginal.model_copy(update={"num_blocks": blocks, "rounds": None})
 
 
 def repaired(session: Session, method: Method) -> Method:
@@ -111,11 +123,14 @@ def trying(session: Session) -> Session:
 
 
 def _scored(
-    session: Session, base: Model, name: str, pruning: PruningSettings, least: int
+    session: Session,
+    base: Model,
+    name: str,
+    how: tuple[PruningSettings, MarginalSettings],
+    least: int,
 ) -> Method:
     """Scores are those of the least size: of greedy they hold all larger ones."""
-    marginal = session.experiment.marginal.model_copy(update={"rounds": None})
-    asked = with_settings(
-        session, pruning=pruning.model_copy(update={"keep_n": least}), marginal=marginal
-    )
-    return Method(name, pruning, select(asked, base).scores)
+    pruning, marginal = how
+    of_least = pruning.model_copy(update={"keep_n": least})
+    asked = with_settings(session, pruning=of_least, marginal=marginal)
+    return Method(name, pruning, marginal, select(asked, base).scores)

@@ -12,10 +12,10 @@ from eaft_prune.pipeline.arrow import run_arrow
 from eaft_prune.search import check_search, run_search
 from eaft_prune.tasks import basic, controls, rules
 from eaft_prune.tasks.ablate import run_ablate
+from eaft_prune.tasks.candidate import run_candidate
 from eaft_prune.tasks.decode_bench import run_decode_bench
 from eaft_prune.tasks.engine_parity import run_engine_parity
 from eaft_prune.tasks.frontier import check_frontier, foretell_frontier, run_frontier
-from eaft_prune.tasks.judge import run_judge
 from eaft_prune.tasks.memo import run_memo
 from eaft_prune.tasks.plan import run_plan
 from eaft_prune.tasks.publish import run_publish
@@ -88,11 +88,11 @@ _ALL = (
         foretell=foretell_frontier,
     ),
     Task(
-        "judge",
+        "candidate",
         "A checkpoint or plan made elsewhere against its base, by the same proof.",
-        run_judge,
+        run_candidate,
         settings=("candidate",),
-        needs="candidate.path=DIR or candidate.plan=FILE: select it as task=judge",
+        needs="candidate.path=DIR or candidate.plan=FILE: select it as task=candidate",
         evaluates="checkpoints",
     ),
     Task(

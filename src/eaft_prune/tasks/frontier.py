@@ -147,10 +147,9 @@ def _prove(session: Session, search: Search, tried: Sequence[int]) -> list[_Prov
     for keep_n in tried:
         method = search.cheapest(keep_n)
         assert method is not None, "a size is proven that passed in the search"
-        own = with_settings(session, pruning=method.settings(keep_n))
         selection = method.selection(base, keep_n)
         session.observer.plan(selection.plan)
-        model = write(own, base, selection)
+        model = write(method.within(session, keep_n), base, selection)
         sides = [Side("base", base), Side("pruned", model)]
         found, written = measure_all(session, base, sides), generated(session, base, sides)
         looks = len(session.experiment.eval.interim_shares)

@@ -43,15 +43,15 @@ def _check_eval(task: Task, experiment: Experiment) -> None:
         )
     if asked.generation and task.evaluates not in _TWO_SIDES:
         raise UserError(
-            "eval.generation = true needs a base and a candidate: task=pipeline, frontier, judge, "
-            f"noise_floor or noop, not {task.name}"
+            "eval.generation = true needs a base and a candidate: task=pipeline, frontier, "
+            f"candidate, noise_floor or noop, not {task.name}"
         )
     if asked.generation and experiment.packs.format != "harmony":
         raise UserError("eval.generation = true needs packs of conversations: packs.format=harmony")
     if asked.early_stop and task.evaluates not in _TWO_SIDES:
         raise UserError(
             "eval.early_stop = true needs a base, a candidate and their gate: "
-            f"task=pipeline, frontier, judge, noise_floor or noop, not {task.name}"
+            f"task=pipeline, frontier, candidate, noise_floor or noop, not {task.name}"
         )
 
 

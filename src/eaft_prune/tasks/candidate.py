@@ -1,4 +1,4 @@
-"""task=judge: a checkpoint or a plan made elsewhere, against its base, by the same proof."""
+"""task=candidate: a checkpoint or a plan made elsewhere, against its base, by the same proof."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from eaft_prune.pipeline.session import Session
 _GB = 1e9
 
 
-def run_judge(session: Session, out: Path) -> Outcome:
+def run_candidate(session: Session, out: Path) -> Outcome:
     """candidate.path as it is, or the checkpoint that candidate.plan cuts from the base."""
     settings = session.experiment.candidate
     assert settings is not None, "config requires candidate.* for this task"

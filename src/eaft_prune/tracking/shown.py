@@ -14,17 +14,14 @@ if TYPE_CHECKING:
 _KEY = "verdicts"
 _TAG = f"mlflow.sharedViewState.{_KEY}"  # of an experiment, as the UI's Share button sets it
 SHARED_VIEW = f"viewStateShareKey={_KEY}"  # in an address
-COLUMNS = (
-    "tags.`gate.status`",
-    "tags.`gate.failed_checks`",
+COLUMNS = (  # the UI shows metrics first, then params, then tags
     "metrics.`summary/keep_n`",
     "metrics.`summary/gb`",
     "metrics.`summary/dppl_percent`",
-    "metrics.`summary/gate_margin`",
     "metrics.`telemetry/tokens_per_s/evaluate`",
     "params.`pruning.name`",
-    "params.`pruning.compensation`",
-    "tags.`task`",
+    "tags.`gate.status`",
+    "tags.`gate.failed_checks`",
 )
 
 

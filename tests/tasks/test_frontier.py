@@ -212,3 +212,17 @@ def test_a_plan_made_elsewhere_is_exported_and_judged(own: World, tmp_path: Path
     manifest = Path(done.result["checkpoint"]["path"]) / "manifest.json"
     assert json.loads(manifest.read_text())["plan"]["kept"] == kept
     assert set(done.result["gates"]) == {"candidate"}
+
+
+def test_rivals_stand_in_the_same_table(own: World, found: Done) -> None:
+    """The checkpoint of the answer as a rival of itself; a name twice is refused."""
+    ours = Path(found.result["checkpoint"]["path"])
+    done = own.run(*ASKED, f"frontier.rivals=['{ours}']")
+    assert done.code == 0, done.out + done.err
+    proof = points(done).query("rows == 'proof'").set_index("method")
+    rival, answer = proof.loc[ours.name], proof[proof.path == str(ours)].iloc[0]
+    for column in ("gb", "verdict", "dppl_percent", "low_percent", "tokens", "conversations"):
+        assert rival[column] == answer[column], column
+    assert set(done.result["gates"]) == {"pruned", ours.name}
+    twice = own.run(*ASKED, f"frontier.rivals=['{ours}', '{ours}']").failed()
+    assert "two models" in twice

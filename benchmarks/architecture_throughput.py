@@ -119,7 +119,7 @@ def random_model(config: dict[str, Any], device: torch.device) -> Any:
     torch.manual_seed(0)
     with device:
         model = AutoModelForCausalLM.from_config(
-            settings, dtype=torch.bfloat16, experts_implementation=NAME
+            settings, trust_remote_code=False, dtype=torch.bfloat16, experts_implementation=NAME
         )
     return model.eval().to(device)
 

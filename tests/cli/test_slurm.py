@@ -20,8 +20,13 @@ from support.runs import Done, World
 pytest_plugins = ("support.worlds",)
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.process]
 
-THREE = ("eval.candidates=[masked]", "pruning=random", "pruning.core_pos_top_m=0", "-m")
-THREE = (*THREE, "pruning.seed=0,1,2")
+THREE = (
+    "eval.candidates=[masked]",
+    "pruning=random",
+    "pruning.core_pos_top_m=0",
+    "-m",
+    "pruning.seed=0,1,2",
+)
 LAUNCHER = (
     "hydra/launcher=eaft_slurm",
     "hydra.launcher.cpus_per_task=1",

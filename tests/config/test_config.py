@@ -34,6 +34,8 @@ NEEDS = {
     "task=verify": ["verify.path=a"],
     "task=usage": ["engine=sglang", "engine.python=python", "pruning=frequency"],
     "task=engine_parity": ["engine=sglang", "engine.base_url=http://somewhere:30000"],
+    "task=candidate": ["candidate.path=/dir"],
+    "task=publish": ["publish.repo=me/pruned", "publish.run=/dir"],
     "engine=sglang": ["engine.python=python"],
     "engine=sglang_hopper": ["engine.python=python"],
     "engine=sglang_blackwell": ["engine.python=python"],

@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from support.runs import REPOSITORY
 
 from eaft_prune.cli.main import check
+from eaft_prune.core.types import UserError
 from eaft_prune.engines.registry import ENGINES
 from eaft_prune.tasks import TASKS
 
@@ -117,7 +119,12 @@ def test_there_are_commands() -> None:
 def test_a_command_composes(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(DOCS / "examples")
     arguments = shlex.split(command)
-    if not {"--help", "--cfg"} & set(arguments) and command not in REFUSED:
+    if {"--help", "--cfg"} & set(arguments) or command in REFUSED:
+        return
+    if "eval.tasks=" in command and find_spec("lm_eval") is None:
+        with pytest.raises(UserError, match=r"pip install 'eaft_prune\[tasks\]'"):
+            check(arguments)
+    else:
         assert check(arguments).experiments
 
 

@@ -22,9 +22,12 @@ from eaft_prune.core.types import Blocks, KeepPlan, UserError
 from eaft_prune.engines.transformers import TransformersEngine
 from eaft_prune.records.manifest import read_manifest
 from eaft_prune.repair.compensate import Compensation, compensate
+from eaft_prune.repair.distance import distance
 from eaft_prune.repair.layer import How, Level
+from eaft_prune.repair.streams import experts_of, leave, pass_by, start, step
 from eaft_prune.stages.export import Target, export
 
+DENSE = {"num_hidden_layers": 5, "mlp_only_layers": [0, 2, 4]}
 PLAN = KeepPlan(((0, 2, 3, 7), (1, 2, 4, 5)), 8)
 
 
@@ -105,9 +108,8 @@ def test_what_is_written_is_nearer_to_the_base_and_verified(
 def test_layers_without_experts_pass_both_streams_on(
     tmp_path: Path, load: Callable[..., TransformersEngine], make_blocks: Callable[..., Blocks]
 ) -> None:
-    """Before, between and behind those with experts, by transformers' own forward."""
-    dense = {"num_hidden_layers": 5, "mlp_only_layers": [0, 2, 4]}
-    base = tiny.write_moe(tmp_path / "base", "qwen3_moe", fused=False, **dense)
+    """By transformers' own forward, dense layers before, between and behind those with experts."""
+    base = tiny.write_moe(tmp_path / "base", "qwen3_moe", fused=False, **DENSE)
     blocks, others = make_blocks(40, 64, share=0.6), make_blocks(6, 64, seed=1)
     files = open_model(base)
     assert family_of(files.config).layer_numbers(files.config) == (1, 3)
@@ -119,6 +121,36 @@ def test_layers_without_experts_pass_both_streams_on(
     for tokens in (blocks, others):
         whole, cut, ours = (stream(path, tokens) for path in (base, plain, repaired))
         assert (whole - ours).norm() < 0.97 * (whole - cut).norm()
+
+
+@pytest.mark.parametrize("model_type", ["granitemoe", "qwen3_moe"])
+@torch.inference_mode()
+def test_the_unpruned_stream_ends_in_the_models_own_predictions(
+    model_type: str,
+    tmp_path: Path,
+    load: Callable[..., TransformersEngine],
+    make_blocks: Callable[..., Blocks],
+) -> None:
+    """Granite scales embeddings and logits, Qwen3 may have layers without experts."""
+    if model_type == "granitemoe":
+        scaled = {"embedding_multiplier": 3.0, "logits_scaling": 0.5, "num_hidden_layers": 2}
+        architectures.write(tmp_path / "base", model_type, vocab_size=300, **scaled)
+    else:
+        tiny.write_moe(tmp_path / "base", model_type, fused=False, **DENSE)
+    engine, blocks = load(tmp_path / "base"), make_blocks(8, 64)
+    streams = start(engine, PLAN, blocks, torch.device("cpu"))
+    for layer in range(2):
+        pass_by(streams, layer)
+        experts = experts_of(streams, layer)
+        leave(streams, step(streams, layer, experts, lambda tokens: None), experts)
+    pass_by(streams, 2)
+    found = []
+    for hidden, (_, rows, targets) in zip(streams.unpruned, engine.batches(blocks), strict=True):
+        logits = streams.head(engine.model.base_model.norm(hidden.flatten(0, 1)[rows]))
+        found += logits.log_softmax(-1).gather(1, targets[:, None])[:, 0].tolist()
+    np.testing.assert_allclose(found, engine.score(blocks, lambda n: None).logp_T, atol=1e-4)
+    held = torch.ones(len(found), dtype=torch.bool)
+    assert distance(streams, held) > 0
 
 
 def test_a_model_without_biases_has_none_to_move(
@@ -135,7 +167,8 @@ def test_a_model_without_biases_has_none_to_move(
     ("model_type", "said"),
     [
         ("qwen3_vl_moe", "is more than a language model"),
-        ("granitemoe", "changes its embeddings"),
+        ("gemma4_text", "gives its layers more than a stream"),
+        ("deepseek_v4", "has other streams"),
     ],
 )
 def test_a_model_of_another_build_is_refused(
@@ -145,8 +178,8 @@ def test_a_model_of_another_build_is_refused(
     load: Callable[..., TransformersEngine],
     make_blocks: Callable[..., Blocks],
 ) -> None:
-    scaled = {"embedding_multiplier": 3.0} if model_type == "granitemoe" else {}
-    architectures.write(tmp_path / "base", model_type, vocab_size=300, **scaled)
+    more = {"vocab_size_per_layer_input": 300} if model_type == "gemma4_text" else {}
+    architectures.write(tmp_path / "base", model_type, vocab_size=300, **more)
     engine = load(tmp_path / "base")
     layers = len(engine.family.experts(engine.model))
     plan = KeepPlan(((0, 2, 3, 7),) * layers, 8)

@@ -80,6 +80,7 @@ def test_a_lock_holds_what_the_run_read_and_found(world: World, locked: Done) ->
     assert value["seeds"] == {
         "eval.seed": None, "profile.seed": None, "pruning.seed": 0,
         "compensation.seed": 0, "marginal.seed": 0, "generation.seeds": [],
+        "harness.seed": 0,
     }  # fmt: skip
     assert set(value["code"]) >= {"version", "commit"}
     assert value["versions"]["torch"]

@@ -330,3 +330,16 @@ def test_correction_biases_even_the_load(every_domain: Path) -> None:
     again = lab.train(schedule, config | small, stream)
     (router,) = lab.routers_of(again)
     torch.testing.assert_close(router.get_buffer(lab.BIAS), expected)
+
+
+def test_notebook() -> None:
+    cells = [
+        {"cell_type": "code", "metadata": {"tags": ["parameters"]}, "source": ["a = 1\n", "a"]},
+        {"cell_type": "markdown", "metadata": {}, "source": ["text"]},
+        {"cell_type": "code", "metadata": {}, "source": ["print(a)\n", "b = a"]},
+    ]
+    done = script("notebook").executed({"cells": cells, "nbformat": 4}, {"a": 2})
+    first, text, second = done["cells"]
+    assert first["outputs"][0]["data"] == {"text/plain": "1"}
+    assert text == cells[1]
+    assert second["outputs"] == [{"output_type": "stream", "name": "stdout", "text": "2\n"}]

@@ -137,6 +137,12 @@ def look_ahead(experiment: Experiment) -> tuple[str, dict[str, str]]:
     return preview(_session(experiment, Silent(), Path()))
 
 
+def foretold(experiment: Experiment) -> str | None:
+    """What a task that finds out by itself what to run would run; None of any other."""
+    foretell = task_of(experiment).foretell
+    return None if foretell is None else foretell(_session(experiment, Silent(), Path()))
+
+
 def _session(experiment: Experiment, observer: Observer, out: Path) -> Session:
     store = Store(resolve_path(experiment.runtime.store_dir))
     bars = Bars(experiment.runtime.progress)
@@ -189,6 +195,8 @@ def _present(
     for name, path in where.items():
         print(f"{name:<11} {path}")
     print(f"{'MLflow':<11} {tracked.ui_page}")
+    if job is None:
+        print(f"{'all runs':<11} {tracked.ui_table}")
     if tracked.ui_command and job is None:
         print(f"{'':<11} shown by: {tracked.ui_command}")
 

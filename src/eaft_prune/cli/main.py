@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from eaft_prune.config import Experiment
 from eaft_prune.core.types import UserError
 from eaft_prune.engines.world import is_helper, world_size
 from eaft_prune.packs.sources import check_there
+from eaft_prune.records.results import load_result
 from eaft_prune.tasks import task_of
 from eaft_prune.tracking import Terminated, signals_raise
 
@@ -141,6 +141,6 @@ def _hydra(arguments: Sequence[str]) -> int:
 
 def _exit_code(out: Path) -> int:
     try:
-        return int(json.loads((out / "result.json").read_text())["exit_code"])
-    except (OSError, ValueError, KeyError):
+        return load_result(out).exit_code
+    except UserError:
         return runner.CRASHED

@@ -96,6 +96,9 @@ def print_plan(invocation: Invocation) -> int:
     for job, experiment in enumerate(invocation.experiments):
         point = (str(job), " ".join(changed[job]))
         try:
+            if (said := runner.foretold(experiment)) is not None:
+                print(said)
+                continue
             plan, needed = runner.look_ahead(experiment)
         except UserError as error:
             errors.append(f"error: point {job}: {error}")
@@ -111,9 +114,12 @@ def print_plan(invocation: Invocation) -> int:
         first.setdefault(plan, job)
         missing |= new
         rows.append((*point, state, str(len(new)), plan[:12]))
-    heads = ("point", "overrides", "state", "evaluations", "plan")
-    print(listing(heads, rows))
-    print(f"\n{len(rows)} points, {len(first)} distinct plans, {len(missing)} evaluations to run")
+    if rows:
+        heads = ("point", "overrides", "state", "evaluations", "plan")
+        print(listing(heads, rows))
+        print(
+            f"\n{len(rows)} points, {len(first)} distinct plans, {len(missing)} evaluations to run"
+        )
     for line in errors:
         print(line, file=sys.stderr)
     return runner.MISUSED if errors else runner.OK

@@ -6,13 +6,19 @@ from eaft_prune.config.decoding import DecodeSettings
 from eaft_prune.config.defaults import nodes
 from eaft_prune.config.eval import EvalSettings
 from eaft_prune.config.experiment import Experiment
+from eaft_prune.config.frontier import FrontierSettings
 from eaft_prune.config.gate import GateSettings
 from eaft_prune.config.generation import GenerationSettings
 from eaft_prune.config.harness import HarnessSettings
 from eaft_prune.config.inputs import ModelSettings, PacksSettings, ProfileSettings
 from eaft_prune.config.losses import MarginalSettings
 from eaft_prune.config.parse import parse_experiment, setting_names
-from eaft_prune.config.proof import CompareSettings, ReplaySettings, VerifySettings
+from eaft_prune.config.proof import (
+    CandidateSettings,
+    CompareSettings,
+    ReplaySettings,
+    VerifySettings,
+)
 from eaft_prune.config.pruning import (
     PLAN_SETTINGS,
     CompensationSettings,
@@ -20,6 +26,7 @@ from eaft_prune.config.pruning import (
     ProbeSettings,
     PruningSettings,
 )
+from eaft_prune.config.publish import PublishSettings
 from eaft_prune.config.renamed import renamed, unknown
 from eaft_prune.config.resampling import AblateSettings, StabilitySettings
 from eaft_prune.config.runtime import (
@@ -38,6 +45,7 @@ __all__ = [
     "SERVERS",
     "AblateSettings",
     "BlockCount",
+    "CandidateSettings",
     "CompareSettings",
     "CompensationSettings",
     "DecodeSettings",
@@ -46,6 +54,7 @@ __all__ = [
     "EvalSettings",
     "Experiment",
     "ExportSettings",
+    "FrontierSettings",
     "GateSettings",
     "GcSettings",
     "GenerationSettings",
@@ -58,6 +67,7 @@ __all__ = [
     "ProbeSettings",
     "ProfileSettings",
     "PruningSettings",
+    "PublishSettings",
     "RangeSettings",
     "ReplaySettings",
     "RuntimeSettings",

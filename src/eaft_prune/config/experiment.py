@@ -7,18 +7,25 @@ from pydantic import model_validator
 from eaft_prune.config.base import Settings, allowed
 from eaft_prune.config.decoding import DecodeSettings
 from eaft_prune.config.eval import EvalSettings
+from eaft_prune.config.frontier import FrontierSettings
 from eaft_prune.config.gate import GateSettings
 from eaft_prune.config.generation import GenerationSettings
 from eaft_prune.config.harness import HarnessSettings
 from eaft_prune.config.inputs import ModelSettings, PacksSettings, ProfileSettings
 from eaft_prune.config.losses import MarginalSettings
-from eaft_prune.config.proof import CompareSettings, ReplaySettings, VerifySettings
+from eaft_prune.config.proof import (
+    CandidateSettings,
+    CompareSettings,
+    ReplaySettings,
+    VerifySettings,
+)
 from eaft_prune.config.pruning import (
     CompensationSettings,
     ExportSettings,
     ProbeSettings,
     PruningSettings,
 )
+from eaft_prune.config.publish import PublishSettings
 from eaft_prune.config.resampling import AblateSettings, StabilitySettings
 from eaft_prune.config.runtime import (
     EngineSettings,
@@ -66,9 +73,12 @@ class Experiment(Settings):
     replay: ReplaySettings | None = None
     verify: VerifySettings | None = None
     search: SearchSettings | None = None
+    frontier: FrontierSettings | None = None
+    candidate: CandidateSettings | None = None
     decode_bench: DecodeSettings | None = None
     ablate: AblateSettings | None = None
     stability: StabilitySettings | None = None
+    publish: PublishSettings | None = None
     memo: MemoSettings | None = None
     doctor: DoctorSettings | None = None
     gc: GcSettings | None = None

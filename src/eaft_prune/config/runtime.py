@@ -92,6 +92,10 @@ class TrackingSettings(Settings):
     """run that this one is shown under"""
     tags: dict[str, str] = Field(default_factory=dict)
     """of the run, your own"""
+    register_as: str | None = None
+    """name of a registered model: an exported checkpoint that passes becomes a version of it"""
+    alias: str = "passed"
+    """of the newest such version; task=gc keeps its checkpoint"""
     system_metrics: bool = True
     """sample CPU, memory, disk and GPU (with nvidia-ml-py) every ten seconds"""
 

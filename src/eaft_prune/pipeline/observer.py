@@ -20,6 +20,21 @@ class Silent:
         return lambda *args, **kwargs: None
 
 
+class Aside(Silent):
+    """Tells another observer of stages and packs alone: of what was tried, not what came of it."""
+
+    def __init__(self, observer: Observer) -> None:
+        self._observer = observer
+
+    def stage(self, record: StageRecord) -> None:
+        """A stage ended or was found in the store."""
+        self._observer.stage(record)
+
+    def dataset(self, name: str, source: str, digest: str, rows: int) -> None:
+        """A pack was read."""
+        self._observer.dataset(name, source, digest, rows)
+
+
 class Observer(Protocol):
     """The tracker's side of the seam; the pipeline knows no tracker."""
 

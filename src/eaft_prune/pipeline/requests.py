@@ -77,6 +77,21 @@ def searching(experiment: Experiment) -> list[BlockRequest]:
     ]
 
 
+def frontier_search(experiment: Experiment) -> BlockRequest:
+    """The blocks that sizes are tried on."""
+    settings = experiment.frontier
+    assert settings is not None, "config requires frontier settings for task=frontier"
+    return BlockRequest(
+        experiment.gate.pack,
+        "profile",
+        settings.seq_len or experiment.gate.seq_lens[0],
+        settings.num_blocks,
+        settings.seed,
+        "frontier.num_blocks",
+        "frontier.seq_len",
+    )
+
+
 def comparing_experts(experiment: Experiment) -> BlockRequest:
     """The one block that task=expert_math runs."""
     settings = experiment.profile

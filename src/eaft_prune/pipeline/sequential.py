@@ -25,8 +25,14 @@ log = logging.getLogger(__name__)
 _LEAST = 30  # blocks of an interim analysis: errors taken over fewer are too rough to stop on
 
 
-def measure_all(session: Session, base: Model, sides: Sequence[Side]) -> list[Evaluation]:
-    """Every side on every asked pack and length; the first is the base.
+def measure_all(
+    session: Session,
+    base: Model,
+    sides: Sequence[Side],
+    asked: Sequence[BlockRequest] | None = None,
+) -> list[Evaluation]:
+    """Every side on every asked pack and length, by default all of the settings; the first is the
+    base.
 
     With eval.early_stop what the gate reads is evaluated in interim analyses, each about twice as
     many blocks as the one before and at least 30, for all sides, until every candidate is PASS or
@@ -38,11 +44,10 @@ def measure_all(session: Session, base: Model, sides: Sequence[Side]) -> list[Ev
     """
     experiment = session.experiment
     shares = experiment.eval.interim_shares
-    if len(shares) == 1:
-        scored = paired(session, sides[0])
-        return [measure(session, base, side, scored=scored) for side in sides]
     scored = paired(session, sides[0])
-    asked = evaluating(experiment)
+    asked = evaluating(experiment) if asked is None else asked
+    if len(shares) == 1:
+        return [measure(session, base, side, asked, scored) for side in sides]
     read = [request for request in asked if _is_read(session, request)]
     settings = experiment.gate.over(len(shares))
     found: list[Evaluation] = []

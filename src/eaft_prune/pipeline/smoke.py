@@ -44,23 +44,32 @@ def smoke(session: Session, model: Model) -> dict[str, Any]:
     kind = session.kind
     if not kind.writes or kind is TRANSFORMERS:
         return {}
+
+    def compute() -> Smoke:
+        theirs = first_tokens(session, model, cast(Writer, session.scorer(model)))
+        return compared(session, model, theirs)
+
     step = Step(
         f"smoke/{model.label}",
         1,
         {**kind.key(session.options), "dtype": session.dtype, "prompt": _PROMPT},
         {"model": model.digest, "tokenizer": model.tokenizer_digest},
         Smoke,
-        lambda: compared(session, model, cast(Writer, session.scorer(model))),
+        compute,
     )
     return told(kind.name, session.run(step).value)
 
 
-def compared(session: Session, model: Model, writer: Writer) -> Smoke:
-    """The engine's tokens, then those of transformers in this process."""
+def first_tokens(session: Session, model: Model, writer: Writer) -> NDArray[np.int32]:
+    """What an engine writes behind the prompt."""
     prompts, how = session.tokenizer(model).encode([_PROMPT]), Decoding(_TOKENS, ())
-    (theirs,), _ = writer.generate(prompts, how, 0, lambda done: None)
-    (ours,), _ = session.local_engine(model).generate(prompts, how, 0, lambda done: None)
-    return Smoke(np.array(theirs, np.int32), np.array(ours, np.int32))
+    (written,), _ = writer.generate(prompts, how, 0, lambda done: None)
+    return np.array(written, np.int32)
+
+
+def compared(session: Session, model: Model, theirs: NDArray[np.int32]) -> Smoke:
+    """An engine's tokens beside those of transformers, which takes its place in memory."""
+    return Smoke(theirs, first_tokens(session, model, session.local_engine(model)))
 
 
 def told(engine: str, found: Smoke) -> dict[str, Any]:

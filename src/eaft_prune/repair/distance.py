@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from eaft_prune.engines.head import Head
 from eaft_prune.repair.streams import Streams
 
 _BYTES = 1 << 30  # of logits held at once
@@ -15,16 +16,17 @@ def distance(streams: Streams, chosen_T: torch.Tensor) -> float:
 
     Of streams that have been through all layers.
     """
-    model, device = streams.engine.model, streams.engine.device
-    head, norm = model.get_output_embeddings(), model.base_model.norm
-    rows_at_once = max(1, _BYTES // (4 * head.weight.shape[0]))
+    model = streams.engine.model
+    head, norm = streams.head, model.base_model.norm
+    last = next(model.get_output_embeddings().parameters()).device
+    rows_at_once = max(1, _BYTES // (4 * head.vocab))
     total, first = 0.0, 0
     for number, rows in enumerate(streams.predictors):
         chosen = chosen_T[first : first + len(rows)].to(rows.device)
         first += len(rows)
         for part in torch.split(rows[chosen], rows_at_once):
             base, pruned = (
-                _log_probabilities(head, norm, stream[number], part.to(streams.place), device)
+                _log_probabilities(head, norm, stream[number], part.to(streams.place), last)
                 for stream in (streams.unpruned, streams.pruned)
             )
             total += float((base.exp() * (base - pruned)).sum(dtype=torch.float64))
@@ -32,12 +34,11 @@ def distance(streams: Streams, chosen_T: torch.Tensor) -> float:
 
 
 def _log_probabilities(
-    head: torch.nn.Module,
+    head: Head,
     norm: torch.nn.Module,
     stream: torch.Tensor,
     rows: torch.Tensor,
     device: torch.device,
 ) -> torch.Tensor:
     hidden = norm(stream.flatten(0, 1)[rows].to(next(norm.parameters()).device))
-    logits: torch.Tensor = head(hidden.to(next(head.parameters()).device)).to(device)
-    return torch.log_softmax(logits.float(), -1)
+    return torch.log_softmax(head(hidden.to(device)).float(), -1)

@@ -17,14 +17,15 @@ from eaft_prune.checkpoints.families.sliced_routers import KEPT
 from eaft_prune.checkpoints.pad import padded
 from eaft_prune.core.types import Blocks, KeepPlan, UserError
 from eaft_prune.engines.base import OnTokens
+from eaft_prune.engines.head import Head
 from eaft_prune.engines.transformers import TransformersEngine
+from eaft_prune.repair.entering import OTHER_BUILD, called_with, entering, layers_of, moved
 from eaft_prune.repair.experts import Asked, Experts, joined, of_module
 from eaft_prune.repair.gauss_newton import Linearised
 from eaft_prune.repair.least_squares import Features, Groups
 
 # how far rounding takes a layer's output, of what its experts add and of itself
 _ROUNDING = {torch.float32: (1e-3, 1e-5), torch.bfloat16: (0.05, 0.01), torch.float16: (0.05, 0.01)}
-_OTHER_BUILD = "pruning.compensation: this model {}, which cannot be repaired yet; use none"
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Streams:
     pruned: list[torch.Tensor]
     arguments: list[dict[str, Any]]  # of each layer's call, besides the stream
     places: tuple[int, ...]  # which of the layers, experts or none, hold those of each layer's plan
+    head: Head  # what makes logits of the stream behind the norm
 
 
 @dataclass(frozen=True)
@@ -80,34 +82,27 @@ class Behind:
 def start(
     engine: TransformersEngine, plan: KeepPlan, blocks: Blocks, place: torch.device
 ) -> Streams:
-    """Both streams as they enter the first layer: the embeddings.
+    """Both streams as they enter the first layer.
 
-    Raises UserError for a model of another build: embeddings that are scaled.
+    Raises UserError for a model of another build.
     """
-    embed, layers = engine.model.get_input_embeddings(), layers_of(engine)
-    arguments: list[dict[str, Any]] = []
-    entering: list[torch.Tensor] = []
-
-    def note(module: Any, given: tuple[Any, ...], named: dict[str, Any]) -> None:
-        arguments.append(named)
-        entering.extend(given[:1])
-
-    handles = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in layers]
-    try:
-        # without padding they depend on the length alone and broadcast over the batch
-        ids = torch.from_numpy(blocks.ids_BS[:1]).long().to(engine.device)
-        engine.model.base_model(input_ids=ids, use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
-    if not entering or not torch.equal(entering[0], embed(ids)):
-        raise UserError(_OTHER_BUILD.format("changes its embeddings before the first layer"))
+    ids = torch.from_numpy(blocks.ids_BS[[0, -1]]).long().to(engine.device)
+    arguments, head = called_with(engine, ids[:1], ids[1:])
     batches = list(engine.batches(blocks))
-    entered = [embed(ids).to(place) for ids, _, _ in batches]
+    entered = [entering(engine, ids).to(place) for ids, _, _ in batches]
     predictors = [rows for _, rows, _ in batches]
     places = places_of(engine)
     return Streams(
-        engine, plan, padded(plan), place, predictors, entered, list(entered), arguments, places
+        engine,
+        plan,
+        padded(plan),
+        place,
+        predictors,
+        entered,
+        list(entered),
+        arguments,
+        places,
+        head,
     )
 
 
@@ -122,7 +117,7 @@ def pass_by(streams: Streams, layer: int) -> None:
     for number in range(first, end):
         module = layers_of(streams.engine)[number]
         device = next(module.parameters()).device
-        arguments = _moved(streams.arguments[number], device)
+        arguments = moved(streams.arguments[number], device)
         for stream in (streams.unpruned, streams.pruned):
             for batch, hidden in enumerate(stream):
                 stream[batch] = module(hidden.to(device), **arguments).to(streams.place)
@@ -138,7 +133,7 @@ def step(streams: Streams, layer: int, experts: Experts, on_tokens: OnTokens) ->
     place = streams.places[layer]
     module = layers_of(streams.engine)[place]
     device = next(module.parameters()).device
-    arguments = _moved(streams.arguments[place], device)
+    arguments = moved(streams.arguments[place], device)
 
     def through(stream: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         out = []
@@ -213,16 +208,9 @@ def check_build(engine: TransformersEngine) -> None:
     """Raise UserError unless the model is embeddings, layers, one with experts each, and a norm."""
     body = engine.model.base_model
     if not hasattr(body, "layers") or not hasattr(body, "norm"):
-        raise UserError(_OTHER_BUILD.format("is more than a language model"))
+        raise UserError(OTHER_BUILD.format("is more than a language model"))
     if len(places_of(engine)) != len(engine.family.experts(engine.model)):
-        raise UserError(
-            _OTHER_BUILD.format("has experts outside of its layers, or several a layer")
-        )
-
-
-def layers_of(engine: TransformersEngine) -> list[Any]:
-    """The decoder layers of its model."""
-    return list(engine.model.base_model.layers)
+        raise UserError(OTHER_BUILD.format("has experts outside of its layers, or several a layer"))
 
 
 def places_of(engine: TransformersEngine) -> tuple[int, ...]:
@@ -239,18 +227,6 @@ def experts_of(streams: Streams, layer: int) -> Experts:
     """The experts that a checkpoint of the plan holds of a layer, as the model has them."""
     module = streams.engine.family.experts(streams.engine.model)[layer]
     return of_module(module, streams.layout.kept[layer])
-
-
-def _moved(arguments: Any, device: torch.device) -> Any:
-    """Tensors, in tuples and dicts too, on a device."""
-    match arguments:
-        case torch.Tensor():
-            return arguments.to(device)
-        case tuple():
-            return tuple(_moved(item, device) for item in arguments)
-        case dict():
-            return {name: _moved(item, device) for name, item in arguments.items()}
-    return arguments
 
 
 def _check_added(whole: torch.Tensor, rest: torch.Tensor, asked: Asked, experts: Experts) -> None:

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
-from importlib import resources
 from string import Template
 from typing import Any
 
@@ -32,6 +28,7 @@ from eaft_prune.report.fragments import (
     verdict_block,
 )
 from eaft_prune.report.gains import Gain, gains_table
+from eaft_prune.report.page import embedded, own_file, plotly_script, policy
 from eaft_prune.report.plots import plot_data
 from eaft_prune.report.summary import CandidateSummary, leaderboard, summarise
 from eaft_prune.report.tasks import tasks_table
@@ -59,16 +56,16 @@ def html_report(
     summaries = leaderboard(summarise(comparison, metrics))
     selections = selections_of(comparison, selection)
     base = comparison.base.model
-    data = _json(plot_data(comparison, selections, cc_quantile))
-    theme, plotly, script = _file("theme.js"), _plotly(), _file("report.js")
+    data = embedded(plot_data(comparison, selections, cc_quantile))
+    theme, plotly, script = own_file("theme.js"), plotly_script(), own_file("report.js")
     labels = [summary.label for summary in summaries]
     covered = coverage_table(selections)
     passages = [passages_block(comparison, label) for label in labels]
     written = [written_block(summary, comparison) for summary in summaries]
-    return Template(_file("report.html")).substitute(
+    return Template(own_file("report.html")).substitute(
         title=text(_title(summaries, base)),
-        policy=_policy(theme, plotly, script),
-        css=_file("report.css"),
+        policy=policy(theme, plotly, script),
+        css=own_file("report.css"),
         about=fact_list(about, "about"),
         gains=gains_table(gains),
         headline=headline(summaries, base),
@@ -116,30 +113,3 @@ def _beside(labels: Sequence[str], blocks: Sequence[str]) -> str:
         f'<div data-candidate="{text(label)}">{block}</div>'
         for label, block in zip(labels, blocks, strict=True)
     )
-
-
-def _file(name: str) -> str:
-    return resources.files("eaft_prune.report").joinpath(name).read_text(encoding="utf-8")
-
-
-def _plotly() -> str:
-    from plotly.offline import (
-        get_plotlyjs,
-    )  # here, because importing plotly takes longer than we do
-
-    return str(get_plotlyjs())
-
-
-def _policy(*scripts: str) -> str:
-    """Content security policy: these scripts and no other, and no network at all."""
-    hashes = (base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in scripts)
-    allowed = " ".join(f"'sha256-{one}'" for one in hashes)
-    return (
-        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:"
-    )
-
-
-def _json(data: Any) -> str:
-    """Compact JSON that cannot close the script element it stands in."""
-    dense = json.dumps(data, separators=(",", ":"), allow_nan=False)
-    return dense.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

@@ -12,11 +12,14 @@ from eaft_prune.pipeline.arrow import run_arrow
 from eaft_prune.search import check_search, run_search
 from eaft_prune.tasks import basic, controls, rules
 from eaft_prune.tasks.ablate import run_ablate
+from eaft_prune.tasks.candidate import run_candidate
 from eaft_prune.tasks.decode_bench import run_decode_bench
 from eaft_prune.tasks.engine_parity import run_engine_parity
+from eaft_prune.tasks.frontier import check_frontier, foretell_frontier, run_frontier
 from eaft_prune.tasks.gguf import run_gguf
 from eaft_prune.tasks.memo import run_memo
 from eaft_prune.tasks.plan import run_plan
+from eaft_prune.tasks.publish import run_publish
 from eaft_prune.tasks.replay import run_replay
 from eaft_prune.tasks.stability import run_stability
 from eaft_prune.tasks.task import Task
@@ -74,6 +77,24 @@ _ALL = (
         evaluates="plans",
         reweighs=True,
         check=check_search,
+    ),
+    Task(
+        "frontier",
+        "How far it can be pruned and still pass: sizes searched, the smallest proven.",
+        run_frontier,
+        **_with_section("frontier"),
+        writes=True,
+        evaluates="checkpoints",
+        check=check_frontier,
+        foretell=foretell_frontier,
+    ),
+    Task(
+        "candidate",
+        "A checkpoint or plan made elsewhere against its base, by the same proof.",
+        run_candidate,
+        settings=("candidate",),
+        needs="candidate.path=DIR or candidate.plan=FILE: select it as task=candidate",
+        evaluates="checkpoints",
     ),
     Task(
         "ablate",
@@ -168,6 +189,16 @@ _ALL = (
     ),
     Task(
         "predownload", "Fetch, check and hash model and packs.", basic.run_predownload, utility=True
+    ),
+    Task(
+        "publish",
+        "A judged checkpoint to the hub, with the evidence of its run; refuses what failed.",
+        run_publish,
+        settings=("publish",),
+        needs="publish.repo=OWNER/NAME and publish.run=DIR: select it as task=publish",
+        locked=False,
+        utility=True,
+        reads=(),
     ),
     Task(
         "memo",

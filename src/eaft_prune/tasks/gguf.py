@@ -9,7 +9,7 @@ from eaft_prune.core.digests import file_digest
 from eaft_prune.core.outcome import Outcome
 from eaft_prune.core.types import UserError
 from eaft_prune.pipeline.session import Session
-from eaft_prune.pipeline.smoke import compared, told
+from eaft_prune.pipeline.smoke import compared, first_tokens, told
 
 
 def run_gguf(session: Session, out: Path) -> Outcome:
@@ -29,8 +29,9 @@ def run_gguf(session: Session, out: Path) -> Outcome:
     convert(options.engine, base.files, draft, log_file)
     try:
         worker = opened(options.engine, base.files, draft, options.runtime.threads, log_file)
-        found = compared(session, base, LlamaEngine(worker, how, options.entropy_top_k))
+        theirs = first_tokens(session, base, LlamaEngine(worker, how, options.entropy_top_k))
         worker.stop()
+        found = compared(session, base, theirs)
         draft.replace(target)
     finally:
         draft.unlink(missing_ok=True)

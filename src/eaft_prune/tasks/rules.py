@@ -10,6 +10,8 @@ from eaft_prune.pipeline.harness import check_installed
 from eaft_prune.report.gains import bench
 from eaft_prune.tasks.task import Task
 
+_TWO_SIDES = ("candidates", "checkpoints", "control")
+
 
 def check(task: Task, experiment: Experiment) -> None:
     """Raise UserError naming setting, value and remedy where the task cannot be done."""
@@ -39,14 +41,14 @@ def _check_layers(task: Task, experiment: Experiment) -> None:
 
 def _check_eval(task: Task, experiment: Experiment) -> None:
     asked = experiment.eval
-    if asked.top_k is not None and task.evaluates in ("model", "control", "plans"):
+    if asked.top_k is not None and task.evaluates not in ("nothing", "candidates"):
         raise UserError(
             f"eval.top_k = {asked.top_k} has no effect with task={task.name}: use task=pipeline"
         )
-    if asked.generation and task.evaluates not in ("candidates", "control"):
+    if asked.generation and task.evaluates not in _TWO_SIDES:
         raise UserError(
-            "eval.generation = true needs a base and a candidate: task=pipeline, noise_floor or "
-            f"noop, not {task.name}"
+            "eval.generation = true needs a base and a candidate: task=pipeline, frontier, "
+            f"candidate, noise_floor or noop, not {task.name}"
         )
     if asked.generation and experiment.packs.format == "plain":
         raise UserError("eval.generation = true needs packs of conversations: packs.format=harmony")
@@ -57,10 +59,10 @@ def _check_eval(task: Task, experiment: Experiment) -> None:
                 f"noise_floor or noop, not {task.name}"
             )
         check_installed()
-    if asked.early_stop and task.evaluates not in ("candidates", "control"):
+    if asked.early_stop and task.evaluates not in _TWO_SIDES:
         raise UserError(
             "eval.early_stop = true needs a base, a candidate and their gate: "
-            f"task=pipeline, noise_floor or noop, not {task.name}"
+            f"task=pipeline, frontier, candidate, noise_floor or noop, not {task.name}"
         )
 
 
@@ -120,7 +122,9 @@ def _check_engine(task: Task, experiment: Experiment) -> None:
         raise UserError(f"eval.generation = true needs {can}: drop it")
     if asked.tasks and not (kind.compares and kind.writes):
         raise UserError(f"eval.tasks = {list(asked.tasks)} needs engine=transformers: drop it")
-    two = task.evaluates == "candidates" or (task.writes and task.evaluates == "control")
+    two = task.evaluates in ("candidates", "checkpoints") or (
+        task.writes and task.evaluates == "control"
+    )
     if two and experiment.engine.base_url is not None:
         raise UserError(
             f"task={task.name} evaluates two checkpoints, engine.base_url serves one: launch "

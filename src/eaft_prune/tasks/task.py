@@ -12,8 +12,8 @@ from eaft_prune.core.outcome import Outcome
 from eaft_prune.pipeline.session import Session
 
 # nothing; one model against nothing; a control of the measurement itself; what eval.candidates
-# says; many plans masked in the base
-Evaluates = Literal["nothing", "model", "control", "candidates", "plans"]
+# says; checkpoints of the task's own choice; many plans masked in the base
+Evaluates = Literal["nothing", "model", "control", "candidates", "checkpoints", "plans"]
 
 
 Source = Literal["model", "packs"]
@@ -41,6 +41,7 @@ class Task:
     tracked: bool = True  # an MLflow run, with its report and its lock
     locked: bool = True  # its lock says how to repeat it
     check: Callable[[Experiment], None] = _no_rule  # raises UserError: what only this task asks
+    foretell: Callable[[Session], str] | None = None  # what sweep.plan_only prints of it
 
     def exports(self, experiment: Experiment) -> bool:
         """Whether it writes a pruned checkpoint with these settings."""
@@ -55,7 +56,7 @@ def run_name(task: Task, experiment: Experiment) -> str:
         parts = [experiment.model.name, keep, experiment.pruning.name]
     else:
         parts = [task.name, experiment.model.name]
-    seeded = task.evaluates in ("model", "control", "candidates")
+    seeded = task.evaluates in ("model", "control", "candidates", "checkpoints")
     if seeded and experiment.eval.seed is not None:
         parts.append(f"seed{experiment.eval.seed}")
     return " ".join(parts)

@@ -130,3 +130,30 @@ def _left(check: GateCheck) -> float:
     if check.limit:
         return 1 - abs(check.decisive) / check.limit
     return 0.0 if check.decisive == 0 else -math.inf
+
+
+def verdict_table(verdict: GateVerdict) -> str:
+    """Every check as Markdown, the status above."""
+    rows = [
+        f"| {check.name} | {check.pack} | {check.seq_len} | {check.decisive:+.5f} "
+        f"| {_bounds(check)} | {check.limit:.5f} "
+        f"| {'pass' if check.outcome == 'PASS' else f'**{check.outcome}**'} |"
+        for check in verdict.checks
+    ]
+    failed = verdict.plain_failed_checks
+    plain = f"{verdict.plain} on {', '.join(failed)}" if failed else verdict.plain
+    return "\n".join(
+        [
+            f"**{verdict.status}** ({verdict.gate}; by point estimates {plain})",
+            "",
+            "| check | pack | seq_len | value | interval | limit | |",
+            "|---|---|---:|---:|---:|---:|---|",
+            *rows,
+        ]
+    )
+
+
+def _bounds(check: GateCheck) -> str:
+    if check.low is None or check.high is None:
+        return ""
+    return f"{check.low:+.5f} to {check.high:+.5f}"

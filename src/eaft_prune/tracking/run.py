@@ -15,7 +15,7 @@ from eaft_prune.config import Experiment
 from eaft_prune.core.outcome import StageRecord
 from eaft_prune.core.provenance import as_text, flatten, process_tags, redact
 from eaft_prune.core.types import Checkpoint, EvalKey, KeepPlan
-from eaft_prune.core.verdict import GateCheck, GateVerdict, PackReport
+from eaft_prune.core.verdict import GateVerdict, PackReport
 from eaft_prune.tracking.figures import (
     Batch,
     Figure,
@@ -23,6 +23,7 @@ from eaft_prune.tracking.figures import (
     summary,
     tables,
     verdict_figures,
+    verdict_table,
 )
 
 if TYPE_CHECKING:
@@ -64,6 +65,11 @@ class MlflowRun:
     def ui_command(self) -> str | None:
         """The command that starts the MLflow UI; None where a server shows it."""
         return self._server.ui_command
+
+    @property
+    def ui_table(self) -> str:
+        """The address of all runs with their verdicts, sizes and losses as columns."""
+        return self._server.ui_table
 
     @property
     def ui_page(self) -> str:
@@ -153,9 +159,11 @@ class MlflowRun:
             "gate.failed_checks": ",".join(verdict.failed_checks),
             "gate.undecided_checks": ",".join(verdict.undecided_checks),
             "gate.plain_failed_checks": ",".join(verdict.plain_failed_checks),
-            _NOTE: _verdict_table(verdict),
+            _NOTE: verdict_table(verdict),
         }
         self._log(figures, tags, model_id=self._models.get("pruned"))
+        if verdict.status == "PASS" and "pruned" in self._models:
+            self._register({**tags, **{name: f"{value:.6g}" for name, value in figures.items()}})
         change = figures.get("summary/dppl_percent")
         self._outcome = verdict.status + ("" if change is None else f" {change:+.1f}%")
 
@@ -223,6 +231,17 @@ class MlflowRun:
             text = json.dumps(self._stages, indent=1, default=str)
             self._server.text(self.run_id, redact(text), "stages.json")
 
+    def _register(self, evidence: Mapping[str, str]) -> None:
+        """Make the export a version of the model `tracking.register_as`, with what it passed on."""
+        settings = self._experiment.tracking
+        if settings.register_as is None:
+            return
+        told = {k: v for k, v in evidence.items() if k.startswith(("summary/", "gate.")) and v}
+        version = self._server.register(
+            settings.register_as, self._models["pruned"], self.run_id, told, settings.alias
+        )
+        self._log({}, {"registered": f"{settings.register_as} version {version}"})
+
     def _name(self, role: str, checkpoint: Checkpoint) -> str:
         """The base as the settings name it, an export as its directory."""
         return self._experiment.model.name if role == "base" else checkpoint.path.name
@@ -270,29 +289,3 @@ def _split(facts: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, str]]:
         else:
             texts[name] = redact(as_text(value))
     return figures, texts
-
-
-def _verdict_table(verdict: GateVerdict) -> str:
-    rows = [
-        f"| {check.name} | {check.pack} | {check.seq_len} | {check.decisive:+.5f} "
-        f"| {_bounds(check)} | {check.limit:.5f} "
-        f"| {'pass' if check.outcome == 'PASS' else f'**{check.outcome}**'} |"
-        for check in verdict.checks
-    ]
-    failed = verdict.plain_failed_checks
-    plain = f"{verdict.plain} on {', '.join(failed)}" if failed else verdict.plain
-    return "\n".join(
-        [
-            f"**{verdict.status}** ({verdict.gate}; by point estimates {plain})",
-            "",
-            "| check | pack | seq_len | value | interval | limit | |",
-            "|---|---|---:|---:|---:|---:|---|",
-            *rows,
-        ]
-    )
-
-
-def _bounds(check: GateCheck) -> str:
-    if check.low is None or check.high is None:
-        return ""
-    return f"{check.low:+.5f} to {check.high:+.5f}"

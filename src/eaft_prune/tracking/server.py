@@ -38,6 +38,7 @@ from eaft_prune.core.types import UserError
 from eaft_prune.tracking.address import create_sqlite, one_creator, probe, resolve, root, scheme
 from eaft_prune.tracking.errors import TrackingError
 from eaft_prune.tracking.figures import Batch
+from eaft_prune.tracking.shown import SHARED_VIEW, share_view, version_of
 
 FAILURES = (
     MlflowException,
@@ -73,6 +74,7 @@ class Server:
                 probe(self.uri)
                 self._client = MlflowClient(tracking_uri=self.uri)
                 self.experiment_id = self._experiment(experiment, artifacts)
+                share_view(self._client, self.experiment_id)
         except UserError:
             raise
         except (*FAILURES, ValueError) as error:  # ValueError: a port that is no number
@@ -98,6 +100,13 @@ class Server:
         """Address of a run in the UI, once that is running."""
         host = redact(self.uri).rstrip("/") if self._is_remote else _UI_ADDRESS
         return f"{host}/#/experiments/{self.experiment_id}/runs/{run_id}?{_UI_VIEW}"
+
+    @property
+    def ui_table(self) -> str:
+        """Address of the experiment's runs with the columns that say which passes and how large."""
+        host = redact(self.uri).rstrip("/") if self._is_remote else _UI_ADDRESS
+        where = f"{host}/#/experiments/{self.experiment_id}/runs"
+        return f"{where}?{_UI_VIEW}&{SHARED_VIEW}"
 
     @property
     def ui_command(self) -> str | None:
@@ -205,6 +214,14 @@ class Server:
                 self._client.log_model_artifact(made.model_id, str(file))
             self._client.finalize_logged_model(made.model_id, LoggedModelStatus.READY)
             return str(made.model_id)
+
+    def register(
+        self, name: str, model_id: str, run_id: str, evidence: Mapping[str, str], alias: str
+    ) -> str:
+        """The version of a registered model that a logged model is, made if new; with the alias."""
+        labels = {valid_name(key): value for key, value in evidence.items()}
+        with self._reaching():
+            return version_of(self._client, (name, model_id, run_id), labels, alias)
 
     def model_input(self, run_id: str, model_id: str) -> None:
         with self._reaching():

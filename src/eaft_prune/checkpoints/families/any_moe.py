@@ -14,14 +14,13 @@ from eaft_prune.checkpoints.families.base import (
     Config,
     Family,
 )
+from eaft_prune.checkpoints.families.building import auto_class, build, built, config_of
 from eaft_prune.checkpoints.families.meta import (
     CHOSEN,
     COUNTS,
     OTHERS,
     anatomy,
-    auto_class,
-    build,
-    config_of,
+    counts_of,
     is_experts,
 )
 from eaft_prune.checkpoints.formats.matrices import matrices
@@ -64,7 +63,7 @@ def _patch_config(config: Config, keep_n: int) -> dict[str, Any]:
     if keep_n != count:
         for key in _FURTHER:
             patched = _replaced(patched, (key,), None, 0)
-    if anatomy(patched).n_experts != keep_n:
+    if counts_of(built(patched)) != {keep_n}:
         raise UserError(
             f"config.json gives the {count} experts under none of {', '.join(COUNTS)}: add the one "
             f"that a {config['model_type']} model reads"

@@ -15,14 +15,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from eaft_prune.core.quiet import quiet
-from eaft_prune.core.text import shortened
+from eaft_prune.checkpoints.families.building import Config, build, built
 from eaft_prune.core.types import UserError
 
 if TYPE_CHECKING:
     import torch
-
-Config = Mapping[str, Any]
 
 # how config.json calls the experts of a layer, those of a token, and groups of experts
 COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
@@ -84,8 +81,8 @@ def anatomy(config: Config) -> Anatomy:
 def _anatomy(config_json: str) -> Anatomy:
     config = json.loads(config_json)
     _check_one_count(config)
-    settings = config_of(config)
-    model = build(settings)
+    model = built(config)
+    settings: Any = model.config
     modules = {name: module for name, module in model.named_modules() if is_experts(module)}
     kind = settings.model_type
     if not modules:
@@ -93,7 +90,7 @@ def _anatomy(config_json: str) -> Anatomy:
             f"config.json: model_type = {kind!r}: transformers runs no experts of this model "
             "through its experts interface, so none can be profiled or dropped"
         )
-    counts = {len(module.down_proj) for module in modules.values()}
+    counts = counts_of(model)
     if len(counts) > 1:
         raise UserError(
             f"config.json: model_type = {kind!r}: layers with {sorted(counts)} experts; one number "
@@ -158,69 +155,10 @@ def _check_one_count(config: Config) -> None:
             _check_one_count(value)
 
 
-def config_of(config: Config) -> Any:
-    """transformers' settings of what a config.json says; raises UserError where it takes it not."""
-    from transformers import CONFIG_MAPPING
-
-    model_type = config.get("model_type")
-    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
-        raise UserError(
-            f"config.json: model_type = {shortened(repr(model_type))} is not known to this version "
-            "of transformers: update it, or check the name"
-        )
-    plain = {
-        key: _with_floats(value) for key, value in config.items() if key != "quantization_config"
-    }
-    try:
-        return CONFIG_MAPPING[model_type].from_dict(plain)
-    # a class of settings raises whatever its own checks raise
-    except Exception as error:
-        raise UserError(
-            f"config.json: {shortened(str(error).replace(chr(10), ' '), 300)}"
-        ) from None
-
-
-def _with_floats(value: Any) -> Any:
-    """JSON with the floats in it that JSON has no way to write, as transformers tags them."""
-    match value:
-        case {"__float__": str(text)}:
-            return float(text)
-        case dict():
-            return {key: _with_floats(item) for key, item in value.items()}
-        case list():
-            return [_with_floats(item) for item in value]
-    return value
-
-
-def build(settings: Any) -> torch.nn.Module:
-    """The model on the meta device: shapes without bytes."""
-    import torch
-
-    with torch.device("meta"), quiet():
-        try:
-            model: torch.nn.Module = auto_class(settings).from_config(
-                settings, trust_remote_code=False
-            )
-        # whatever a class raises for sizes that do not fit together
-        except Exception as error:
-            first = shortened(str(error).replace("\n", " "), 300)
-            raise UserError(
-                f"config.json describes no {settings.model_type} model: {first}"
-            ) from None
-    return model
-
-
-def auto_class(settings: Any) -> Any:
-    """transformers' class for language models, or for those that see, where there is only one."""
-    from transformers import (
-        MODEL_FOR_CAUSAL_LM_MAPPING,
-        AutoModelForCausalLM,
-        AutoModelForImageTextToText,
-    )
-
-    if type(settings) in MODEL_FOR_CAUSAL_LM_MAPPING:
-        return AutoModelForCausalLM
-    return AutoModelForImageTextToText
+def counts_of(model: torch.nn.Module) -> set[int]:
+    """Numbers of experts that its layers have."""
+    experts: list[Any] = [module for module in model.modules() if is_experts(module)]
+    return {len(module.down_proj) for module in experts}
 
 
 def with_count(settings: Any, count: int) -> Any:

@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from eaft_prune.checkpoints.families.base import check_plan
-from eaft_prune.checkpoints.families.meta import build, groups_of, is_experts, with_count
+from eaft_prune.checkpoints.families.building import build
+from eaft_prune.checkpoints.families.meta import groups_of, is_experts, with_count
 from eaft_prune.checkpoints.token_tables import remapped
 from eaft_prune.core.types import KeepPlan
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from eaft_prune.checkpoints.families.base import Table, TensorSpec, some
-from eaft_prune.checkpoints.families.meta import Anatomy, anatomy, build, config_of, tensors
+from eaft_prune.checkpoints.families.building import built
+from eaft_prune.checkpoints.families.meta import Anatomy, anatomy, tensors
 from eaft_prune.checkpoints.families.table import check_counts, made_by_loaders
 from eaft_prune.checkpoints.formats.matrices import Matrix, matrices
 from eaft_prune.checkpoints.packed_matrices import shapes_of
@@ -28,7 +29,7 @@ def table(files: ModelFiles) -> Table:
     """What each tensor holds; raises UserError for one that is missing, unknown or misshapen."""
     kind = anatomy(files.config)
     check_counts(files, len(kind.layers), kind.n_experts)
-    model: Any = build(config_of(files.config))
+    model: Any = built(files.config)
     held = dict(tensors(model))
     made = made_by_loaders(files, {})
     packed = matrices(files.tensors)

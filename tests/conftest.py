@@ -40,7 +40,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """`make quick` leaves out what starts processes, trains, or runs whole command lines."""
     if not config.getoption(QUICK):
         return
-    slow = ("process", "slow", "gpu", "browser", "postgres", "slurm")
+    slow = ("process", "slow", "dear", "gpu", "browser", "postgres", "slurm")
     kept = [
         item
         for item in items

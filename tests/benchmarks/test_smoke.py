@@ -27,7 +27,7 @@ from eaft_prune.records.evaluation import load_evaluation
 
 pytest_plugins = ("support.worlds",)
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.process, pytest.mark.dear]
 
 BENCHMARKS = REPOSITORY / "benchmarks"
 FILES = sorted([*BENCHMARKS.glob("*.py"), *BENCHMARKS.glob("*.sh")])

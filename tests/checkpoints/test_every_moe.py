@@ -25,9 +25,10 @@ if TYPE_CHECKING:
     from eaft_prune.engines.transformers import TransformersEngine
 
 HOW = {"base": {"label": "tiny", "digest": "0"}}
+DEAR = (pytest.mark.slow, pytest.mark.dear)  # the long tail
 ALL = [
     *architectures.WANTED,
-    *(pytest.param(name, marks=pytest.mark.slow) for name in architectures.OTHERS),
+    *(pytest.param(name, marks=DEAR) for name in architectures.OTHERS),
 ]
 
 

@@ -284,6 +284,7 @@ def test_what_finished_runs_need_stays(small: World) -> None:
     assert young.result["facts"]["unneeded"] == 0
 
 
+@pytest.mark.dear
 def test_what_only_a_deleted_run_needed_goes_and_comes_back(
     small: World, client: MlflowClient, tmp_path: Path
 ) -> None:
@@ -376,6 +377,7 @@ def test_what_only_a_deleted_run_needed_goes_and_comes_back(
         client.restore_run(run_id)
 
 
+@pytest.mark.dear
 @pytest.mark.slow
 def test_a_run_that_began_and_ended_meanwhile_keeps_what_it_used(
     small: World, client: MlflowClient, monkeypatch: pytest.MonkeyPatch
@@ -410,6 +412,7 @@ def test_a_run_that_began_and_ended_meanwhile_keeps_what_it_used(
             client.restore_run(run.info.run_id)
 
 
+@pytest.mark.dear
 def test_a_finished_search_keeps_what_its_trials_were_scored_by(
     small: World, client: MlflowClient
 ) -> None:

@@ -15,6 +15,8 @@ from support.runs import Done, World
 
 pytest_plugins = ("support.worlds",)
 
+pytestmark = pytest.mark.dear
+
 MASKED = ("eval.candidates=[masked]", "pruning=random", "pruning.core_pos_top_m=0", "-m")
 DISTINCT = (*MASKED, "pruning.seed=0,1", "pruning.w_good=1,2")  # four points, two plans
 

@@ -70,6 +70,7 @@ def test_every_option_composes_and_validates(option: str) -> None:
     assert len(invocation.points) == 1
 
 
+@pytest.mark.dear
 @pytest.mark.parametrize("task", ["predownload", "prune"])
 def test_every_experiment_takes_every_milestone(task: str) -> None:
     for option in (option for option in OPTIONS if option.startswith("experiment=")):
@@ -89,6 +90,7 @@ def test_every_sweep_composes_and_validates_without_m(sweep: str) -> None:
     assert len(set(invocation.points)) == len(invocation.points)
 
 
+@pytest.mark.dear
 @pytest.mark.slow
 def test_the_sweep_of_criteria_has_each_that_needs_no_measuring_once() -> None:
     """Criteria that differ in their name alone are one point."""
@@ -106,6 +108,7 @@ def test_the_sweep_of_criteria_has_each_that_needs_no_measuring_once() -> None:
     assert all(len(same & set(swept)) == 1 for same in distinct.values())
 
 
+@pytest.mark.dear
 def test_a_sweep_and_a_line_of_ones_own_multiply() -> None:
     alone = check(["+sweeps=seeds"])
     both = check(["+sweeps=seeds", "pruning.keep_n=28,24"])

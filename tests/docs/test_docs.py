@@ -114,6 +114,7 @@ def test_there_are_commands() -> None:
     assert len(COMMANDS) > 50
 
 
+@pytest.mark.dear
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.slow
 def test_a_command_composes(command: str, monkeypatch: pytest.MonkeyPatch) -> None:

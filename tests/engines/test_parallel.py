@@ -16,7 +16,7 @@ from support.runs import Done, World, fresh_directory, process
 from eaft_prune.engines.parallel import deal
 
 pytest_plugins = ("support.worlds",)
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.process, pytest.mark.dear]
 
 
 @given(blocks=st.integers(1, 300), batch=st.integers(1, 40), ranks=st.integers(1, 9))

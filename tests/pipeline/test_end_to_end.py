@@ -182,6 +182,7 @@ def test_other_rows_are_other_keys_down_the_line(world: World, undisturbed: dict
     assert cached(result)["inspect/base"]
 
 
+@pytest.mark.dear
 @pytest.mark.slow
 def test_kill_9_at_any_moment_and_run_again(world: World, tmp_path: Path) -> None:
     """Killed after hashing, within the export and within the evaluation; then run to the end."""

@@ -107,6 +107,7 @@ def test_the_file_that_is_named_is_the_one_that_is_read(world: World, tmp_path: 
     assert there == packing(replace(place, packs={"tools": plain}).run(*ask))
 
 
+@pytest.mark.dear
 @pytest.mark.process
 def test_packs_are_read_where_nothing_can_be_written_to_a_home(
     world: World, tmp_path: Path

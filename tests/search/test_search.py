@@ -29,6 +29,8 @@ from eaft_prune.search.stopping import above_zero
 
 pytest_plugins = ("support.worlds",)
 
+pytestmark = pytest.mark.dear
+
 SMALL = (
     "task=search",
     "search.n_trials=6",

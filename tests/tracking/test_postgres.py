@@ -16,7 +16,7 @@ from mlflow import MlflowClient
 from support.runs import World
 
 pytest_plugins = ("support.worlds",)
-pytestmark = [pytest.mark.postgres, pytest.mark.slow]
+pytestmark = [pytest.mark.dear, pytest.mark.postgres, pytest.mark.slow]
 
 
 def binaries() -> Path | None:

@@ -272,6 +272,7 @@ def test_utilities_are_kept_apart(uri: str, tmp_path: Path) -> None:
     assert home.name == "tests-utilities"
 
 
+@pytest.mark.dear
 def test_the_machine_is_sampled(uri: str, tmp_path: Path) -> None:
     asked = settings(uri, tracking={"system_metrics": True})
     deadline = time.monotonic() + 60

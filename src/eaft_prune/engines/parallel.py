@@ -8,6 +8,7 @@ process would have made, and results are equal to the last bit.
 from __future__ import annotations
 
 import os
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -39,6 +40,7 @@ from eaft_prune.engines.base import OnTokens
 from eaft_prune.engines.transformers import TransformersEngine
 from eaft_prune.engines.world import RankLost
 
+_GRACE = 5.0  # seconds
 # ranks wait while rank 0 hashes, exports and writes; that one is gone is heard of beside (lifeline)
 _PATIENCE = timedelta(days=30)
 
@@ -68,7 +70,11 @@ def serve(load: Load) -> int:
     engine: TransformersEngine | None = None
     while True:
         order: list[Any] = [None]
-        dist.broadcast_object_list(order, src=0)
+        try:
+            dist.broadcast_object_list(order, src=0)
+        except RuntimeError:
+            time.sleep(_GRACE)  # where rank 0 is gone, its lifeline says so and ends this process
+            raise
         match order[0]:
             case ("stop",):
                 dist.destroy_process_group()

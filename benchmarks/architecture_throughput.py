@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     engine = engine_of(model, config, BATCH // shrink)
     if device.type == "cuda":
         print(f"{fuse(model, made_up_tokens(model))} norms and attentions fused")
-    gap = check_against_plain(model, lambda ids: logits(engine, ids), "bfloat16")
+    gap = check_against_plain(model, engine.logits, "bfloat16")
     print(f"total variation to transformers' eager: {gap:.2g}")
     print(f"{'run':<34} {'tok/s':>8} {'share':>7} {'peak GB':>8}")
     found: dict[str, float] = {}
@@ -131,12 +131,6 @@ def engine_of(model: Any, config: dict[str, Any], tokens: int) -> TransformersEn
         model, family, next(model.parameters()).device, "bfloat16", tokens, 20,
         family.top_k(config), family.n_experts(config),
     )  # fmt: skip
-
-
-def logits(engine: TransformersEngine, ids: torch.Tensor) -> torch.Tensor:
-    """As the engine makes them."""
-    hidden, head = engine.body(ids)
-    return head(hidden)
 
 
 def flops(model: Any, engine: TransformersEngine, seq_len: int, scored: float) -> float:

@@ -93,13 +93,8 @@ def load_files(files: ModelFiles, options: EngineOptions) -> TransformersEngine:
         if device.type == "cuda" and dtype == "bfloat16" and mode != "kernels":
             count = fuse(model, made_up_tokens(model))
             log.debug("%d norms and attentions run fused", count)
-        check_against_plain(model, lambda ids: _logits(engine, ids), dtype)
+        check_against_plain(model, engine.logits, dtype)
     return engine
-
-
-def _logits(engine: TransformersEngine, ids: torch.Tensor) -> torch.Tensor:
-    hidden, head = engine.body(ids)
-    return head(hidden)
 
 
 def load(files: ModelFiles, options: EngineOptions) -> TransformersEngine | ParallelEngine:

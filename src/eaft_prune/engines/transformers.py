@@ -154,8 +154,16 @@ class TransformersEngine(TokenComparer):
             return hidden_states(self.model, ids), PlainHead(self.model)
         out = self.model.base_model(input_ids=ids, use_cache=False)
         hidden = out.last_hidden_state
-        head = PlainHead(self.model) if self._is_gpt_oss else OwnHead(self.model, out)
-        return hidden.reshape(-1, hidden.shape[-1]), head
+        return hidden.reshape(-1, hidden.shape[-1]), self.head_behind(out)
+
+    def head_behind(self, body_output: Any) -> Head:
+        """What makes logits of last hidden states, given what transformers' body put out."""
+        return PlainHead(self.model) if self._is_gpt_oss else OwnHead(self.model, body_output)
+
+    def logits(self, ids: torch.Tensor) -> torch.Tensor:
+        """Of tokens [b, S] all logits, [b * S, V]."""
+        hidden, head = self.body(ids)
+        return head(hidden)
 
     @property
     def _is_gpt_oss(self) -> bool:

@@ -8,7 +8,6 @@ import torch
 
 from eaft_prune.core.types import UserError
 from eaft_prune.engines.head import Head
-from eaft_prune.engines.logits import OwnHead, PlainHead
 from eaft_prune.engines.transformers import TransformersEngine
 
 OTHER_BUILD = "pruning.compensation: this model {}, which cannot be repaired yet; use none"
@@ -85,8 +84,7 @@ def called_with(
     away = float((ours - theirs.to(ours.device).float()).norm())
     if away > _ROUNDING[theirs.dtype] * float(ours.norm()):
         raise more
-    bare = engine.family.model_type == "gpt_oss"
-    return arguments, PlainHead(engine.model) if bare else OwnHead(engine.model, out)
+    return arguments, engine.head_behind(out)
 
 
 def moved(arguments: Any, device: torch.device) -> Any:

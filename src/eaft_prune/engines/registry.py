@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,19 +48,32 @@ def _open_transformers(
     return load(files, options)
 
 
-def _sglang_key(options: EngineOptions) -> dict[str, Any]:
+def _server_key(
+    options: EngineOptions,
+    name: str,
+    account: Callable[[str], dict[str, Any]],
+    version: Callable[[str], str],
+) -> dict[str, Any]:
     """Of a launched server its version, arguments and environment; of a given one its account."""
-    from eaft_prune.engines.sglang import server
-
     engine = options.engine
     if engine.base_url is not None:
-        given = server.connect(engine, engine.base_url)
-        how: dict[str, Any] = {"version": given.version, "server": dict(given.args)}
+        how = account(engine.base_url)
     else:
         assert engine.python is not None, "config requires one of base_url and python"
-        version = server.SGLANG.version(engine.python)
-        how = {"version": version, "args": list(engine.args), "env": engine.env}
-    return {"engine": "sglang", "entropy_top_k": options.entropy_top_k, **how}
+        how = {
+            "version": version(engine.python), "args": list(engine.args), "env": engine.env,
+        }  # fmt: skip
+    return {"engine": name, "entropy_top_k": options.entropy_top_k, **how}
+
+
+def _sglang_key(options: EngineOptions) -> dict[str, Any]:
+    from eaft_prune.engines.sglang import server
+
+    def account(base_url: str) -> dict[str, Any]:
+        given = server.connect(options.engine, base_url)
+        return {"version": given.version, "server": dict(given.args)}
+
+    return _server_key(options, "sglang", account, server.SGLANG.version)
 
 
 def _open_sglang(options: EngineOptions, files: ModelFiles, top_k: int, log: Path) -> Scorer:
@@ -79,18 +92,13 @@ def _check_sglang(options: EngineOptions, longest: int, path: Path) -> None:
 
 
 def _vllm_key(options: EngineOptions) -> dict[str, Any]:
-    """Of a launched server its version, arguments and environment; of a given one its account."""
     from eaft_prune.engines.vllm import server
 
-    engine = options.engine
-    if engine.base_url is not None:
-        given = server.connect(engine, engine.base_url)
-        how: dict[str, Any] = {"version": given.version, "max_len": given.model.max_len}
-    else:
-        assert engine.python is not None, "config requires one of base_url and python"
-        version = server.VLLM.version(engine.python)
-        how = {"version": version, "args": list(engine.args), "env": engine.env}
-    return {"engine": "vllm", "entropy_top_k": options.entropy_top_k, **how}
+    def account(base_url: str) -> dict[str, Any]:
+        given = server.connect(options.engine, base_url)
+        return {"version": given.version, "max_len": given.model.max_len}
+
+    return _server_key(options, "vllm", account, server.VLLM.version)
 
 
 def _open_vllm(options: EngineOptions, files: ModelFiles, top_k: int, log: Path) -> Writer:

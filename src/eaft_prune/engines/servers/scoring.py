@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eaft_prune.config import EngineSettings
+from eaft_prune.core.text import shortened
 from eaft_prune.core.types import Blocks, TokenScores, UserError
 from eaft_prune.engines.base import OnTokens
 from eaft_prune.engines.servers.http import HttpClient
@@ -59,6 +61,24 @@ def score(
         np.concatenate(entropy).astype(np.float32),
         np.nonzero(blocks.scored_BS)[0].astype(np.int32),
     )
+
+
+@contextmanager
+def understanding(client: HttpClient, path: str, program: str) -> Iterator[None]:
+    """Reading an answer of `path` within it: what makes no sense of it is a UserError of its own.
+
+    program: name and version of the server.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
+        why = shortened(str(error), 200)
+        raise UserError(
+            f"{client.base_url}{path}: not an answer to what was asked "
+            f"({type(error).__name__}: {why}); {program}"
+        ) from error
 
 
 def check_ids(blocks: Blocks, vocab_size: int) -> None:

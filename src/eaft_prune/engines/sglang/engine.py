@@ -23,6 +23,7 @@ from eaft_prune.engines.servers.scoring import (
     checked,
     numbers,
     score,
+    understanding,
 )
 from eaft_prune.engines.sglang.server import Server
 
@@ -74,23 +75,16 @@ class SglangEngine:
             "return_flat_raw_top_logprobs": True,
             "return_flat_raw_top_logprobs_b64": True,
         }
-        try:
-            most = request.ids_bS.size * (self.entropy_top_k + 1) * _NUMBER + _BESIDE
-            answers = self.server.client.post("/generate", body, most)
+        most = request.ids_bS.size * (self.entropy_top_k + 1) * _NUMBER + _BESIDE
+        client = self.server.client
+        with understanding(client, "/generate", f"sglang {self.server.version}"):
+            answers = client.post("/generate", body, most)
             return [
                 _scores(answer["meta_info"], ids, scored, start, self.entropy_top_k)
                 for answer, ids, scored, start in zip(
                     answers, request.ids_bS, request.scored_bS, request.starts, strict=True
                 )
             ]
-        except UserError:
-            raise
-        except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
-            why = shortened(str(error), 200)
-            raise UserError(
-                f"{self.server.client.base_url}/generate: not an answer to what was asked "
-                f"({type(error).__name__}: {why}); sglang {self.server.version}"
-            ) from error
 
 
 def _refuse(what: str) -> NoReturn:

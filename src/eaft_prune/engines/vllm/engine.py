@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +13,17 @@ from numpy.typing import NDArray
 
 from eaft_prune.config import EngineSettings
 from eaft_prune.core.generation import Decoding, ended_at
-from eaft_prune.core.text import shortened
 from eaft_prune.core.types import Blocks, TokenScores, UserError
 from eaft_prune.engines.base import OnTokens
-from eaft_prune.engines.servers.scoring import Pair, Request, check_ids, checked, numbers, score
+from eaft_prune.engines.servers.scoring import (
+    Pair,
+    Request,
+    check_ids,
+    checked,
+    numbers,
+    score,
+    understanding,
+)
 from eaft_prune.engines.vllm.server import COMPLETIONS, Server, check_length
 
 _NUMBER = 256  # bytes of a log-prob with its token as JSON, amply
@@ -87,17 +95,13 @@ class VllmEngine:
         }
         most = request.ids_bS.size * (self.entropy_top_k + 1) * _NUMBER + _BESIDE
         choices = self._choices(body, most, len(request.ids_bS))
-        try:
+        with self._understanding():
             return [
                 _scores(choice, ids, scored, self.entropy_top_k)
                 for choice, ids, scored in zip(
                     choices, request.ids_bS, request.scored_bS, strict=True
                 )
             ]
-        except UserError:
-            raise
-        except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
-            raise self._nonsense(error) from error
 
     def _write(self, prompt: list[int], how: Decoding, number: int) -> list[int]:
         drawn = {} if how.seed is None else {"seed": (how.seed << 32) + number}
@@ -110,29 +114,24 @@ class VllmEngine:
             **drawn,
         }
         (choice,) = self._choices(body, how.max_new_tokens * _NUMBER + _BESIDE, 1)
-        ids = choice.get("token_ids")
-        if not isinstance(ids, list) or not all(type(i) is int for i in ids) or not ids:
-            raise self._nonsense(ValueError("no token_ids"))
-        return ids
+        with self._understanding():
+            ids = choice.get("token_ids")
+            if not isinstance(ids, list) or not all(type(i) is int for i in ids) or not ids:
+                raise ValueError("no token_ids")
+            return ids
 
     def _choices(self, body: Mapping[str, Any], most: int, count: int) -> list[Mapping[str, Any]]:
         """The choices of an answer, in the order of the prompts."""
         asked = {"model": self.server.model.name, "return_token_ids": True, **_PLAIN, **body}
         answer = self.server.client.post(COMPLETIONS, asked, most)
-        try:
+        with self._understanding():
             choices: list[Mapping[str, Any]] = sorted(answer["choices"], key=lambda c: c["index"])
             if [choice["index"] for choice in choices] != list(range(count)):
                 raise ValueError(f"{len(choices)} choices for {count} prompts")
-        except (LookupError, TypeError, ValueError, AttributeError) as error:
-            raise self._nonsense(error) from error
-        return choices
+            return choices
 
-    def _nonsense(self, error: Exception) -> UserError:
-        why = shortened(str(error), 200)
-        return UserError(
-            f"{self.server.client.base_url}{COMPLETIONS}: not an answer to what was asked "
-            f"({type(error).__name__}: {why}); vllm {self.server.version}"
-        )
+    def _understanding(self) -> AbstractContextManager[None]:
+        return understanding(self.server.client, COMPLETIONS, f"vllm {self.server.version}")
 
 
 def _scores(

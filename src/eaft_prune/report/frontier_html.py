@@ -3,37 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from string import Template
 from typing import Any
 
 from eaft_prune.core.frontier import Frontier, Point
 from eaft_prune.report.elements import numeral, scroll, status, text
 from eaft_prune.report.fragments import fact_list, provenance
 from eaft_prune.report.frontier import HEADS, NOTE, RIGHT, frontier_rows, in_order, sentence, size
-from eaft_prune.report.page import embedded, own_file, plotly_script, policy
+from eaft_prune.report.page import Words, page
+
+_WORDS = Words(
+    question="how far can it go?",
+    skip_to="points",
+    skipped="every point",
+    complete="The table above is complete; the plot needs",
+)
 
 
 def frontier_html(frontier: Frontier, facts: Mapping[str, Any], about: Mapping[str, str]) -> str:
     """The sentence, the plot of GB against Δ PPL, every point, provenance."""
-    theme, plotly, script = own_file("theme.js"), plotly_script(), own_file("frontier.js")
     answer = frontier.answer
     verdict = "INCONCLUSIVE" if answer is None else answer.status
     word = "No size passes" if answer is None else f"{size(answer.gb)} pass"
-    return Template(own_file("frontier.html")).substitute(
-        title=text(f"How far {frontier.model} can be pruned: {word}"),
-        policy=policy(theme, plotly, script),
-        css=own_file("report.css"),
-        about=fact_list(about, "about"),
-        word=f'<span class="status {verdict.lower()}">{text(word)}</span>',
-        sentence=text(sentence(frontier)),
-        table=_table(frontier),
-        note=text(NOTE),
-        provenance=provenance(facts),
-        theme=theme,
-        data=embedded(_data(frontier)),
-        plotly=plotly,
-        script=script,
-    )
+    parts = {
+        "about": fact_list(about, "about"),
+        "word": f'<span class="status {verdict.lower()}">{text(word)}</span>',
+        "sentence": text(sentence(frontier)),
+        "table": _table(frontier),
+        "note": text(NOTE),
+        "provenance": provenance(facts),
+    }
+    title = f"How far {frontier.model} can be pruned: {word}"
+    return page("frontier", title, _WORDS, _data(frontier), parts)
 
 
 def _table(frontier: Frontier) -> str:

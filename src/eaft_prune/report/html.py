@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from string import Template
 from typing import Any
 
 from eaft_prune.core.outcome import Selection
@@ -28,11 +27,18 @@ from eaft_prune.report.fragments import (
     verdict_block,
 )
 from eaft_prune.report.gains import Gain, gains_table
-from eaft_prune.report.page import embedded, own_file, plotly_script, policy
+from eaft_prune.report.page import Words, page
 from eaft_prune.report.plots import plot_data
 from eaft_prune.report.summary import CandidateSummary, leaderboard, summarise
 from eaft_prune.report.tasks import tasks_table
 from eaft_prune.report.text import evidence
+
+_WORDS = Words(
+    question="is it near-lossless?",
+    skip_to="evidence",
+    skipped="the evidence",
+    complete="The tables above are complete; the plots need",
+)
 
 
 def html_report(
@@ -56,42 +62,35 @@ def html_report(
     summaries = leaderboard(summarise(comparison, metrics))
     selections = selections_of(comparison, selection)
     base = comparison.base.model
-    data = embedded(plot_data(comparison, selections, cc_quantile))
-    theme, plotly, script = own_file("theme.js"), plotly_script(), own_file("report.js")
     labels = [summary.label for summary in summaries]
     covered = coverage_table(selections)
     passages = [passages_block(comparison, label) for label in labels]
     written = [written_block(summary, comparison) for summary in summaries]
-    return Template(own_file("report.html")).substitute(
-        title=text(_title(summaries, base)),
-        policy=policy(theme, plotly, script),
-        css=own_file("report.css"),
-        about=fact_list(about, "about"),
-        gains=gains_table(gains),
-        headline=headline(summaries, base),
-        leaderboard=leaderboard_table(summaries) if len(summaries) > 1 else "",
-        verdicts=_per_candidate(summaries, base, verdict_block),
-        candidates="".join(
+    parts = {
+        "about": fact_list(about, "about"),
+        "gains": gains_table(gains),
+        "headline": headline(summaries, base),
+        "leaderboard": leaderboard_table(summaries) if len(summaries) > 1 else "",
+        "verdicts": _per_candidate(summaries, base, verdict_block),
+        "candidates": "".join(
             f'<option value="{text(label)}">{text(label)}</option>' for label in labels
         ),
-        several="" if len(summaries) > 1 else "hidden",
-        metrics=_per_candidate(summaries, base, metrics_table),
-        divergence=_per_candidate(summaries, base, divergence_table),
-        tasks=_per_candidate(summaries, base, tasks_table),
-        untasked="" if comparison.tasks else "hidden",
-        coverage=covered,
-        uncovered="" if covered else "hidden",
-        find=searchable([*passages, *written]),
-        passages=_beside(labels, passages),
-        written=_beside(labels, written),
-        glossary=glossary(metrics),
-        experts="" if selections else "hidden",
-        provenance=provenance(facts),
-        theme=theme,
-        data=data,
-        plotly=plotly,
-        script=script,
-    )
+        "several": "" if len(summaries) > 1 else "hidden",
+        "metrics": _per_candidate(summaries, base, metrics_table),
+        "divergence": _per_candidate(summaries, base, divergence_table),
+        "tasks": _per_candidate(summaries, base, tasks_table),
+        "untasked": "" if comparison.tasks else "hidden",
+        "coverage": covered,
+        "uncovered": "" if covered else "hidden",
+        "find": searchable([*passages, *written]),
+        "passages": _beside(labels, passages),
+        "written": _beside(labels, written),
+        "glossary": glossary(metrics),
+        "experts": "" if selections else "hidden",
+        "provenance": provenance(facts),
+    }
+    data = plot_data(comparison, selections, cc_quantile)
+    return page("report", _title(summaries, base), _WORDS, data, parts)
 
 
 def _title(summaries: list[CandidateSummary], base: str) -> str:

@@ -85,6 +85,14 @@ def run_arrow(session: Session, out: Path) -> Outcome:
     return judge(session, out, found, origin)
 
 
+def prove(session: Session, out: Path, sides: Sequence[Side], origin: Origin) -> Outcome:
+    """The base, first of the sides, and the others: measured, asked to write, judged."""
+    base = sides[0].model
+    found, written = measure_all(session, base, sides), generated(session, base, sides)
+    passages = {other.model: differing(session, base, found[0], other) for other in found[1:]}
+    return judge(session, out, found, replace(origin, generated=written, passages=passages))
+
+
 def judge(session: Session, out: Path, evaluations: list[Evaluation], origin: Origin) -> Outcome:
     """gate: reports and verdicts on all but the first, the base; the watcher hears of each.
 

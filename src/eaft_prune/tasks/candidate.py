@@ -5,13 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from eaft_prune.core.outcome import Outcome
-from eaft_prune.pipeline.arrow import Origin, check_target, judge, open_base
+from eaft_prune.pipeline.arrow import Origin, check_target, open_base, prove
 from eaft_prune.pipeline.candidates import opened, plan_given
 from eaft_prune.pipeline.evaluation import Side
 from eaft_prune.pipeline.export import write_plan
-from eaft_prune.pipeline.generation import generated
-from eaft_prune.pipeline.passages import differing
-from eaft_prune.pipeline.sequential import measure_all
 from eaft_prune.pipeline.session import Session
 
 _GB = 1e9
@@ -31,13 +28,10 @@ def run_candidate(session: Session, out: Path) -> Outcome:
         session.observer.plan(plan)
         model = write_plan(session, base, plan, {"criterion": f"plan of {settings.name}"})
     sides = [Side("base", base), Side(settings.name, model)]
-    found, written = measure_all(session, base, sides), generated(session, base, sides)
-    passages = {other.model: differing(session, base, found[0], other) for other in found[1:]}
     facts = {
         "gb": model.files.weight_bytes / _GB,
         "gb_base": base.files.weight_bytes / _GB,
         "n_experts": model.n_experts,
         "n_experts_base": base.n_experts,
     }
-    origin = Origin(None, base.checkpoint, model.checkpoint, facts, written, passages)
-    return judge(session, out, found, origin)
+    return prove(session, out, sides, Origin(None, base.checkpoint, model.checkpoint, facts))

@@ -17,7 +17,7 @@ from eaft_prune.core.types import UserError
 from eaft_prune.core.verdict import GateVerdict
 from eaft_prune.engines.registry import engine_kind
 from eaft_prune.pipeline import ladder
-from eaft_prune.pipeline.arrow import Origin, check_target, judge, open_base
+from eaft_prune.pipeline.arrow import Origin, check_target, open_base, prove
 from eaft_prune.pipeline.candidates import rivals
 from eaft_prune.pipeline.compare import compare
 from eaft_prune.pipeline.evaluation import Side
@@ -26,7 +26,6 @@ from eaft_prune.pipeline.frontier import Search, climb, point_of, sizes_of
 from eaft_prune.pipeline.frontier_cost import tokens_per_s, work
 from eaft_prune.pipeline.generation import generated
 from eaft_prune.pipeline.ladder import settings_of, trying, with_settings
-from eaft_prune.pipeline.passages import differing
 from eaft_prune.pipeline.sequential import measure_all
 from eaft_prune.pipeline.session import Session
 from eaft_prune.report.frontier import (
@@ -172,12 +171,9 @@ def _judged(
     if not models and not others:
         return Outcome(base=base.checkpoint)
     sides = [Side("base", base), *(Side(m.label, m) for m in (*models, *others))]
-    found, written = measure_all(session, base, sides), generated(session, base, sides)
-    passages = {other.model: differing(session, base, found[0], other) for other in found[1:]}
     selection = proven[0].selection if proven else None
     pruned = models[0].checkpoint if models else None
-    origin = Origin(selection, base.checkpoint, pruned, generated=written, passages=passages)
-    return judge(session, out, found, origin)
+    return prove(session, out, sides, Origin(selection, base.checkpoint, pruned))
 
 
 def _facts(frontier: Frontier) -> dict[str, Any]:

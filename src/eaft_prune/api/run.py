@@ -7,7 +7,7 @@ import io
 from pathlib import Path
 from typing import Any
 
-from eaft_prune.cli import compose, job
+from eaft_prune.cli import compose, exits, job
 from eaft_prune.cli.arguments import parse
 from eaft_prune.cli.grammar import written
 from eaft_prune.core.types import UserError
@@ -42,6 +42,6 @@ def run(
     with contextlib.nullcontext() if show else contextlib.redirect_stdout(io.StringIO()):
         code = job.run(values, place, [*overrides, *given])
     found = load_result(place)
-    if code not in (job.OK, job.NOT_PROVEN):
+    if code not in (exits.OK, exits.NOT_PROVEN):
         raise RunFailed(found)
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -23,7 +24,6 @@ from eaft_prune.cli.places import SEARCHPATH, absolute, config_root, folder_of, 
 from eaft_prune.config import Experiment, nearest, nodes, setting_names, unknown
 from eaft_prune.core.provenance import COMMAND
 from eaft_prune.core.types import UserError
-from eaft_prune.tasks import validated
 
 _OPEN_SETTINGS = (  # keys are the user's
     "packs.files",
@@ -89,7 +89,7 @@ def check(arguments: Arguments) -> Invocation:
             for override in swept:
                 _check_override(override, places)
             points = BasicSweeper.split_arguments(swept, max_batch_size=None)[0]
-            composed = [_compose(point) for point in points]
+            composed = _compose_points(points)
         experiments = [_validate(one) for one in composed]
     section = "sweep" if multirun else "run"
     out = Path(str(whole.hydra[section].dir)).resolve()
@@ -179,7 +179,29 @@ def _compose(overrides: Sequence[str]) -> DictConfig:
     return composed
 
 
+def _compose_points(points: Sequence[Sequence[str]]) -> list[DictConfig]:
+    """Every point of a sweep.
+
+    Hydra sets values after it has merged all options: points that differ by values alone are what
+    they have in common, composed once, with those set.
+    """
+    shared = [line for line in points[0] if all(line in point for point in points)]
+    changes = [_parsed([line for line in point if line not in shared]) for point in points]
+    names = setting_names()
+    if any(one.type is not OverrideType.CHANGE or one.key_or_group not in names
+           for change in changes for one in change):  # fmt: skip
+        return [_compose(point) for point in points]
+    common, composed = _compose(shared), list[DictConfig]()
+    for change in changes:
+        composed.append(copy.deepcopy(common))
+        for one in change:
+            OmegaConf.update(composed[-1], one.key_or_group, one.value(), merge=True)
+    return composed
+
+
 def _validate(composed: DictConfig) -> Experiment:
+    from eaft_prune.tasks import validated  # half a second of imports that a typo need not wait for
+
     values = OmegaConf.masked_copy(composed, [str(k) for k in composed if k != "hydra"])
     return validated(container(values))
 

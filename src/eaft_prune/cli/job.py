@@ -15,6 +15,7 @@ from typing import Any
 
 from eaft_prune import report
 from eaft_prune.cli.endings import write_began
+from eaft_prune.cli.exits import CRASHED, INTERRUPTED, MISUSED, NOT_PROVEN, OK, TERMINATED
 from eaft_prune.config import Experiment, resolve_path
 from eaft_prune.core.files import DENIED, write_atomically
 from eaft_prune.core.outcome import Outcome
@@ -36,8 +37,6 @@ from eaft_prune.tasks.task import run_name
 from eaft_prune.tracking import MlflowRun, Terminated, TrackingError, track
 
 log = logging.getLogger(__name__)
-
-OK, CRASHED, MISUSED, NOT_PROVEN, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 130, 143
 
 _RESIDENT = Resident()  # jobs of a multirun in one process share the loaded model
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eaft_prune.cli import endings
+from eaft_prune.cli import endings, exits
 from eaft_prune.cli import job as runner
 from eaft_prune.cli.compose import Invocation
 from eaft_prune.core.files import write_atomically
@@ -38,14 +38,14 @@ def run_multirun(invocation: Invocation, launch: Callable[[Sequence[str]], int])
         parent = start_parent(tracking, f"multirun {len(invocation.points)} jobs", invocation.typed)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        return runner.MISUSED
-    code = runner.CRASHED
+        return exits.MISUSED
+    code = exits.CRASHED
     with signals_raise() as hold:
         try:
             code = launch((*invocation.arguments, f"{PARENT}{parent}"))
         finally:
             hold()  # a later signal waits: what was found is shown, and the parent run closed
-            stopped = code in (runner.INTERRUPTED, runner.TERMINATED)
+            stopped = code in (exits.INTERRUPTED, exits.TERMINATED)
             jobs = _jobs(invocation, endings.found(invocation.out, before), stopped)
             files = _summary(invocation.out, jobs)
             _present(jobs, files)
@@ -55,7 +55,7 @@ def run_multirun(invocation: Invocation, launch: Callable[[Sequence[str]], int])
                 print(f"MLflow      {finish_parent(tracking, parent, status, files, counts(jobs))}")
             except (TrackingError, UserError) as error:  # the jobs are done: their results stand
                 print(f"error: {error}", file=sys.stderr)
-                code = code or runner.CRASHED
+                code = code or exits.CRASHED
     if stopped:
         return code
     return max([code, *map(int, jobs["exit code"])])
@@ -122,7 +122,7 @@ def print_plan(invocation: Invocation) -> int:
         )
     for line in errors:
         print(line, file=sys.stderr)
-    return runner.MISUSED if errors else runner.OK
+    return exits.MISUSED if errors else exits.OK
 
 
 def _changed(invocation: Invocation) -> list[list[str]]:
@@ -137,7 +137,7 @@ def _jobs(invocation: Invocation, left: endings.Found, stopped: bool) -> DataFra
     rows: list[dict[str, Any]] = []
     for job, point in enumerate(_changed(invocation)):
         status, why = left.ending(job, stopped)
-        found = {"job": job, "overrides": " ".join(point), "exit code": runner.CRASHED}
+        found = {"job": job, "overrides": " ".join(point), "exit code": exits.CRASHED}
         if job in left.results:
             found = row(job, point, left.results[job])
         rows.append({**found, "status": status, "error": why})

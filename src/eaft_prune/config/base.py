@@ -37,7 +37,11 @@ class Settings(BaseModel):
     """A section: the one place of its defaults and, below each setting, of what it means."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=()
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        protected_namespaces=(),
+        defer_build=True,  # a tenth of a second that an unknown setting need not wait for
     )
 
 

@@ -58,6 +58,9 @@ _UI_VIEW = "workflowType=machine_learning"
 _UI_ADDRESS = "http://127.0.0.1:5000"  # of `mlflow ui`
 _PAGE = 1000
 
+# ids of logged models that this process met, by server, experiment and tags: a search is slow
+_MODELS: dict[tuple[str, str, frozenset[tuple[str, str]]], str] = {}
+
 
 class Server:
     """One tracking URI and one experiment on it.
@@ -191,29 +194,46 @@ class Server:
         files: Sequence[Path],
     ) -> str:
         """Id of the logged model of this experiment with this `digest` and `role`, made if new."""
-        with self._reaching():
-            known = self._client.search_logged_models(
-                [self.experiment_id],
-                filter_string=f"tags.digest = '{tags['digest']}' AND tags.role = '{tags['role']}'",
-                order_by=[{"field_name": "creation_timestamp", "ascending": True}],
-            )
-            for model in known:
-                if model.status == LoggedModelStatus.READY:
-                    if not tags.items() <= model.tags.items():  # setting them is slow
-                        self._client.set_logged_model_tags(model.model_id, dict(tags))
-                    return str(model.model_id)
-            made: LoggedModel = self._client.create_logged_model(
-                self.experiment_id,
-                name=re.sub(r"[/:.%\"']", "-", name),
-                source_run_id=run_id,
-                tags=dict(tags),
-                params={valid_name(key): value for key, value in params.items()},
-                model_type="checkpoint",
-            )
-            for file in files:
-                self._client.log_model_artifact(made.model_id, str(file))
-            self._client.finalize_logged_model(made.model_id, LoggedModelStatus.READY)
-            return str(made.model_id)
+        key = (self.uri, self.experiment_id, frozenset(tags.items()))
+        if key not in _MODELS:
+            with self._reaching():
+                _MODELS[key] = self._logged(tags) or self._made(run_id, name, tags, params, files)
+        return _MODELS[key]
+
+    def _logged(self, tags: Mapping[str, str]) -> str | None:
+        """Of any run, with these tags from now on."""
+        known = self._client.search_logged_models(
+            [self.experiment_id],
+            filter_string=f"tags.digest = '{tags['digest']}' AND tags.role = '{tags['role']}'",
+            order_by=[{"field_name": "creation_timestamp", "ascending": True}],
+        )
+        for model in known:
+            if model.status == LoggedModelStatus.READY:
+                if not tags.items() <= model.tags.items():  # setting them is slow
+                    self._client.set_logged_model_tags(model.model_id, dict(tags))
+                return str(model.model_id)
+        return None
+
+    def _made(
+        self,
+        run_id: str,
+        name: str,
+        tags: Mapping[str, str],
+        params: Mapping[str, str],
+        files: Sequence[Path],
+    ) -> str:
+        made: LoggedModel = self._client.create_logged_model(
+            self.experiment_id,
+            name=re.sub(r"[/:.%\"']", "-", name),
+            source_run_id=run_id,
+            tags=dict(tags),
+            params={valid_name(key): value for key, value in params.items()},
+            model_type="checkpoint",
+        )
+        for file in files:
+            self._client.log_model_artifact(made.model_id, str(file))
+        self._client.finalize_logged_model(made.model_id, LoggedModelStatus.READY)
+        return str(made.model_id)
 
     def register(
         self, name: str, model_id: str, run_id: str, evidence: Mapping[str, str], alias: str

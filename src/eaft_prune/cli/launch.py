@@ -1,0 +1,107 @@
+"""A checked command line runs: by Hydra, its points one by one or as a launcher has it."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from eaft_prune.cli import compose, exits
+from eaft_prune.cli import job as runner
+from eaft_prune.cli.compose import Invocation, container
+from eaft_prune.cli.multirun import PARENT, print_plan, run_multirun
+from eaft_prune.cli.places import config_root
+from eaft_prune.config import Experiment
+from eaft_prune.core.types import UserError
+from eaft_prune.packs.sources import check_there
+from eaft_prune.records.results import load_result
+from eaft_prune.tasks import task_of
+from eaft_prune.tracking import Terminated, signals_raise
+
+
+def launch(invocation: Invocation) -> int:
+    """Run every point, or say what would run; returns the exit code."""
+    if invocation.experiments[0].sweep.plan_only:
+        return print_plan(invocation)
+    try:
+        invocation.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        section = "sweep" if invocation.multirun else "run"
+        where = f"hydra.{section}.dir = {str(invocation.out)!r}"
+        print(f"error: {where} cannot be written: {error.strerror}", file=sys.stderr)
+        return exits.MISUSED
+    if invocation.experiments[0].runtime.progress:
+        print(_first_line(invocation), file=sys.stderr, flush=True)
+    if invocation.multirun:
+        code = run_multirun(invocation, hydra_runs)
+    else:
+        code = hydra_runs(invocation.arguments) or _exit_code(invocation.out)
+    if code == exits.INTERRUPTED:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+    return code
+
+
+def _first_line(invocation: Invocation) -> str:
+    """What begins now: libraries and models take seconds to load and say nothing."""
+    first = invocation.experiments[0]
+    jobs = f"{len(invocation.experiments)} jobs: " if invocation.multirun else ""
+    words = [f"task={first.task.name}"]
+    reads = task_of(first).reads
+    words += [f"model={first.model.name}"] if "model" in reads else []
+    words += [f"packs={first.packs.name}"] if "packs" in reads else []
+    return f"{jobs}{' '.join(words)}, results in {invocation.out}"
+
+
+def check_sources(experiment: Experiment) -> None:
+    """Raise UserError where what the task reads is not here, before MLflow and torch are."""
+    reads = task_of(experiment).reads
+    check_there(
+        experiment.model if "model" in reads else None,
+        experiment.packs if "packs" in reads else None,
+    )
+
+
+def job(settings: DictConfig) -> int:
+    """One Hydra job; its exit code goes into result.json, where every launcher can leave it."""
+    hydra_config = HydraConfig.get()
+    values = container(settings)
+    out = Path(hydra_config.runtime.output_dir)
+    overrides = [str(o) for o in hydra_config.overrides.task if not str(o).startswith(PARENT)]
+    number = None if OmegaConf.is_missing(hydra_config.job, "num") else hydra_config.job.num
+    # relative paths are those of where the command was typed, whatever hydra.job.chdir says
+    with contextlib.chdir(hydra_config.runtime.cwd):
+        return runner.run(values, out, overrides, number)
+
+
+def hydra_runs(arguments: Sequence[str]) -> int:
+    """Hydra's own main on its arguments; returns the exit code."""
+    # argparse takes no positional after an option between positionals, so the option goes first
+    rest = [argument for argument in arguments if argument != "-m"]
+    sys.argv = ["eaft-prune", *["-m"] * (len(rest) < len(arguments)), *rest]
+    entry = hydra.main(
+        config_path=str(config_root() / "conf"), config_name="config", version_base="1.3"
+    )(job)
+    try:
+        # around the run's own: a SIGTERM that comes while it closes must not cut its result off
+        with signals_raise():
+            compose.register_defaults()
+            entry()
+    except KeyboardInterrupt:
+        return exits.INTERRUPTED
+    except Terminated:
+        return exits.TERMINATED
+    except SystemExit as exit_:
+        return exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
+    return exits.OK
+
+
+def _exit_code(out: Path) -> int:
+    try:
+        return load_result(out).exit_code
+    except UserError:
+        return exits.CRASHED

@@ -6,9 +6,9 @@
 
 One process, one resident model. For every seed (profile.seed, marginal.seed, eval.seed and
 pruning.seed, compensation.seed) each method chooses a plan for every keep_n; plans are evaluated
-masked, compensated ones as written checkpoints, on UNION blocks of the evaluation rows, each once.
+masked, repaired ones as written checkpoints, on UNION blocks of the evaluation rows, each once.
 Cells are 100 (PPL / PPL_base - 1): the mean over seeds and the reach of its 95% interval (Student's
-t over seeds). Cost is what all plans of a seed took to choose and to compensate: tokens through the
+t over seeds). Cost is what all plans of a seed took to choose and to repair: tokens through the
 model, and seconds. Everything goes through the store: a second run reads it. --write puts the
 tables between the markers of a file.
 """
@@ -41,7 +41,7 @@ from eaft_prune.stages.pack import BlockRequest
 
 REFERENCE = "EAFT-REAP"
 RAGGED = ("pruning.selection=marginal_loss", "pruning.min_keep_n=8", "eval.candidates=[masked]")
-REPAIRED = ("pruning.compensation=down_proj",)
+REPAIRED = ("pruning.compensation=experts",)
 
 METHODS = {
     "random": ("pruning=random", "pruning.core_pos_top_m=0"),
@@ -58,8 +58,8 @@ METHODS = {
     "greedy": ("pruning=greedy",),
     "EAFT-REAP, sizes by marginal loss": ("pruning=eaft_reap", *RAGGED),
     "greedy, sizes by marginal loss": ("pruning=greedy", *RAGGED),
-    "EAFT-REAP, compensated": ("pruning=eaft_reap", *REPAIRED),
-    "greedy, compensated": ("pruning=greedy", *REPAIRED),
+    "REAP sum, repaired": ("pruning=reap_sum", *REPAIRED),
+    "greedy, repaired": ("pruning=greedy", *REPAIRED),
 }
 
 

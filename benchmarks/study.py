@@ -5,7 +5,7 @@
         [-- SETTING=VALUE ...]
 
 For every seed (profile.seed, marginal.seed, pruning.seed, compensation.seed) each method chooses
-the experts to keep; each plan is evaluated masked, a compensated one as a written checkpoint, on
+the experts to keep; each plan is evaluated masked, a repaired one as a written checkpoint, on
 the same UNION blocks of rows that no method saw. --weights adds EAFT-REAP with other weights of
 its regions and other quantiles. DIR/NAME.json gets every number, beside what other methods left
 there before; `study_tables.py` makes the tables. Intervals: two sources of chance, the rows that a
@@ -286,7 +286,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--dropped", type=float, nargs="+", default=[0.125, 0.25, 0.375])
     parser.add_argument("--blocks", default="all")
     parser.add_argument("--seq-len", type=int, default=1024)
-    masked = [name for name in METHODS if not name.endswith("compensated")]
+    masked = [name for name in METHODS if not name.endswith("repaired")]
     parser.add_argument("--methods", nargs="*", choices=METHODS, default=masked, metavar="NAME")
     parser.add_argument("--weights", action="store_true")
     parser.add_argument("--store", type=Path)

@@ -32,6 +32,8 @@ AGAINST = {
     "EAFT-REAP, sizes": "EAFT-REAP, sizes by marginal loss",
 }
 
+REPAIRED = ("REAP sum, repaired", "greedy, repaired")
+
 
 def apart(study: Study, method: str, keep_n: int, reference: str | None) -> tuple[float, float]:
     """Mean and reach in nats a token."""
@@ -95,6 +97,25 @@ def summary(studies: Sequence[Study]) -> str:
         for keep_n in study["keep"]
     ]
     return table(["model", "keep", *AGAINST], rows)
+
+
+def repairs(studies: Sequence[Study]) -> str:
+    """Share of REAP sum's loss in nats that repaired plans still lose, paired by seed."""
+    rows = []
+    for study in studies:
+        methods = {one["method"] for one in study["plans"]}
+        for keep_n in study["keep"] if set(REPAIRED) <= methods else ():
+            lost = {
+                (one["method"], one["seed"]): one["dnll"]
+                for one in study["plans"]
+                if one["keep_n"] == keep_n
+            }
+            cells = []
+            for name in REPAIRED:
+                left = [lost[name, seed] / lost[UNIFORM, seed] for seed in study["seeds"]]
+                cells.append(interval(left).removeprefix("+"))
+            rows.append([study["model"], str(keep_n), *cells])
+    return table(["model", "keep", *REPAIRED], rows)
 
 
 def weights(studies: Sequence[Study]) -> str:
@@ -170,7 +191,7 @@ def main(arguments: Sequence[str] | None = None) -> str:
     parser.add_argument("--full", type=Path)
     asked = parser.parse_args(arguments)
     studies = [json.loads(file.read_text()) for file in sorted(asked.folder.glob("*.json"))]
-    short = "\n\n".join([models(studies), summary(studies)])
+    short = "\n\n".join([models(studies), summary(studies), repairs(studies)])
     long = "\n\n".join([*map(full, studies), weights(studies), conflicts(studies)])
     for path, text in ((asked.summary, short), (asked.full, long)):
         if path:

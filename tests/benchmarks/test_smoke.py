@@ -253,7 +253,7 @@ def test_loading(checkpoint: Path, device: str) -> None:
 def test_methods(world: World, tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("before\n<!-- methods: begin -->\nold\n<!-- methods: end -->\nafter\n")
-    names = ("EAFT-REAP", "leave-one-out", "EAFT-REAP, compensated")
+    names = ("EAFT-REAP", "leave-one-out", "REAP sum, repaired")
     losses = script("methods").main(
         [
             "--keep", "8", "4", "--blocks", "4", "--seq-len", "64", "--seeds", "0",

@@ -89,33 +89,31 @@ def models(studies: Sequence[Study]) -> str:
 
 
 def summary(studies: Sequence[Study]) -> str:
-    """Every choice that is not a plain sum, against it."""
+    """Every choice that is not a plain sum, against it; what repair leaves of its loss."""
+    repaired = [name for name in REPAIRED if any(name in methods_of(one) for one in studies)]
     rows = [
         [study["model"], str(keep_n)]
         + [against_uniform(study, method, keep_n) for method in AGAINST.values()]
+        + [left(study, name, keep_n) if name in methods_of(study) else "" for name in repaired]
         for study in studies
         for keep_n in study["keep"]
     ]
-    return table(["model", "keep", *AGAINST], rows)
+    return table(["model", "keep", *AGAINST, *repaired], rows)
 
 
-def repairs(studies: Sequence[Study]) -> str:
+def methods_of(study: Study) -> list[str]:
+    return list(dict.fromkeys(one["method"] for one in study["plans"]))
+
+
+def left(study: Study, method: str, keep_n: int) -> str:
     """Share of REAP sum's loss in nats that repaired plans still lose, paired by seed."""
-    rows = []
-    for study in studies:
-        methods = {one["method"] for one in study["plans"]}
-        for keep_n in study["keep"] if set(REPAIRED) <= methods else ():
-            lost = {
-                (one["method"], one["seed"]): one["dnll"]
-                for one in study["plans"]
-                if one["keep_n"] == keep_n
-            }
-            cells = []
-            for name in REPAIRED:
-                left = [lost[name, seed] / lost[UNIFORM, seed] for seed in study["seeds"]]
-                cells.append(interval(left).removeprefix("+"))
-            rows.append([study["model"], str(keep_n), *cells])
-    return table(["model", "keep", *REPAIRED], rows)
+    lost = {
+        (one["method"], one["seed"]): one["dnll"]
+        for one in study["plans"]
+        if one["keep_n"] == keep_n
+    }
+    shares = [lost[method, seed] / lost[UNIFORM, seed] for seed in study["seeds"]]
+    return interval(shares).removeprefix("+")
 
 
 def weights(studies: Sequence[Study]) -> str:
@@ -167,9 +165,8 @@ def conflicts(studies: Sequence[Study]) -> str:
 
 def full(study: Study) -> str:
     """All methods of one model against the whole one."""
-    methods = list(dict.fromkeys(one["method"] for one in study["plans"]))
     rows = []
-    for method in methods:
+    for method in methods_of(study):
         if method.startswith(("w_", "quantile")):
             continue
         cells = []
@@ -191,7 +188,7 @@ def main(arguments: Sequence[str] | None = None) -> str:
     parser.add_argument("--full", type=Path)
     asked = parser.parse_args(arguments)
     studies = [json.loads(file.read_text()) for file in sorted(asked.folder.glob("*.json"))]
-    short = "\n\n".join([models(studies), summary(studies), repairs(studies)])
+    short = "\n\n".join([models(studies), summary(studies)])
     long = "\n\n".join([*map(full, studies), weights(studies), conflicts(studies)])
     for path, text in ((asked.summary, short), (asked.full, long)):
         if path:

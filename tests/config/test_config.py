@@ -121,8 +121,8 @@ def test_a_sweep_and_a_line_of_ones_own_multiply() -> None:
         ["gate.max_dppl=0.2,0.3", "eval.seed=1,2"],  # values alone
         ["packs.files={mine: a}", "eval.seed=1,2", "pruning.name=${packs.name},b"],
         ["pruning=reap,eaft_reap", "pruning.keep_n=20,24"],
-        ["pruning.keep_n=20", "+eval.num_blocks.7=3,4"],
-        ["eval.num_blocks=3,all", "eval.num_blocks.1024=3"],
+        ["pruning.keep_n=20", "+eval.num_blocks.UNION=3,4"],
+        ["eval.num_blocks=3,all"],
     ],
 )
 def test_a_point_is_what_its_own_line_composes(swept: list[str]) -> None:

@@ -187,8 +187,8 @@ def _compose_points(points: Sequence[Sequence[str]]) -> list[DictConfig]:
     """
     shared = [line for line in points[0] if all(line in point for point in points)]
     changes = [_parsed([line for line in point if line not in shared]) for point in points]
-    names = setting_names()
-    if any(one.type is not OverrideType.CHANGE or one.key_or_group not in names
+    values = set(setting_names()) - set(groups())
+    if any(one.type is not OverrideType.CHANGE or one.key_or_group not in values
            for change in changes for one in change):  # fmt: skip
         return [_compose(point) for point in points]
     common, composed = _compose(shared), list[DictConfig]()

@@ -121,7 +121,7 @@ def test_a_sweep_and_a_line_of_ones_own_multiply() -> None:
         ["gate.max_dppl=0.2,0.3", "eval.seed=1,2"],  # values alone
         ["packs.files={mine: a}", "eval.seed=1,2", "pruning.name=${packs.name},b"],
         ["pruning=reap,eaft_reap", "pruning.keep_n=20,24"],
-        ["pruning.keep_n=20", "+eval.num_blocks.UNION=3,4"],
+        ["pruning.keep_n=20", "eval.num_blocks.UNION=3,4"],
         ["eval.num_blocks=3,all"],
     ],
 )

@@ -111,3 +111,13 @@ def test_limits_of_v1_are_those_of_v1() -> None:
     assert {k: two[k] for k in one if k not in ("name", "seq_lens")} == {
         k: v for k, v in one.items() if k not in ("name", "seq_lens")
     }
+
+
+def test_what_tokens_alone_can_hold_passes_without_any_writing_or_task() -> None:
+    values: dict[EvalKey, dict[str, float]] = {key: dict(MEASURED) for key in KEYS}
+    base: dict[EvalKey, PackReport] = {key: report(rows=ROWS) for key in KEYS}
+    other = {key: report(rows=ROWS, further=values[key]) for key in KEYS}
+    changes = {key: estimates(**values[key]) for key in KEYS}
+    assert gate(v2(), base, other, changes, (), {}).missing
+    verdict = gate(v2().of_tokens, base, other, changes, (), {})
+    assert (verdict.status, verdict.missing) == ("PASS", ())

@@ -55,6 +55,9 @@ class PackLimits(Settings):
         return keyed.get(metric.limit, own.get(metric.name)), keyed.get(metric.relative_limit)
 
 
+_WRITTEN = ("dloop_rate", "dended_rate", "dwell_formed_rate", "dtask_accuracy")
+
+
 class GateSettings(Settings):
     """The inequalities that decide near-lossless, and how sure of them a verdict must be."""
 
@@ -109,9 +112,15 @@ class GateSettings(Settings):
     @property
     def of_generated(self) -> dict[str, float]:
         """Limits of what is generated, by the name of the change."""
-        names = ("dloop_rate", "dended_rate", "dwell_formed_rate", "dtask_accuracy")
-        found = {name: getattr(self, f"max_{name}") for name in names}
+        found = {name: getattr(self, f"max_{name}") for name in _WRITTEN}
         return {name: limit for name, limit in found.items() if limit is not None}
+
+    @property
+    def of_tokens(self) -> GateSettings:
+        """The same without limits of what a model writes or answers, which no token scored tells."""
+        return self.model_copy(
+            update={f"max_{name}": None for name in (*_WRITTEN, "dtask_recovery")}
+        )
 
     def over(self, analyses: int) -> GateSettings:
         """The same with the chance of error shared out over interim analyses (Bonferroni)."""

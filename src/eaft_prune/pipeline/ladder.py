@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,16 +14,6 @@ from eaft_prune.pipeline.observer import Aside
 from eaft_prune.pipeline.requests import frontier_search
 from eaft_prune.pipeline.session import Session
 from eaft_prune.stages.plan import plan
-
-# what a search cannot ask of masked models, or of few rows, is the proof's to ask
-_OF_THE_PROOF: Mapping[str, Any] = {
-    "packs": {},
-    "max_dloop_rate": None,
-    "max_dended_rate": None,
-    "max_dwell_formed_rate": None,
-    "max_dtask_accuracy": None,
-    "rarest": 0.99,
-}
 
 
 @dataclass(frozen=True)
@@ -116,7 +105,9 @@ def trying(session: Session) -> Session:
             "early_stop": experiment.gate.confidence is not None,
         }
     )
-    gate = experiment.gate.model_copy(update={**_OF_THE_PROOF, "seq_lens": (request.seq_len,)})
+    # further packs, and what is rare, few rows cannot show: the proof asks
+    asked = {"packs": {}, "rarest": 0.99, "seq_lens": (request.seq_len,)}
+    gate = experiment.gate.of_tokens.model_copy(update=asked)
     export = experiment.export.model_copy(update={"path": None, "sign": None})
     aside = with_settings(session, eval=looks, gate=gate, beside=None, export=export)
     return replace(aside, observer=Aside(session.observer))

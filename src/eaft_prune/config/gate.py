@@ -117,10 +117,9 @@ class GateSettings(Settings):
 
     @property
     def of_tokens(self) -> GateSettings:
-        """The same without limits of what a model writes or answers, which no token scored tells."""
-        return self.model_copy(
-            update={f"max_{name}": None for name in (*_WRITTEN, "dtask_recovery")}
-        )
+        """The same without limits of what a model writes or answers: tokens do not tell."""
+        unmeasured = {f"max_{name}": None for name in (*_WRITTEN, "dtask_recovery")}
+        return self.model_copy(update=unmeasured)
 
     def over(self, analyses: int) -> GateSettings:
         """The same with the chance of error shared out over interim analyses (Bonferroni)."""

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import hydra
+from hydra._internal.utils import run_and_report
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
@@ -78,14 +81,31 @@ def job(settings: DictConfig) -> int:
         return runner.run(values, out, overrides, number)
 
 
+def hydra_shows(arguments: Sequence[str]) -> int:
+    """Hydra's own main with a flag that runs nothing; returns the exit code."""
+    # argparse takes no positional after an option between positionals
+    sys.argv = ["eaft-prune", *arguments]
+    conf = str(config_root() / "conf")
+    entry = hydra.main(config_path=conf, config_name="config", version_base="1.3")(job)
+    return _code_of(entry)
+
+
 def hydra_runs(arguments: Sequence[str]) -> int:
-    """Hydra's own main on its arguments; returns the exit code."""
-    # argparse takes no positional after an option between positionals, so the option goes first
-    rest = [argument for argument in arguments if argument != "-m"]
-    sys.argv = ["eaft-prune", *["-m"] * (len(rest) < len(arguments)), *rest]
-    entry = hydra.main(
-        config_path=str(config_root() / "conf"), config_name="config", version_base="1.3"
-    )(job)
+    """Every job of checked arguments, -m among them or not, by Hydra; returns the exit code."""
+    overrides = [argument for argument in arguments if argument != "-m"]
+
+    def entry() -> None:
+        # what hydra.main does, without composing everything once more to learn whether -m is meant
+        with hydra.initialize_config_dir(str(config_root() / "conf"), version_base="1.3"):
+            ours = GlobalHydra.instance().hydra
+            assert ours is not None, "it was initialised"
+            runs = ours.run if len(overrides) == len(arguments) else ours.multirun
+            run_and_report(lambda: runs("config", job, overrides))
+
+    return _code_of(entry)
+
+
+def _code_of(entry: Callable[[], Any]) -> int:
     try:
         # around the run's own: a SIGTERM that comes while it closes must not cut its result off
         with signals_raise():

@@ -48,7 +48,7 @@ def _main(argv: Sequence[str]) -> int:
             overrides = arguments.overrides if completion else compose.shown(arguments)
             from eaft_prune.cli import launch  # a typo is told before seconds of imports
 
-            return launch.hydra_runs([*arguments.shown, *overrides])
+            return launch.hydra_shows([*arguments.shown, *overrides])
         invocation = compose.check(arguments)
         from eaft_prune.cli import launch
 

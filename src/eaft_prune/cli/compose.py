@@ -46,12 +46,13 @@ _OPEN_KEYS = tuple(f"{name}." for name in _OPEN_SETTINGS)
 class Invocation:
     """A checked command line: every point composes and validates."""
 
-    arguments: tuple[str, ...]  # for Hydra
+    arguments: tuple[str, ...]  # for Hydra's multirun
     points: tuple[tuple[str, ...], ...]  # overrides of each job
     multirun: bool
     out: Path
     experiments: tuple[Experiment, ...]
     typed: str  # the whole command line, as a shell takes it
+    composed: DictConfig  # of the first point, Hydra's own settings with it
 
 
 @cache
@@ -98,11 +99,13 @@ def check(arguments: Arguments) -> Invocation:
             f"hydra.{section}.dir = {str(out)!r}: Hydra takes ${{ in the name of this or the "
             "working directory for an interpolation: use directories without it"
         )
-    pinned = [
-        f"hydra.{section}.dir={quoted(str(out))}",
-        f"+hydra.job.env_set.{COMMAND}={quoted(arguments.typed)}",  # whatever launches the jobs
-        *(["-m"] if multirun else []),
-    ]
+    command = quoted(arguments.typed)  # for the job, whatever launches it
+    pinned = (f"hydra.{section}.dir={quoted(str(out))}", f"+hydra.job.env_set.{COMMAND}={command}")
+    if not multirun:
+        OmegaConf.update(composed[0], "hydra.run.dir", str(out))
+        OmegaConf.update(
+            composed[0], f"hydra.job.env_set.{COMMAND}", arguments.typed, force_add=True
+        )
     return Invocation(
         (*overrides, *pinned),
         tuple(map(tuple, points)),
@@ -110,6 +113,7 @@ def check(arguments: Arguments) -> Invocation:
         out,
         tuple(experiments),
         arguments.typed,
+        composed[0],
     )
 
 

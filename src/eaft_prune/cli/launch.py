@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra._internal.callbacks import Callbacks
 from hydra._internal.utils import run_and_report
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import configure_log, run_job
+from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 
 from eaft_prune.cli import compose, exits
@@ -41,9 +44,9 @@ def launch(invocation: Invocation) -> int:
     if invocation.experiments[0].runtime.progress:
         print(_first_line(invocation), file=sys.stderr, flush=True)
     if invocation.multirun:
-        code = run_multirun(invocation, hydra_runs)
+        code = run_multirun(invocation, hydra_sweeps)
     else:
-        code = hydra_runs(invocation.arguments) or _exit_code(invocation.out)
+        code = _hydra_runs(invocation.composed) or _exit_code(invocation.out)
     if code == exits.INTERRUPTED:
         print("interrupted; the same command goes on from here", file=sys.stderr)
     return code
@@ -90,19 +93,33 @@ def hydra_shows(arguments: Sequence[str]) -> int:
     return _code_of(entry)
 
 
-def hydra_runs(arguments: Sequence[str]) -> int:
-    """Every job of checked arguments, -m among them or not, by Hydra; returns the exit code."""
-    overrides = [argument for argument in arguments if argument != "-m"]
+def hydra_sweeps(arguments: Sequence[str]) -> int:
+    """Hydra's multirun of checked arguments; returns the exit code."""
+    return _code_of(lambda: _with_hydra(lambda ours: ours.multirun("config", job, list(arguments))))
 
-    def entry() -> None:
-        # what hydra.main does, without composing everything once more to learn whether -m is meant
-        with hydra.initialize_config_dir(str(config_root() / "conf"), version_base="1.3"):
-            ours = GlobalHydra.instance().hydra
-            assert ours is not None, "it was initialised"
-            runs = ours.run if len(overrides) == len(arguments) else ours.multirun
-            run_and_report(lambda: runs("config", job, overrides))
 
-    return _code_of(entry)
+def _hydra_runs(composed: DictConfig) -> int:
+    """Hydra's run of one composed job; returns the exit code."""
+
+    def run(ours: Any) -> None:
+        configure_log(composed.hydra.hydra_logging, composed.hydra.verbose)
+        callbacks = Callbacks(composed)
+        callbacks.on_run_start(config=composed, config_name="config")
+        done = run_job(
+            job, composed, "hydra.run.dir", None, HydraContext(ours.config_loader, callbacks)
+        )
+        callbacks.on_run_end(config=composed, config_name="config", job_return=done)
+        _ = done.return_value  # raises what the job raised
+
+    return _code_of(lambda: _with_hydra(run))
+
+
+def _with_hydra(run: Callable[[Any], Any]) -> None:
+    """What hydra.main does, which composes twice more what has been composed."""
+    with hydra.initialize_config_dir(str(config_root() / "conf"), version_base="1.3"):
+        ours = GlobalHydra.instance().hydra
+        assert ours is not None, "it was initialised"
+        run_and_report(lambda: run(ours))
 
 
 def _code_of(entry: Callable[[], Any]) -> int:

@@ -241,8 +241,10 @@ def test_a_pipeline_is_evaluated_by_servers(python: str, world: World) -> None:
     # the stand-in says the same of every model
     assert done.result["gate"]["status"] == "PASS"
     (base,), (pruned,) = (done.result["reports"][m]["UNION"].values() for m in ("base", "pruned"))
-    assert pruned == {**base, "rms_dp": 0.0}  # and no KL, which servers do not tell
-    assert any("kl_mean" in label for label in done.result["beside"]["pruned"]["not_measured"])
+    further = set(pruned) - set(base)
+    assert further > {"kl_mean", "kl_p99", "top1_flips", "rms_dp"}
+    assert pruned == {**base, **dict.fromkeys(further, 0.0)}
+    assert not any("kl_mean" in label for label in done.result["beside"]["pruned"]["not_measured"])
     again = world.run(*arguments)
     assert all(stage["cached"] for stage in again.result["stages"])
     assert not list(again.cwd.rglob("server-*.log")), "nothing to evaluate, nothing to launch"

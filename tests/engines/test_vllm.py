@@ -53,7 +53,7 @@ def how(url: str, **changes: Any) -> EngineSettings:
 
 
 def client(server: VllmStandIn, checkpoint: Path) -> VllmEngine:
-    return serve(how(server.url), open_model(checkpoint), 2, 20, Path("unused"))
+    return serve(asked(server.url), open_model(checkpoint), 2, Path("unused"))
 
 
 def asked(url: str, **changes: Any) -> EngineOptions:
@@ -172,7 +172,8 @@ def test_vllm_itself_scores_and_writes_as_transformers(make_blocks: Make, tmp_pa
         env={"VLLM_CPU_KVCACHE_SPACE": "1"},
         batch_blocks=3,
     )
-    served = serve(settings, files, 2, 20, tmp_path / "log")
+    ours = EngineOptions(settings, options().runtime, 20, 64)
+    served = serve(ours, files, 2, tmp_path / "log")
     blocks = make_blocks(5, 100)
     ours, expected = served.score(blocks, nothing), engine.score(blocks, nothing)
     apart = np.abs(ours.logp_T - expected.logp_T)

@@ -189,8 +189,7 @@ class Session:
     @property
     def options(self) -> EngineOptions:
         """The settings that engines are opened with."""
-        settings = self.experiment
-        return EngineOptions(settings.engine, settings.runtime, settings.eval.entropy_top_k)
+        return EngineOptions.of(self.experiment)
 
     @property
     def profiling_kind(self) -> EngineKind:

@@ -150,8 +150,8 @@ def test_a_server_answers_as_the_model_it_serves(world: World, folder: Path, eng
     if isinstance(server, VllmStandIn):
         server.max_logprobs, server.max_model_len = 64, 4096
     with serving(server):
-        there = world.run("task=noise_floor", f"engine={engine}", f"engine.base_url={server.url}",
-                          *tasks)  # fmt: skip
+        at = (f"engine={engine}", f"engine.base_url={server.url}")
+        there = world.run("task=noise_floor", *at, *tasks)
     assert there.code == 0, there.out + there.err
     here = world.run("task=noise_floor", *tasks)
     for found, own in zip(
@@ -178,8 +178,10 @@ def test_an_answer_stands_in_a_turn_of_the_template(world: World, folder: Path) 
     from eaft_prune.packs.tokenizer import load_tokenizer
 
     demo = REPOSITORY / "src/eaft_prune/demo/checkpoint"
-    done = world.run("task=noise_floor", f"model.path={demo}", "harness.chat_template=true",
-                     *asked(folder, "choose", "say"), "eval.num_blocks=2", "harness.limit=3")  # fmt: skip
+    quick = ("eval.num_blocks=2", "harness.limit=3", "harness.chat_template=true")
+    done = world.run(
+        "task=noise_floor", f"model.path={demo}", *asked(folder, "choose", "say"), *quick
+    )
     assert done.code == 0, done.out + done.err
     model, inner = tiny.eager_model(demo), load_tokenizer(demo).inner
 

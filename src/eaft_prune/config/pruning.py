@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from eaft_prune.config.base import (
     BlockCount,
@@ -15,6 +16,7 @@ from eaft_prune.config.base import (
     Positive,
     Settings,
 )
+from eaft_prune.config.runtime import EngineSettings
 from eaft_prune.core.types import UNION
 
 Saliency = Literal[
@@ -184,3 +186,26 @@ class ExportSettings(Settings):
     """write layers of unequal size, filled up with experts the router never picks"""
     sign: str | None = None
     """file of a private Ed25519 key (PEM): manifest.json.sig is written with it"""
+    smoke: dict[str, EngineSettings] = Field(default_factory=dict)
+    """engines beside the one that evaluates, by name, that are to write ten tokens with it"""
+
+    @field_validator("smoke", mode="before")
+    @classmethod
+    def _named(cls, smoke: Any) -> Any:
+        if not isinstance(smoke, Mapping):
+            return smoke
+        named = [name for name, some in smoke.items() if isinstance(some, Mapping)]
+        return {**smoke, **{name: {"name": name, **smoke[name]} for name in named}}
+
+    @field_validator("smoke")
+    @classmethod
+    def _launched(cls, smoke: dict[str, EngineSettings]) -> dict[str, EngineSettings]:
+        for name, settings in smoke.items():
+            if settings.name == "transformers":
+                raise ValueError(f"{name}: the others are compared with transformers: drop it")
+            if settings.base_url is not None:
+                raise ValueError(
+                    f"{name}.base_url: no server serves a checkpoint that is yet to be written: "
+                    "give python, to launch one"
+                )
+        return smoke

@@ -122,6 +122,13 @@ def _check_engine(task: Task, experiment: Experiment) -> None:
     if (asked.generation or asked.tasks) and not writes:
         can = " or ".join(f"engine={name}" for name, one in ENGINES.items() if one.writes)
         raise UserError(f"{what} needs {can}, not engine.name={kind.name}: drop it")
+    if experiment.export.smoke and not (
+        task.evaluates == "candidates" and task.exports(experiment)
+    ):
+        raise UserError(
+            "export.smoke has no effect where no checkpoint is exported and evaluated: use "
+            "task=pipeline and eval.candidates=[pruned], or drop it"
+        )
     two = task.evaluates in ("candidates", "checkpoints") or (
         task.writes and task.evaluates == "control"
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -186,26 +185,18 @@ class ExportSettings(Settings):
     """write layers of unequal size, filled up with experts the router never picks"""
     sign: str | None = None
     """file of a private Ed25519 key (PEM): manifest.json.sig is written with it"""
-    smoke: dict[str, EngineSettings] = Field(default_factory=dict)
-    """engines beside the one that evaluates, by name, that are to write ten tokens with it"""
-
-    @field_validator("smoke", mode="before")
-    @classmethod
-    def _named(cls, smoke: Any) -> Any:
-        if not isinstance(smoke, Mapping):
-            return smoke
-        named = [name for name, some in smoke.items() if isinstance(some, Mapping)]
-        return {**smoke, **{name: {"name": name, **smoke[name]} for name in named}}
+    smoke: tuple[EngineSettings, ...] = ()
+    """engines beside the one that evaluates that are to write ten tokens with it"""
 
     @field_validator("smoke")
     @classmethod
-    def _launched(cls, smoke: dict[str, EngineSettings]) -> dict[str, EngineSettings]:
-        for name, settings in smoke.items():
-            if settings.name == "transformers":
-                raise ValueError(f"{name}: the others are compared with transformers: drop it")
-            if settings.base_url is not None:
+    def _launched(cls, smoke: tuple[EngineSettings, ...]) -> tuple[EngineSettings, ...]:
+        for engine in smoke:
+            if engine.name == "transformers":
+                raise ValueError("the others are compared with transformers: drop it")
+            if engine.base_url is not None:
                 raise ValueError(
-                    f"{name}.base_url: no server serves a checkpoint that is yet to be written: "
-                    "give python, to launch one"
+                    f"no server serves a checkpoint that is yet to be written: give {engine.name} "
+                    "a python, to launch one, and no base_url"
                 )
         return smoke

@@ -58,8 +58,7 @@ def smoke(session: Session, model: Model) -> list[dict[str, Any]]:
 
 
 def _further(session: Session) -> list[EngineOptions]:
-    engines = session.experiment.export.smoke.values()
-    return [replace(session.options, engine=engine) for engine in engines]
+    return [replace(session.options, engine=some) for some in session.experiment.export.smoke]
 
 
 def _smoke(session: Session, model: Model, options: EngineOptions) -> dict[str, Any]:

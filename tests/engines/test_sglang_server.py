@@ -270,6 +270,7 @@ def test_further_engines_write_with_an_export(python: str, world: World) -> None
         ("{name: transformers}", "compared with transformers"),
         ("{name: vllm}", "needs exactly one of"),
         ("{name: sglang, pyton: p}", "pyton"),
+        ("{name: sglang, python: p, args: [--ep-size, '3']}", "wants a multiple of 3"),
         ("{name: sglang, python: no-such-python}", "cannot be run"),
         ("{name: llamacp}", "did you mean"),
     ],

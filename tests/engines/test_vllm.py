@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,8 @@ def test_limits_and_model_are_asked_beforehand(
     try:
         with pytest.raises(UserError, match=r"greater than max.*--max-logprobs 20"):
             VLLM.check(asked(fresh.url), 63, checkpoint)
+        with pytest.raises(UserError, match=r"--max-logprobs 64.*eval.kl_top_k=null"):
+            VLLM.check(replace(asked(fresh.url), kl_top_k=64), 63, checkpoint)
     finally:
         fresh.max_logprobs = 20
 

@@ -57,7 +57,7 @@ def run_arrow(session: Session, out: Path) -> Outcome:
     check_plan_fits(session, base)
     if "pruned" in experiment.eval.candidates:
         check_target(session, base)
-        smoke.check(session, base.files.path)
+        smoke.check(session, base)
     tasks = harness.asked(session, base)
     selection = select(session, base)
     sides = [Side("base", base)]

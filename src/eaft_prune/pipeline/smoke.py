@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from eaft_prune.checkpoints.model import Model
+from eaft_prune.checks.preflight import check_engine
 from eaft_prune.core.generation import Decoding
 from eaft_prune.core.step import Step
 from eaft_prune.core.types import UserError
@@ -37,13 +37,14 @@ class Smoke:
         return first_difference(self.theirs.tolist(), self.ours.tolist())
 
 
-def check(session: Session, path: Path) -> None:
-    """Raise UserError where an engine of export.smoke is not there, or writes nothing."""
+def check(session: Session, base: Model) -> None:
+    """Raise UserError where an engine of export.smoke is not there, cannot write, or take it."""
     for options in _further(session):
         kind = engine_kind(options.engine.name)
         if not kind.writes:
             raise UserError(f"export.smoke names {kind.name}, which writes nothing: drop it")
-        kind.check(options, _TOKENS, path)
+        check_engine(base.files.config, session.experiment.pruning.keep_n, options.engine)
+        kind.check(options, _TOKENS, base.files.path)
 
 
 def smoke(session: Session, model: Model) -> list[dict[str, Any]]:

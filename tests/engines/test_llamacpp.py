@@ -155,7 +155,7 @@ def test_a_gguf_is_written_once_and_writes_what_transformers_writes(
     # and the pipeline: base and pruned by llama.cpp, with the KL between them
     done = world.run(*how)
     assert done.code == 0, done.out + done.err
-    assert done.result["facts"]["smoke"]["first_difference"] is None
+    assert done.result["facts"]["smoke"][0]["first_difference"] is None
     assert done.result["reports"]["pruned"]["UNION"]["64"]["kl_mean"] > 0
     assert not list(done.cwd.rglob("*.gguf"))
 

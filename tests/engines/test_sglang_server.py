@@ -241,8 +241,50 @@ def test_a_pipeline_is_evaluated_by_servers(python: str, world: World) -> None:
     # the stand-in says the same of every model
     assert done.result["gate"]["status"] == "PASS"
     (base,), (pruned,) = (done.result["reports"][m]["UNION"].values() for m in ("base", "pruned"))
-    assert pruned == {**base, "rms_dp": 0.0}  # and no KL, which servers do not tell
-    assert any("kl_mean" in label for label in done.result["beside"]["pruned"]["not_measured"])
+    further = set(pruned) - set(base)
+    assert further > {"kl_mean", "kl_p99", "top1_flips", "rms_dp"}
+    assert pruned == {**base, **dict.fromkeys(further, 0.0)}
+    assert not any("kl_mean" in label for label in done.result["beside"]["pruned"]["not_measured"])
     again = world.run(*arguments)
     assert all(stage["cached"] for stage in again.result["stages"])
     assert not list(again.cwd.rglob("server-*.log")), "nothing to evaluate, nothing to launch"
+
+
+def test_further_engines_write_with_an_export(python: str, world: World) -> None:
+    """Evaluated by transformers; SGLang, too, is shown to load and write it."""
+    asked = f"export.smoke=[{{name: sglang, python: '{python}', args: [--y]}}]"
+    done = world.run(asked, "eval.num_blocks=4")
+    assert done.code == 0, done.out + done.err
+    (found,) = done.result["facts"]["smoke"]
+    assert (found["engine"], found["tokens"]) == ("sglang", 10)
+    assert found["first_difference"] is not None  # the stand-in has words of its own
+    (log,) = done.cwd.rglob("sglang-pruned.log")
+    assert "ready" in log.read_text()
+    assert "smoke/pruned/sglang" in {s["stage"] for s in done.result["stages"]}
+
+
+@pytest.mark.parametrize(
+    ("smoke", "said"),
+    [
+        ("{name: vllm, base_url: 'http://localhost:1'}", "no server serves a checkpoint"),
+        ("{name: transformers}", "compared with transformers"),
+        ("{name: vllm}", "needs exactly one of"),
+        ("{name: sglang, pyton: p}", "pyton"),
+        ("{name: sglang, python: p, args: [--ep-size, '3']}", "wants a multiple of 3"),
+        ("{name: sglang, python: no-such-python}", "cannot be run"),
+        ("{name: llamacp}", "did you mean"),
+    ],
+)
+def test_engines_that_cannot_write_with_an_export_are_told_beforehand(
+    world: World, smoke: str, said: str
+) -> None:
+    done = world.run(f"export.smoke=[{smoke}]")
+    assert done.code == 2
+    assert said in done.err + done.out
+    if done.results:
+        assert not [s for s in done.result["stages"] if s["stage"].startswith("profile")]
+
+
+def test_no_export_no_smoke(python: str, world: World) -> None:
+    done = world.run(f"export.smoke=[{{name: sglang, python: '{python}'}}]", "task=evaluate")
+    assert "no checkpoint is exported" in done.refused()

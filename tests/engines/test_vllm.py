@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ def how(url: str, **changes: Any) -> EngineSettings:
 
 
 def client(server: VllmStandIn, checkpoint: Path) -> VllmEngine:
-    return serve(how(server.url), open_model(checkpoint), 2, 20, Path("unused"))
+    return serve(asked(server.url), open_model(checkpoint), 2, Path("unused"))
 
 
 def asked(url: str, **changes: Any) -> EngineOptions:
@@ -139,6 +140,8 @@ def test_limits_and_model_are_asked_beforehand(
     try:
         with pytest.raises(UserError, match=r"greater than max.*--max-logprobs 20"):
             VLLM.check(asked(fresh.url), 63, checkpoint)
+        with pytest.raises(UserError, match=r"--max-logprobs 64.*eval.kl_top_k=null"):
+            VLLM.check(replace(asked(fresh.url), kl_top_k=64), 63, checkpoint)
     finally:
         fresh.max_logprobs = 20
 
@@ -172,7 +175,8 @@ def test_vllm_itself_scores_and_writes_as_transformers(make_blocks: Make, tmp_pa
         env={"VLLM_CPU_KVCACHE_SPACE": "1"},
         batch_blocks=3,
     )
-    served = serve(settings, files, 2, 20, tmp_path / "log")
+    ours = EngineOptions(settings, options().runtime, 20, 64)
+    served = serve(ours, files, 2, tmp_path / "log")
     blocks = make_blocks(5, 100)
     ours, expected = served.score(blocks, nothing), engine.score(blocks, nothing)
     apart = np.abs(ours.logp_T - expected.logp_T)

@@ -7,7 +7,7 @@ import pytest
 
 from eaft_prune.core.types import Likeliest, TokenScores
 from eaft_prune.maths.intervals import changes, of_influence
-from eaft_prune.maths.kl import kl_of_classes, quantile, rest_of, rms_dp, top1_flips
+from eaft_prune.maths.kl import kl_of_classes, kl_of_told, quantile, rest_of, rms_dp, top1_flips
 from eaft_prune.maths.metrics import DIVERGENCE, METRICS, distances, pack_report
 
 TOKENS, VOCAB = 60, 50
@@ -57,6 +57,47 @@ def test_equal_models_are_0_apart_to_the_last_bit() -> None:
     for k in (1, 20, VOCAB):
         base = kept(logp, k)
         assert not kl_of_classes(base, asked(logp, base)).any()
+        assert not kl_of_told(base, *told(logp, base)).any()
+
+
+def told(logq: np.ndarray, base: Likeliest) -> tuple[np.ndarray, np.ndarray]:
+    """What a candidate says of the base's tokens that tells as many likeliest ones of its own."""
+    least = np.sort(logq, axis=1)[:, -base.ids_TK.shape[1]]
+    logp = asked(logq, base)
+    return np.where(logp >= least.astype(np.float32)[:, None], logp, np.nan), least
+
+
+@pytest.mark.parametrize("peak", [0.5, 2.0, 8.0])
+@pytest.mark.parametrize("change", [0.03, 0.3, 2.0, 9.0])
+@pytest.mark.parametrize("k", [1, 5, 20, 64])
+def test_kl_to_what_is_told_lies_between_what_is_sure_and_what_is(
+    peak: float, change: float, k: int
+) -> None:
+    """At least as if all that is not told were one class, at most as if everything were told."""
+    logp, logq = two(peak, change)
+    base = kept(logp, min(k, VOCAB))
+    (of_told, least), exact = told(logq, base), kl_of_classes(base, asked(logq, base))
+    found, all_told = kl_of_told(base, of_told, least), ~np.isnan(of_told).any(axis=1)
+    np.testing.assert_allclose(found[all_told], exact[all_told], rtol=1e-6)
+    for t in np.flatnonzero(~all_told):
+        listed = base.ids_TK[t][~np.isnan(of_told[t])].tolist()
+        p, q = (np.exp(x[t, listed]).tolist() for x in (logp, logq))
+        p, q = ([*x, max(1 - sum(x), 1e-6)] for x in (p, q))
+        merged = sum(a * np.log(a / b) for a, b in zip(p, q, strict=True))
+        rounding = 0.001 * np.sqrt(2 * max(exact[t], merged)) + 1e-5
+        assert merged - rounding <= found[t] <= exact[t] + rounding
+
+
+def test_a_likely_token_that_is_not_told_is_no_likelier_than_the_least_told() -> None:
+    """Though much of the candidate's mass is not told either."""
+    logq = np.log(np.array([[1e-4, 0.3, *[0.6999 / 48] * 48]]))
+    logp = np.log(np.array([[0.9, *[0.1 / 49] * 49]]))
+    base = kept(logp, 2)
+    of_told, least = told(logq, base)
+    assert np.isnan(of_told[0, 0])
+    found = float(kl_of_told(base, of_told, least)[0])
+    assert found >= 0.9 * np.log(0.9 / np.exp(least[0])) + 0.1 * np.log(0.1) - 0.01
+    assert found > 2 * 0.9 * np.log(0.9 / (1 - np.exp(logq[0, 1])))  # as one class with the rest
 
 
 def some_scores(

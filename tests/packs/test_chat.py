@@ -187,3 +187,30 @@ def test_text_that_is_no_harmony_is_refused_with_its_row(tmp_path: Path, text: s
     pq.write_table(pa.table({"text": [*tiny.rows(1), text]}), path)
     with pytest.raises(UserError, match=r"pack p: .*row 1: no harmony message at character \d+"):
         list(written(PackFile("p", path, "text"), "messages", lambda: own))
+
+
+OPENS = PLAIN + "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n<think>\n' }}{% endif %}"
+LAST = "{{ messages[-1].content }}{% if add_generation_prompt %}{{ '>' }}{% endif %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "opened", "head"),
+    [
+        (OPENS, "<|im_start|>assistant\n<think>\n", "<|im_start|>assistant\n"),
+        (LATE, "", "<|im_start|>assistant\n<think>\n\n</think>\n\n"),
+    ],
+)
+def test_where_an_answer_begins_is_asked_of_the_template(
+    tmp_path: Path, template: str, opened: str, head: str
+) -> None:
+    assert tokenizer(tmp_path, template).turn_begins == (opened, head)
+
+
+def test_of_harmony_an_answer_begins_behind_its_header() -> None:
+    demo = load_tokenizer(DEMO / "checkpoint")
+    assert demo.turn_begins == ("<|start|>assistant", "<|start|>assistant<|message|>")
+
+
+def test_a_template_that_rewrites_the_question_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="otherwise once it is answered"):
+        _ = tokenizer(tmp_path, LAST).turn_begins

@@ -12,7 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.runs import REPOSITORY, World
+from support import tiny
+from support.runs import REPOSITORY, Done, World
+from support.sglang_standin import StandIn, eager_forward, serving
+from support.vllm_standin import VllmStandIn
 
 pytest_plugins = ("support.worlds",)
 
@@ -30,7 +33,7 @@ doc_to_text: "{{{{ text[80:140] }}}}"
 CHOICE = """
 output_type: multiple_choice
 doc_to_target: "{{ text|length % 2 }}"
-doc_to_choice: ["{{ text[140:150] }}", "{{ text[160:170] }}"]
+doc_to_choice: "{{ [text[140:150], text[160:170]] }}"
 metric_list: [{metric: acc}, {metric: acc_norm}]
 """
 WRITE = """
@@ -59,6 +62,13 @@ def asked(folder: Path, *tasks: str) -> tuple[str, ...]:
         *(f"eval.tasks=[{','.join(tasks)}]", f"harness.include={folder}", "harness.limit=12"),
         *("harness.batch=5", "eval.num_blocks=4"),
     )
+
+
+def samples(world: World, done: Done, task: str) -> list[dict[str, Any]]:
+    """The harness's own record of what the base answered."""
+    (key,) = [s["key"] for s in done.result["stages"] if s["stage"] == f"task/base/{task}"]
+    log = json.loads((world.store / "task" / key / "values.json").read_text())["log"]
+    return [json.loads(one) for one in log]
 
 
 def test_a_model_beside_itself_answers_the_same(world: World, folder: Path) -> None:
@@ -115,15 +125,12 @@ def test_the_store_has_samples_and_a_killed_run_its_batches(
 def test_likelihoods_are_those_of_the_model(world: World, folder: Path) -> None:
     """By the harness's own samples, with transformers' plain forward on each alone."""
     import torch
-    from support import tiny
 
     from eaft_prune.packs.tokenizer import load_tokenizer
 
     done = world.run("task=noise_floor", *asked(folder, "choose"))
-    (key,) = [s["key"] for s in done.result["stages"] if s["stage"] == "task/base/choose"]
-    log = json.loads((world.store / "task" / key / "values.json").read_text())["log"]
     model, inner = tiny.eager_model(world.model), load_tokenizer(world.model).inner
-    for sample in map(json.loads, log[:3]):
+    for sample in samples(world, done, "choose")[:3]:
         for (context, choice), ((logp, _),) in zip(
             sample["arguments"], sample["resps"], strict=True
         ):
@@ -132,6 +139,79 @@ def test_likelihoods_are_those_of_the_model(world: World, folder: Path) -> None:
                 ln_p = model(torch.tensor([whole])).logits[0].double().log_softmax(-1)
             own = sum(float(ln_p[at - 1, whole[at]]) for at in range(len(before), len(whole)))
             assert logp == pytest.approx(own, abs=1e-3)
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+def test_a_server_answers_as_the_model_it_serves(world: World, folder: Path, engine: str) -> None:
+    tasks = asked(folder, "choose", "say")
+    forward = eager_forward(tiny.eager_model(world.model).requires_grad_(False))
+    path = str(world.model)
+    server = StandIn(0, path, forward) if engine == "sglang" else VllmStandIn(path, forward)
+    if isinstance(server, VllmStandIn):
+        server.max_logprobs, server.max_model_len = 64, 4096
+    with serving(server):
+        at = (f"engine={engine}", f"engine.base_url={server.url}")
+        there = world.run("task=noise_floor", *at, *tasks)
+    assert there.code == 0, there.out + there.err
+    here = world.run("task=noise_floor", *tasks)
+    for found, own in zip(
+        samples(world, there, "choose"), samples(world, here, "choose"), strict=True
+    ):
+        assert found["arguments"] == own["arguments"]
+        for ((logp, greedy),), ((own_logp, own_greedy),) in zip(
+            found["resps"], own["resps"], strict=True
+        ):
+            assert logp == pytest.approx(own_logp, abs=1e-3)
+            assert greedy == own_greedy
+    written = [[s["resps"] for s in samples(world, done, "say")] for done in (there, here)]
+    assert written[0] == written[1]
+    assert len({str(one) for one in written[0]}) > 1
+    assert {name: one["metrics"] for name, one in there.result["tasks"]["repeat"].items()} == {
+        name: one["metrics"] for name, one in here.result["tasks"]["repeat"].items()
+    }
+
+
+def test_an_answer_stands_in_a_turn_of_the_template(world: World, folder: Path) -> None:
+    """The demo's own: scored in the message, written behind the header of the turn."""
+    import torch
+
+    from eaft_prune.packs.tokenizer import load_tokenizer
+
+    demo = REPOSITORY / "src/eaft_prune/demo/checkpoint"
+    quick = ("eval.num_blocks=2", "harness.limit=3", "harness.chat_template=true")
+    done = world.run(
+        "task=noise_floor", f"model.path={demo}", *asked(folder, "choose", "say"), *quick
+    )
+    assert done.code == 0, done.out + done.err
+    model, inner = tiny.eager_model(demo), load_tokenizer(demo).inner
+
+    def ln_p(text: str) -> Any:
+        with torch.no_grad():
+            return (
+                model(torch.tensor([inner(text)["input_ids"]])).logits[0].double().log_softmax(-1)
+            )
+
+    for sample in samples(world, done, "choose"):
+        for (context, choice), ((logp, _),) in zip(
+            sample["arguments"], sample["resps"], strict=True
+        ):
+            assert context.startswith("<|start|>user<|message|>")
+            assert context.count("<|start|>assistant<|message|>") == 2  # examples
+            assert context.endswith("<|end|><|start|>assistant")
+            before = inner(context + "<|message|>")["input_ids"]
+            whole = inner(context + "<|message|>" + choice)["input_ids"]
+            scores = ln_p(context + "<|message|>" + choice)
+            own = sum(float(scores[at - 1, whole[at]]) for at in range(len(before), len(whole)))
+            assert logp == pytest.approx(own, abs=1e-3)
+    for sample in samples(world, done, "say"):
+        ((context, _),), ((said,),) = sample["arguments"], sample["resps"]
+        assert context.endswith("<|end|><|start|>assistant")
+        text = context
+        for _ in range(5):
+            text += inner.decode(int(ln_p(text)[-1].argmax()))
+        header, final, answer = text.removeprefix(context).partition("<|channel|>final<|message|>")
+        assert (header, bool(final)) == ("", True)
+        assert said == answer.split("<|")[0].split(".")[0]
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,7 @@ class StandIn(ThreadingHTTPServer):
     ) -> None:
         super().__init__((host, port), self.handler)
         self.forward = forward
+        self.eos = -1  # of generation_config.json
         self.flat = False  # the format that newer servers answer in when asked
         self.fault: Fault = lambda handler, number, answers: False
         self.requests: list[Json] = []
@@ -92,10 +93,14 @@ class Handler(BaseHTTPRequestHandler):
             self.server.routed.append(route(self.server, body["input_ids"]))
             return self.reply([{"text": "", "meta_info": {}} for _ in body["input_ids"]])
         with self.server.lock:  # one forward at a time
-            answers = [
-                answer(self.server, body, ids, start)
-                for ids, start in zip(body["input_ids"], body["logprob_start_len"], strict=True)
-            ]
+            answers = (
+                [written(self.server, ids, body["sampling_params"]) for ids in body["input_ids"]]
+                if not body.get("return_logprob")
+                else [
+                    answer(self.server, body, ids, start)
+                    for ids, start in zip(body["input_ids"], body["logprob_start_len"], strict=True)
+                ]
+            )
         if not self.server.fault(self, number, answers):
             self.reply(answers)
         return None
@@ -158,6 +163,8 @@ def answer(server: StandIn, body: Json, ids: list[int], start: int) -> Json:
         meta |= {
             "input_top_logprobs_val_flat_b64": base64.b64encode(top.astype("<f4")).decode(),
             "input_top_logprobs_val_flat_b64_dtype": "float32",
+            "input_top_logprobs_idx_flat_b64": base64.b64encode(order.astype("<i4")).decode(),
+            "input_top_logprobs_idx_flat_b64_dtype": "int32",
             "input_top_logprobs_shape": list(top.shape),
             "input_top_logprobs_null_prefix": 1,
         }
@@ -168,6 +175,15 @@ def answer(server: StandIn, body: Json, ids: list[int], start: int) -> Json:
             *([[v, i, None] for v, i in zip(*pair, strict=True)] for pair in pairs),
         ]
     return {"text": "", "meta_info": meta}
+
+
+def written(server: StandIn, ids: list[int], how: Json) -> Json:
+    """Greedily, up to a stop that was asked for or an EOS of the server's own."""
+    new: list[int] = []
+    ends = {server.eos, *how["stop_token_ids"]}
+    while len(new) < how["max_new_tokens"] and not ends.intersection(new):
+        new.append(int(server.forward([*ids, *new])[-1].argmax()))
+    return {"text": "", "output_ids": new, "meta_info": {"completion_tokens": len(new)}}
 
 
 def route(server: StandIn, sequences: list[list[int]]) -> NDArray[np.int64]:

@@ -26,7 +26,7 @@ def check_engines(experiment: Experiment) -> Iterable[Diagnosis]:
         )
         ok = fit.ok or fit.engine != settings.name
         yield Diagnosis("engines", ok, f"{what}{', ' + fit.why if fit.why else ''}")
-    options = EngineOptions(settings, experiment.runtime, experiment.eval.entropy_top_k)
+    options = EngineOptions.of(experiment)
     try:
         engine_kind(settings.name).check(options, max(experiment.eval.seq_lens), files.path)
     except UserError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from eaft_prune.config.base import (
     BlockCount,
@@ -15,6 +15,7 @@ from eaft_prune.config.base import (
     Positive,
     Settings,
 )
+from eaft_prune.config.runtime import EngineSettings
 from eaft_prune.core.types import UNION
 
 Saliency = Literal[
@@ -184,3 +185,18 @@ class ExportSettings(Settings):
     """write layers of unequal size, filled up with experts the router never picks"""
     sign: str | None = None
     """file of a private Ed25519 key (PEM): manifest.json.sig is written with it"""
+    smoke: tuple[EngineSettings, ...] = ()
+    """engines beside the one that evaluates that are to write ten tokens with it"""
+
+    @field_validator("smoke")
+    @classmethod
+    def _launched(cls, smoke: tuple[EngineSettings, ...]) -> tuple[EngineSettings, ...]:
+        for engine in smoke:
+            if engine.name == "transformers":
+                raise ValueError("the others are compared with transformers: drop it")
+            if engine.base_url is not None:
+                raise ValueError(
+                    f"no server serves a checkpoint that is yet to be written: give {engine.name} "
+                    "a python, to launch one, and no base_url"
+                )
+        return smoke

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from eaft_prune.checkpoints.read import ModelFiles
-from eaft_prune.config import EngineSettings, RuntimeSettings
+from eaft_prune.config import EngineSettings, Experiment, RuntimeSettings
 from eaft_prune.core.generation import Decoding
 from eaft_prune.core.types import Blocks, Divergence, KeepPlan, Likeliest, TokenScores, Trace
 
@@ -67,6 +67,19 @@ class EngineOptions:
     engine: EngineSettings
     runtime: RuntimeSettings
     entropy_top_k: int
+    kl_top_k: int = 0
+
+    @classmethod
+    def of(cls, experiment: Experiment) -> EngineOptions:
+        """Those of an experiment's own engine."""
+        asked = experiment.eval
+        kl_top_k = asked.kl_top_k or 0
+        return cls(experiment.engine, experiment.runtime, asked.entropy_top_k, kl_top_k)
+
+    @property
+    def most_likeliest(self) -> int:
+        """How many of the likeliest tokens a server is asked for at most."""
+        return max(self.entropy_top_k, self.kl_top_k)
 
 
 @dataclass(frozen=True)

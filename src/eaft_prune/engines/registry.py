@@ -11,7 +11,7 @@ from eaft_prune.config import RuntimeSettings
 from eaft_prune.config.base import allowed
 from eaft_prune.core.plugins import load_object
 from eaft_prune.core.types import UserError
-from eaft_prune.engines.base import EngineKind, EngineOptions, Profiler, Scorer, Writer
+from eaft_prune.engines.base import EngineKind, EngineOptions, Profiler, Writer
 from eaft_prune.engines.world import is_cpu
 
 
@@ -76,7 +76,7 @@ def _sglang_key(options: EngineOptions) -> dict[str, Any]:
     return _server_key(options, "sglang", account, server.SGLANG.version)
 
 
-def _open_sglang(options: EngineOptions, files: ModelFiles, top_k: int, log: Path) -> Scorer:
+def _open_sglang(options: EngineOptions, files: ModelFiles, top_k: int, log: Path) -> Writer:
     from eaft_prune.engines.sglang.serving import serve
 
     return serve(options.engine, files, top_k, options.entropy_top_k, log)
@@ -104,7 +104,7 @@ def _vllm_key(options: EngineOptions) -> dict[str, Any]:
 def _open_vllm(options: EngineOptions, files: ModelFiles, top_k: int, log: Path) -> Writer:
     from eaft_prune.engines.vllm.serving import serve
 
-    return serve(options.engine, files, top_k, options.entropy_top_k, log)
+    return serve(options, files, top_k, log)
 
 
 def _check_vllm(options: EngineOptions, longest: int, path: Path) -> None:
@@ -113,7 +113,7 @@ def _check_vllm(options: EngineOptions, longest: int, path: Path) -> None:
     engine = options.engine
     if engine.base_url is not None:
         given = server.connect(engine, engine.base_url, path)
-        server.check_limits(given, longest, options.entropy_top_k)
+        server.check_limits(given, longest, options.most_likeliest)
     else:
         server.VLLM.version(engine.python or "")
 
@@ -124,7 +124,7 @@ def _llamacpp_key(options: EngineOptions) -> dict[str, Any]:
     return identity(options)
 
 
-def _open_llamacpp(options: EngineOptions, files: ModelFiles, top_k: int, log: Path) -> Scorer:
+def _open_llamacpp(options: EngineOptions, files: ModelFiles, top_k: int, log: Path) -> Writer:
     from eaft_prune.engines.llamacpp.serving import serve
 
     return serve(options, files, top_k, log)
@@ -149,6 +149,8 @@ SGLANG = EngineKind(
     conditions=lambda options, top_k: None,
     open=_open_sglang,
     check=_check_sglang,
+    compares=True,
+    writes=True,
     lasting=_is_launched,
 )
 VLLM = EngineKind(
@@ -157,6 +159,7 @@ VLLM = EngineKind(
     conditions=lambda options, top_k: None,
     open=_open_vllm,
     check=_check_vllm,
+    compares=True,
     writes=True,
     lasting=_is_launched,
 )

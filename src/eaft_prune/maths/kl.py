@@ -40,6 +40,32 @@ def kl_of_classes(base: Likeliest, logp_TK: NDArray[np.float32]) -> NDArray[np.f
     return np.asarray(np.maximum(kl, 0.0), np.float32)
 
 
+def kl_of_told(
+    base: Likeliest, logp_TK: NDArray[np.floating], least_T: NDArray[np.floating]
+) -> NDArray[np.float32]:
+    """The same of a candidate that tells its own likeliest tokens alone, [T].
+
+    logp_TK is NaN where it does not tell; such a token is no likelier than ln p = least_T. Of all
+    that it may make of those and of the rest, what is nearest to the base is taken: in proportion
+    to the base, but for tokens that would be likelier than least_T, which are as likely as that. So
+    this is a lower bound of `kl_of_classes`, and equal to it where all are told.
+    """
+    ln_p = _classes(base.logp_TK, base.rest_T)
+    known_TK = np.where(np.isnan(logp_TK), -np.inf, logp_TK).astype(np.float32)
+    ln_q = _classes(known_TK, rest_of(known_TK))
+    untold = np.column_stack([np.isnan(logp_TK), np.ones(len(logp_TK), bool)])
+    p, left_T1, most_T1 = np.exp(ln_p), np.exp(ln_q[:, -1:]), least_T.astype(np.float64)[:, None]
+    share_T1 = np.log(left_T1) - np.log((p * untold).sum(axis=1, keepdims=True))
+    capped = untold & (ln_p + share_T1 > most_T1)
+    capped[:, -1] = False  # the rest is many tokens
+    free = untold & ~capped
+    left_T1 -= np.exp(most_T1) * capped.sum(axis=1, keepdims=True)
+    share_T1 = np.log(left_T1) - np.log((p * free).sum(axis=1, keepdims=True))
+    ln_q = np.where(free, ln_p + share_T1, np.where(capped, most_T1, ln_q))
+    kl = np.sum(p * (ln_p - ln_q), axis=1)
+    return np.asarray(np.maximum(kl, 0.0), np.float32)
+
+
 def _classes(logp_TK: NDArray[np.floating], rest_T: NDArray[np.float16]) -> Values:
     """ln p of each class, of which the last is the rest, made to sum to 1."""
     half = np.column_stack([logp_TK.astype(np.float16), rest_T]).astype(np.float64)

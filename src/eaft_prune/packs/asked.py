@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 from eaft_prune.config import HarnessSettings
@@ -51,6 +52,23 @@ def judged(
     for end in _until(asked):
         text = text.split(end)[0]
     return text
+
+
+def numbers(
+    samples: Sequence[Mapping[str, Any]], better: Mapping[str, bool | None]
+) -> tuple[dict[str, list[float]], list[str]]:
+    """Metrics of which every sample has a number, more being better, by filter; and the others."""
+    found: dict[str, list[Any]] = {}
+    for one in samples:
+        for metric in one["metrics"]:
+            name = metric if one["filter"] == "none" else f"{metric}, {one['filter']}"
+            found.setdefault(name, []).append(one[metric])
+    good = {
+        name: [float(value) for value in values]
+        for name, values in found.items()
+        if better.get(name.split(",")[0]) and all(isinstance(v, Real) for v in values)
+    }
+    return good, [name for name in found if name not in good]
 
 
 def _until(asked: Asked) -> list[str]:

@@ -73,6 +73,21 @@ class TransformersTokenizer:
         """
         return self.write(messages, tools, answering=answering)[0]
 
+    @cached_property
+    def turn_begins(self) -> tuple[str, str]:
+        """What the template ends a question with to be answered, and an answer's text begins with.
+
+        They differ where the model writes more than the answer: a channel of harmony, a thought.
+        Raises UserError where the template writes the question otherwise once it is answered.
+        """
+        asked = [{"role": "user", "content": "Q"}]
+        before, open_ = self.render(asked), self.render(asked, answering=True)
+        whole = self.render([*asked, {"role": "assistant", "content": "ANSWER"}])
+        head, found, _ = whole.removeprefix(before).partition("ANSWER")
+        if not (whole.startswith(before) and open_.startswith(before) and found):
+            raise self._refused("it writes a question otherwise once it is answered")
+        return open_.removeprefix(before), head
+
     def write(
         self,
         messages: Sequence[Mapping[str, Any]],

@@ -19,7 +19,7 @@ from eaft_prune.core.outcome import Outcome, Selection
 from eaft_prune.core.passages import Passage
 from eaft_prune.core.types import Checkpoint, Evaluation, UserError
 from eaft_prune.packs.sources import model_path
-from eaft_prune.pipeline import harness
+from eaft_prune.pipeline import harness, smoke
 from eaft_prune.pipeline.compare import compare
 from eaft_prune.pipeline.criterion import select
 from eaft_prune.pipeline.evaluation import Side, masked_model
@@ -29,7 +29,6 @@ from eaft_prune.pipeline.passages import differing
 from eaft_prune.pipeline.requests import evaluating
 from eaft_prune.pipeline.sequential import measure_all
 from eaft_prune.pipeline.session import Session
-from eaft_prune.pipeline.smoke import smoke
 from eaft_prune.records import card
 from eaft_prune.records.evaluation import save_evaluation
 from eaft_prune.records.signature import private_key
@@ -58,25 +57,25 @@ def run_arrow(session: Session, out: Path) -> Outcome:
     check_plan_fits(session, base)
     if "pruned" in experiment.eval.candidates:
         check_target(session, base)
+        smoke.check(session, base)
     tasks = harness.asked(session, base)
     selection = select(session, base)
     sides = [Side("base", base)]
-    pruned: Checkpoint | None = None
+    pruned: Model | None = None
     for name in experiment.eval.candidates:
         if name == "masked":
             model, label = masked_model(session, base)
             sides.append(Side(label, model, selection.plan))
         else:
-            model = write(session, base, selection)
-            pruned = model.checkpoint
-            sides.append(Side(name, model))
+            pruned = write(session, base, selection)
+            sides.append(Side(name, pruned))
     found = measure_all(session, base, sides)
     passages = {other.model: differing(session, base, found[0], other) for other in found[1:]}
-    first_tokens = {} if pruned is None else smoke(session, sides[-1].model)
+    first_tokens = [] if pruned is None else smoke.smoke(session, pruned)
     origin = Origin(
         selection,
         base.checkpoint,
-        pruned,
+        None if pruned is None else pruned.checkpoint,
         facts={"smoke": first_tokens} if first_tokens else {},
         generated=generated(session, base, sides),
         passages=passages,

@@ -19,7 +19,7 @@ from eaft_prune.core.progress import Bars
 from eaft_prune.core.step import Step
 from eaft_prune.core.store import Store, Stored
 from eaft_prune.core.types import Blocks, Spans, UserError
-from eaft_prune.engines.base import EngineKind, EngineOptions, Profiler, Scorer
+from eaft_prune.engines.base import EngineKind, EngineOptions, Profiler, Scorer, Writer
 from eaft_prune.engines.registry import TRANSFORMERS, dtype_of, engine_kind
 from eaft_prune.engines.world import world_size
 from eaft_prune.packs import sources
@@ -189,8 +189,7 @@ class Session:
     @property
     def options(self) -> EngineOptions:
         """The settings that engines are opened with."""
-        settings = self.experiment
-        return EngineOptions(settings.engine, settings.runtime, settings.eval.entropy_top_k)
+        return EngineOptions.of(self.experiment)
 
     @property
     def profiling_kind(self) -> EngineKind:
@@ -204,11 +203,15 @@ class Session:
 
     def scorer(self, model: Model) -> Scorer:
         """Who evaluates the model: resident, under torchrun in every process, or a server."""
-        return self._opened(self.kind, model)
+        return self._opened(self.kind, model, self.options)
+
+    def writer(self, model: Model, options: EngineOptions) -> Writer:
+        """The model in whatever engine these options name."""
+        return cast(Writer, self._opened(engine_kind(options.engine.name), model, options))
 
     def profiler(self, model: Model) -> Profiler:
         """Who tells the model's router weights and norms, and masks experts."""
-        return cast(Profiler, self._opened(self.profiling_kind, model))
+        return cast(Profiler, self._opened(self.profiling_kind, model, self.options))
 
     def local_engine(self, model: Model) -> TransformersEngine:
         """The model in transformers in this process alone."""
@@ -220,8 +223,9 @@ class Session:
             (model.digest, options, where), lambda: load_files(model.files, options)
         )
 
-    def _opened(self, kind: EngineKind, model: Model) -> Scorer:
-        options, log_file = self.options, self.out / f"server-{model.label}.log"
+    def _opened(self, kind: EngineKind, model: Model, options: EngineOptions) -> Scorer:
+        name = "server" if options == self.options else kind.name
+        log_file = self.out / f"{name}-{model.label}.log"
         return self.resident.get(
             (model.digest, options, kind.name),
             lambda: kind.open(options, model.files, model.top_k, log_file),

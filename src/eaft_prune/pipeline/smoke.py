@@ -1,19 +1,21 @@
-"""smoke: does the engine that will serve a checkpoint write what transformers writes?"""
+"""smoke: do the engines that will serve a checkpoint write what transformers writes?"""
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
-from typing import Any, cast
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from eaft_prune.checkpoints.model import Model
+from eaft_prune.checks.preflight import check_engine
 from eaft_prune.core.generation import Decoding
 from eaft_prune.core.step import Step
-from eaft_prune.engines.base import Writer
-from eaft_prune.engines.registry import TRANSFORMERS
+from eaft_prune.core.types import UserError
+from eaft_prune.engines.base import EngineOptions, Writer
+from eaft_prune.engines.registry import TRANSFORMERS, engine_kind
 from eaft_prune.maths.generation import first_difference
 from eaft_prune.pipeline.session import Session
 
@@ -35,24 +37,42 @@ class Smoke:
         return first_difference(self.theirs.tolist(), self.ours.tolist())
 
 
-def smoke(session: Session, model: Model) -> dict[str, Any]:
-    """Facts of a checkpoint's first tokens in the engine; none where that is transformers itself.
+def check(session: Session, base: Model) -> None:
+    """Raise UserError where an engine of export.smoke is not there, cannot write, or take it."""
+    for options in _further(session):
+        kind = engine_kind(options.engine.name)
+        if not kind.writes:
+            raise UserError(f"export.smoke names {kind.name}, which writes nothing: drop it")
+        check_engine(base.files.config, session.experiment.pruning.keep_n, options.engine)
+        kind.check(options, _TOKENS, base.files.path)
 
-    An engine that writes nothing is left out, too: its scores have loaded the checkpoint. A
-    difference is said and no error: where two tokens are as likely, rounding decides.
+
+def smoke(session: Session, model: Model) -> list[dict[str, Any]]:
+    """Facts of a checkpoint's first tokens in the engine that evaluated it, and in export.smoke's.
+
+    One that evaluated it is left out where it is transformers, or writes nothing: its scores have
+    loaded the checkpoint. A difference is said and no error: where two tokens are as likely,
+    rounding decides.
     """
-    kind = session.kind
-    if not kind.writes or kind is TRANSFORMERS:
-        return {}
+    own = [session.options] if session.kind.writes and session.kind is not TRANSFORMERS else []
+    return [_smoke(session, model, options) for options in (*own, *_further(session))]
+
+
+def _further(session: Session) -> list[EngineOptions]:
+    return [replace(session.options, engine=some) for some in session.experiment.export.smoke]
+
+
+def _smoke(session: Session, model: Model, options: EngineOptions) -> dict[str, Any]:
+    kind = engine_kind(options.engine.name)
 
     def compute() -> Smoke:
-        theirs = first_tokens(session, model, cast(Writer, session.scorer(model)))
+        theirs = first_tokens(session, model, session.writer(model, options))
         return compared(session, model, theirs)
 
     step = Step(
-        f"smoke/{model.label}",
+        f"smoke/{model.label}/{kind.name}",
         1,
-        {**kind.key(session.options), "dtype": session.dtype, "prompt": _PROMPT},
+        {**kind.key(options), "dtype": session.dtype, "prompt": _PROMPT},
         {"model": model.digest, "tokenizer": model.tokenizer_digest},
         Smoke,
         compute,

@@ -7,10 +7,9 @@ import logging
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from importlib.metadata import version
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from eaft_prune.core.digests import digest
 from eaft_prune.core.generation import Written
 from eaft_prune.core.harness import Answers, Continuations, Likelihoods, Openings
 from eaft_prune.core.types import UserError
-from eaft_prune.packs.asked import decoding, judged
+from eaft_prune.packs.asked import decoding, judged, numbers
 from eaft_prune.packs.tokenizer import TransformersTokenizer
 
 VERSION = 1
@@ -59,6 +58,8 @@ class Task:
         model = _Model(self, None)
         found: dict[str, Any] = {"harness": version("lm_eval"), **self.settings.model_dump()}
         del found["include"]  # a place
+        if self.settings.chat_template:
+            found["turn begins"] = list(self.tokenizer.turn_begins)
         with _alone(self.parts):
             for name, part in self.parts.items():
                 part.build_all_requests(
@@ -145,7 +146,7 @@ def answers(task: Task, asker: Asker) -> Answers:
         ids += [f"{name} {s['doc_hash']} {s['prompt_hash']} {s['target_hash']}" for s in own]
         said += [json.dumps(one["resps"], default=str) for one in own]
         log += [json.dumps(one, default=str) for one in kept]
-        good, rest = _numbers(kept, part.higher_is_better())
+        good, rest = numbers(kept, part.higher_is_better())
         scores.append(good)
         others |= dict.fromkeys(rest)
     shared = [name for name in scores[0] if all(name in good for good in scores)]
@@ -157,23 +158,6 @@ def answers(task: Task, asker: Asker) -> Answers:
     others |= dict.fromkeys(n for good in scores for n in good if n not in shared)
     joined = {name: [x for good in scores for x in good[name]] for name in shared}
     return Answers(tuple(ids), tuple(said), joined, tuple(others), tuple(log))
-
-
-def _numbers(
-    samples: Sequence[Mapping[str, Any]], better: Mapping[str, bool | None]
-) -> tuple[dict[str, list[float]], list[str]]:
-    """Metrics of which every sample has a number, more being better, by filter; and the others."""
-    found: dict[str, list[Any]] = {}
-    for one in samples:
-        for metric in one["metrics"]:
-            name = metric if one["filter"] == "none" else f"{metric}, {one['filter']}"
-            found.setdefault(name, []).append(one[metric])
-    good = {
-        name: [float(value) for value in values]
-        for name, values in found.items()
-        if better.get(name.split(",")[0]) and all(isinstance(v, Real) for v in values)
-    }
-    return good, [name for name in found if name not in good]
 
 
 class _Model(TemplateLM):  # type: ignore[misc]
@@ -209,7 +193,15 @@ class _Model(TemplateLM):  # type: ignore[misc]
         return self._tokenizer.render(chat_history, answering=True)
 
     def loglikelihood(self, requests: Any, disable_tqdm: bool = True) -> Any:
+        if self._task.settings.chat_template:
+            requests = [replace(one, arguments=self._in_a_turn(*one.args)) for one in requests]
         return super().loglikelihood(requests, disable_tqdm=True)
+
+    def _in_a_turn(self, context: str, continuation: str) -> tuple[str, str]:
+        """Behind what the template writes before an answer's text, where a context is a chat."""
+        open_, head = self._tokenizer.turn_begins
+        chat = context.endswith(open_)
+        return context.removesuffix(open_) + head if chat else context, continuation
 
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **kwargs: Any

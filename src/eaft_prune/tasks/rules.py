@@ -117,11 +117,18 @@ def _check_engine(task: Task, experiment: Experiment) -> None:
             f"engine={kind.name} cannot mask experts (task=search, task=ablate, "
             "eval.candidates=[masked]): use engine=transformers for that"
         )
-    if asked.generation and not kind.writes:
+    what = "eval.generation = true" if asked.generation else f"eval.tasks = {list(asked.tasks)}"
+    writes = kind.writes and (kind.compares or not asked.tasks)
+    if (asked.generation or asked.tasks) and not writes:
         can = " or ".join(f"engine={name}" for name, one in ENGINES.items() if one.writes)
-        raise UserError(f"eval.generation = true needs {can}: drop it")
-    if asked.tasks and not (kind.compares and kind.writes):
-        raise UserError(f"eval.tasks = {list(asked.tasks)} needs engine=transformers: drop it")
+        raise UserError(f"{what} needs {can}, not engine.name={kind.name}: drop it")
+    if experiment.export.smoke and not (
+        task.evaluates == "candidates" and task.exports(experiment)
+    ):
+        raise UserError(
+            "export.smoke has no effect where no checkpoint is exported and evaluated: use "
+            "task=pipeline and eval.candidates=[pruned], or drop it"
+        )
     two = task.evaluates in ("candidates", "checkpoints") or (
         task.writes and task.evaluates == "control"
     )

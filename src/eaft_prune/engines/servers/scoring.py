@@ -1,4 +1,4 @@
-"""Blocks -> requests in flight -> log p and H of every scored token, in block order."""
+"""Blocks -> requests in flight -> what a server tells of every scored token, in block order."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 
 from eaft_prune.config import EngineSettings
 from eaft_prune.core.text import shortened
-from eaft_prune.core.types import Blocks, TokenScores, UserError
+from eaft_prune.core.types import Blocks, UserError
 from eaft_prune.engines.base import OnTokens
 from eaft_prune.engines.servers.http import HttpClient
 
 Floats = NDArray[np.float64]
-Pair = tuple[Floats, Floats]  # log p and normalised entropy of a block's scored tokens
+Ids = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,22 @@ class Request:
         return [int(row.argmax()) - 1 for row in self.scored_bS]
 
 
-def score(
+@dataclass(frozen=True)
+class Told:
+    """Of T scored tokens ln p, and the K likeliest tokens at their places, in descending order."""
+
+    logp_T: Floats
+    ids_TK: Ids
+    top_TK: Floats
+
+
+def told(
     client: HttpClient,
     settings: EngineSettings,
     blocks: Blocks,
-    ask: Callable[[Request], list[Pair]],
+    ask: Callable[[Request], list[Told]],
     on_tokens: OnTokens,
-) -> TokenScores:
+) -> Iterator[Told]:
     """What `ask` finds of engine.batch_blocks at a time, engine.concurrency of them in flight."""
     some, batch = np.flatnonzero(blocks.scored_BS.any(axis=1)), settings.batch_blocks
     requests = [
@@ -49,18 +58,14 @@ def score(
         for part in np.array_split(some, range(batch, len(some), batch))
     ]
     on_tokens((len(blocks) - len(some)) * blocks.seq_len)
-    logp, entropy = [], []
     with ThreadPoolExecutor(settings.concurrency) as pool, client.together():
         for request, found in zip(requests, pool.map(ask, requests), strict=True):
-            for block_logp, block_entropy in found:
-                logp.append(block_logp)
-                entropy.append(block_entropy)
+            yield Told(
+                np.concatenate([one.logp_T for one in found]),
+                np.concatenate([one.ids_TK for one in found]),
+                np.concatenate([one.top_TK for one in found]),
+            )
             on_tokens(request.ids_bS.size)
-    return TokenScores(
-        np.concatenate(logp).astype(np.float32),
-        np.concatenate(entropy).astype(np.float32),
-        np.nonzero(blocks.scored_BS)[0].astype(np.int32),
-    )
 
 
 @contextmanager
@@ -91,8 +96,8 @@ def check_ids(blocks: Blocks, vocab_size: int) -> None:
         )
 
 
-def checked(logp_T: Floats, top_TK: Floats) -> Pair:
-    """log p and H of tokens whose K likeliest alternatives are known; raises UserError.
+def checked(logp_T: Floats, ids_TK: Ids, top_TK: Floats) -> Told:
+    """ln p of tokens, and of the K likeliest at each place; raises UserError.
 
     Probabilities are at most 1, the likeliest's the largest, and those of K tokens sum to no more.
     """
@@ -102,7 +107,14 @@ def checked(logp_T: Floats, top_TK: Floats) -> Pair:
         raise UserError("the server answered top log-probs above 0, or that sum to more than 1")
     if (logp_T > np.minimum(top_TK.max(axis=1) + 1e-3, 1e-6)).any():
         raise UserError("the server answered log-probs above 0, or above the likeliest token's")
-    return np.minimum(logp_T, 0.0), _entropy(top_TK)
+    if (np.diff(np.sort(ids_TK, axis=1), axis=1) == 0).any():
+        raise UserError("the server answered one token twice among the likeliest")
+    order_TK = np.argsort(-top_TK, axis=1, kind="stable")
+    return Told(
+        np.minimum(logp_T, 0.0),
+        np.take_along_axis(ids_TK, order_TK, axis=1),
+        np.take_along_axis(top_TK, order_TK, axis=1),
+    )
 
 
 def numbers(values: Sequence[Any], what: str) -> Floats:
@@ -110,11 +122,3 @@ def numbers(values: Sequence[Any], what: str) -> Floats:
     if any(not isinstance(value, float | int) or not math.isfinite(value) for value in values):
         raise UserError(f"the server answered null or infinite numbers in {what}")
     return np.array(values, np.float64)
-
-
-def _entropy(top_TK: Floats) -> Floats:
-    """Entropy of the K log-probs renormalised to 1, divided by ln K (as in head.py)."""
-    log_q = top_TK - np.logaddexp.reduce(top_TK, axis=1, keepdims=True)
-    entropy = -(np.exp(log_q) * log_q).sum(axis=1) / math.log(top_TK.shape[1])
-    clipped: Floats = entropy.clip(0.0, 1.0)
-    return clipped

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -12,18 +11,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eaft_prune.config import EngineSettings
-from eaft_prune.core.generation import Decoding, ended_at
-from eaft_prune.core.types import Blocks, TokenScores, UserError
+from eaft_prune.core.generation import Decoding
+from eaft_prune.core.types import Blocks, UserError
 from eaft_prune.engines.base import OnTokens
+from eaft_prune.engines.servers.comparing import ServerComparer
 from eaft_prune.engines.servers.scoring import (
-    Pair,
     Request,
+    Told,
     check_ids,
     checked,
     numbers,
-    score,
+    told,
     understanding,
 )
+from eaft_prune.engines.servers.writing import written
 from eaft_prune.engines.vllm.server import COMPLETIONS, Server, check_length
 
 _NUMBER = 256  # bytes of a log-prob with its token as JSON, amply
@@ -34,8 +35,8 @@ _PLAIN = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
 
 
 @dataclass(frozen=True)
-class VllmEngine:
-    """A server that scores and writes; several requests are in flight, results keep their order."""
+class VllmEngine(ServerComparer):
+    """A server that compares and writes; several requests are in flight, results keep order."""
 
     server: Server
     settings: EngineSettings
@@ -55,49 +56,40 @@ class VllmEngine:
             "server": {"max_model_len": self.server.model.max_len, **how},
         }
 
-    def score(self, blocks: Blocks, on_tokens: OnTokens) -> TokenScores:
-        """log p and H of every scored token; raises UserError unless the server gave them all."""
+    def told(self, blocks: Blocks, k: int, on_tokens: OnTokens) -> Iterator[Told]:
         check_ids(blocks, self.vocab_size)
         check_length(self.server, blocks.seq_len)
-        return score(self.server.client, self.settings, blocks, self._ask, on_tokens)
+
+        def ask(request: Request) -> list[Told]:
+            return self._ask(request, k)
+
+        return told(self.server.client, self.settings, blocks, ask, on_tokens)
 
     def generate(
         self, prompts: Sequence[Sequence[int]], how: Decoding, first: int, on_tokens: OnTokens
     ) -> tuple[list[list[int]], list[bool]]:
         """What follows each prompt, and whether it ended by itself; prompt i is number first + i.
 
-        A longer stop is cut off here: the server knows stops of one token. The noise of a seed is
-        the server's own, the same for base and candidate.
+        The noise of a seed is the server's own, the same for base and candidate.
         """
-        written: list[list[int]] = []
-        ended: list[bool] = []
 
-        def one(number: int) -> list[int]:
-            return self._write(list(prompts[number]), how, first + number)
+        def write(i: int) -> list[int]:
+            return self._write(list(prompts[i]), how, first + i)
 
-        with (
-            ThreadPoolExecutor(self.settings.concurrency) as pool,
-            self.server.client.together(),
-        ):
-            for ids in pool.map(one, range(len(prompts))):
-                end = ended_at(ids, how.stops)
-                written.append(ids if end is None else ids[:end])
-                ended.append(end is not None)
-                on_tokens(how.max_new_tokens)
-        return written, ended
+        return written(self.server.client, self.settings, prompts, how, write, on_tokens)
 
-    def _ask(self, request: Request) -> list[Pair]:
+    def _ask(self, request: Request, k: int) -> list[Told]:
         body = {
             "prompt": request.ids_bS.tolist(),
-            "prompt_logprobs": self.entropy_top_k,
+            "prompt_logprobs": k,
             "max_tokens": 1,
             "temperature": 0,
         }
-        most = request.ids_bS.size * (self.entropy_top_k + 1) * _NUMBER + _BESIDE
+        most = request.ids_bS.size * (k + 1) * _NUMBER + _BESIDE
         choices = self._choices(body, most, len(request.ids_bS))
         with self._understanding():
             return [
-                _scores(choice, ids, scored, self.entropy_top_k)
+                _told(choice, ids, scored, k)
                 for choice, ids, scored in zip(
                     choices, request.ids_bS, request.scored_bS, strict=True
                 )
@@ -134,26 +126,28 @@ class VllmEngine:
         return understanding(self.server.client, COMPLETIONS, f"vllm {self.server.version}")
 
 
-def _scores(
-    choice: Mapping[str, Any], ids_S: NDArray[np.int32], scored_S: NDArray[np.bool_], top_k: int
-) -> Pair:
-    """log p and normalised entropy of one block's scored tokens, everything checked."""
+def _told(
+    choice: Mapping[str, Any], ids_S: NDArray[np.int32], scored_S: NDArray[np.bool_], k: int
+) -> Told:
+    """What is told of one block's scored tokens, everything checked."""
     if choice["prompt_token_ids"] != ids_S.tolist():
         raise UserError("the server answered log-probs of other token ids than were sent")
     rows = choice["prompt_logprobs"]
     if len(rows) != len(ids_S) or rows[0] is not None:
         raise UserError(f"the server answered {len(rows)} of {len(ids_S)} prompt log-probs")
-    own, top = [], []
+    own, ids, top = [], [], []
     for at in np.flatnonzero(scored_S):
         row, mine = rows[at], str(ids_S[at])
         own.append(row[mine]["logprob"])
         # the prompt's own token is one of the likeliest, or there beside them
-        inside = row[mine]["rank"] <= top_k
-        likeliest = row if inside else {k: v for k, v in row.items() if k != mine}
-        if len(likeliest) != top_k:
-            raise UserError(f"the server answered {len(row)} top log-probs, not {top_k}")
+        inside = row[mine]["rank"] <= k
+        likeliest = row if inside else {i: entry for i, entry in row.items() if i != mine}
+        if len(likeliest) != k:
+            raise UserError(f"the server answered {len(row)} top log-probs, not {k}")
+        ids.append([int(i) for i in likeliest])
         top.append([entry["logprob"] for entry in likeliest.values()])
     if min(own) <= _NEVER:
         raise UserError("the server answered a probability of 0: its log has no place in a mean")
     flat = numbers([value for row in top for value in row], "prompt_logprobs")
-    return checked(numbers(own, "prompt_logprobs"), flat.reshape(len(top), top_k))
+    logp, of_top = numbers(own, "prompt_logprobs"), flat.reshape(len(top), k)
+    return checked(logp, np.array(ids, np.int64), of_top)

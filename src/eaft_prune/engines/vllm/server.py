@@ -61,8 +61,8 @@ def check_limits(server: Server, longest: int, logprobs: int) -> None:
         replace(server.client, retries=0).post(COMPLETIONS, {"model": server.model.name, **body})
     except UserError as error:
         raise UserError(
-            f"{error}; eval.entropy_top_k = {logprobs} takes a server with --max-logprobs "
-            f"{logprobs} or more"
+            f"{error}; eval.entropy_top_k and eval.kl_top_k take a server with --max-logprobs "
+            f"{logprobs} or more: start it so, or lower them (eval.kl_top_k=null: no KL)"
         ) from None
 
 

@@ -35,7 +35,7 @@ bench: $(STAMP)
 # constraints.txt pins torch to a version, not a build: pip takes the CPU build where its index
 # offers one (README, "Install"). --no-compile: compiling everything takes a minute; what is imported
 # is compiled here, as a start without compiled files takes 20 seconds.
-IMPORTED := eaft_prune.cli.main, eaft_prune.engines.transformers, mlflow.store.tracking.sqlalchemy_store, \
+IMPORTED := eaft_prune.cli.launch, eaft_prune.engines.transformers, mlflow.store.tracking.sqlalchemy_store, \
 	transformers.models.gpt_oss.modeling_gpt_oss, optuna, plotly.graph_objects
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

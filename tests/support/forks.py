@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 IMPORTS = (
-    "eaft_prune.cli.main",
+    "eaft_prune.cli.launch",
     "eaft_prune.engines.transformers",
     "eaft_prune.tracking.server",
     "mlflow.store.tracking.sqlalchemy_store",

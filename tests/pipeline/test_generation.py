@@ -131,6 +131,7 @@ def test_a_killed_run_goes_on_with_its_batch(world: World, tmp_path: Path) -> No
     ("settings", "said"),
     [
         (["task=evaluate"], "task=pipeline"),
+        (["engine.name=support.engines:SILENT"], "not engine.name=silent: drop it"),
         (["packs.format=plain"], "packs.format=harmony"),
         (["generation.prompts=5000"], "lower that"),
         (["generation.max_new_tokens=100000"], "the model has place for"),

@@ -214,6 +214,11 @@ def test_an_answer_stands_in_a_turn_of_the_template(world: World, folder: Path) 
         assert said == answer.split("<|")[0].split(".")[0]
 
 
+def test_an_engine_that_cannot_answer_is_told_beforehand(world: World, folder: Path) -> None:
+    done = world.run("engine.name=support.engines:SILENT", *asked(folder, "choose"))
+    assert "eval.tasks = ['choose'] needs engine=transformers or" in done.refused()
+
+
 @pytest.mark.parametrize(
     ("task", "said"),
     [

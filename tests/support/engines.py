@@ -6,7 +6,7 @@ from typing import Any
 
 from eaft_prune.config import EngineSettings, RuntimeSettings
 from eaft_prune.core.types import Blocks, KeepPlan, TokenScores
-from eaft_prune.engines.base import EngineOptions, OnTokens, Profiler
+from eaft_prune.engines.base import EngineKind, EngineOptions, OnTokens, Profiler
 
 
 def options(experts: str = "auto", entropy_top_k: int = 20, **runtime: Any) -> EngineOptions:
@@ -14,6 +14,16 @@ def options(experts: str = "auto", entropy_top_k: int = 20, **runtime: Any) -> E
     engine = EngineSettings.model_validate({"name": "transformers", "experts": experts})
     settings = RuntimeSettings(store_dir="unused", checkpoint_dir="unused", **runtime)
     return EngineOptions(engine, settings, entropy_top_k)
+
+
+def _unopened(*args: Any) -> Any:
+    raise AssertionError("refused before it is opened")
+
+
+# one that scores, and can do nothing else
+SILENT = EngineKind(
+    "silent", lambda options: {"engine": "silent"}, lambda options, top_k: None, _unopened
+)
 
 
 def evaluate_masked(

@@ -58,7 +58,8 @@ class Task:
         model = _Model(self, None)
         found: dict[str, Any] = {"harness": version("lm_eval"), **self.settings.model_dump()}
         del found["include"]  # a place
-        if self.settings.chat_template:
+        scored = any(part.OUTPUT_TYPE != "generate_until" for part in self.parts.values())
+        if self.settings.chat_template and scored:
             found["turn begins"] = list(self.tokenizer.turn_begins)
         with _alone(self.parts):
             for name, part in self.parts.items():

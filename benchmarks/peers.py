@@ -5,14 +5,15 @@
         [-- SETTING=VALUE ...]
 
 DIR holds a checkpoint of transformers; OTHER is an environment with llm-compressor (without
---peer-python it is left out). Everybody reads the profiling blocks as a file of ids, with the
-precision and batches that are its own; ours also where every token counts as it does for
-llm-compressor, and with the paper's formula alone (`packs.format=plain pruning.core_pos_top_m=0`).
-The checkpoints that come out are evaluated by us on blocks of rows that nobody saw. One table: PPL
-against the whole model's and against llm-compressor's in %, with 95% intervals over conversations;
-experts kept that llm-compressor drops, as it comes / told to measure each layer in the whole model;
-seconds from the start of the process to the checkpoint, those of the forwards and of choosing; most
-memory; whether every weight of the checkpoint is bit by bit one of the base's, at its place.
+--peer-python it is left out). Everybody reads the same profiling blocks, with the precision and
+batches that are its own: llm-compressor as it comes, with a causal mask that it lacks otherwise
+(`peers_llmcompressor.py`), and told to measure each layer in the whole model besides; ours as it
+comes, and by the paper's formula alone over every token, which is what that last one does too
+(`packs.format=plain pruning.core_pos_top_m=0`). The checkpoints are evaluated by us on blocks of
+rows that nobody saw. One table: PPL against the whole model's and against llm-compressor's in %,
+with 95% intervals over conversations; how many experts are kept that llm-compressor drops in those
+three ways; seconds from the start of the process to the checkpoint, those of the forwards and of
+choosing; most memory; whether every weight of the checkpoint is, bit by bit, the base's.
 """
 
 from __future__ import annotations
@@ -45,8 +46,13 @@ from eaft_prune.pipeline.session import Session
 
 HERE = Path(__file__).parent
 THEIRS = "llm-compressor"
-WHOLE = "llm-compressor, each layer in the whole model"
-BEHIND = {THEIRS: "pruned", WHOLE: "whole"}
+MASKED = "llm-compressor, given a causal mask"
+WHOLE = "llm-compressor, and each layer in the whole model"
+HOW = {
+    THEIRS: (),
+    MASKED: ("--mask", "causal"),
+    WHOLE: ("--mask", "causal", "--behind", "whole"),
+}
 EVERY = "REAP mean, every token"
 PLAIN = ("packs.format=plain", "pruning.core_pos_top_m=0")
 OURS = ("REAP mean", "REAP sum", "EAFT-REAP")
@@ -88,13 +94,13 @@ def told(python: str, script: str, *arguments: object) -> Any:
 
 def theirs(asked: argparse.Namespace, tokens: Path, n_experts: int, home: Path) -> list[Pruned]:
     """llm-compressor's checkpoints: a run each."""
-    found = []
+    found: list[Pruned] = []
     for keep_n in asked.keep_n:
-        for who, behind in BEHIND.items():
-            out = home / f"{behind}-{keep_n}"
+        for who, how in HOW.items():
+            out = home / f"theirs-{len(found)}"
             facts = told(
                 asked.peer_python, "peers_llmcompressor.py", asked.model, tokens, "--out", out,
-                "--experts", n_experts, "--keep-n", keep_n, "--behind", behind,
+                "--experts", n_experts, "--keep-n", keep_n, *how,
             )  # fmt: skip
             kept = KeepPlan(tuple(map(tuple, facts["kept"])), n_experts)
             found.append(Pruned(who, keep_n, out, kept, facts))
@@ -176,8 +182,8 @@ def row(
     one: Pruned, losses: dict[Path, Values], tokens_C: Any, peers: dict[str, Pruned], same: bool
 ) -> list[str]:
     """Of the table."""
-    apart = [moved(one.plan, peer.plan) if peer else None for peer in map(peers.get, BEHIND)]
-    against, dropped = "", " / ".join(str(n) for n in apart if n is not None)
+    dropped = ", ".join(str(moved(one.plan, peer.plan)) for peer in peers.values())
+    against = ""
     if THEIRS in peers and one.who != THEIRS:
         against = percent(interval((losses[one.path] - losses[peers[THEIRS].path])[None], tokens_C))
     lost = percent(interval(losses[one.path][None], tokens_C))
@@ -247,7 +253,7 @@ def compared(asked: argparse.Namespace, common: Sequence[str], home: Path) -> li
     )
     for keep_n in asked.keep_n:
         some = [one for one in found if one.keep_n == keep_n]
-        peers = {one.who: one for one in some if one.who in BEHIND}
+        peers = {one.who: one for one in some if one.who in HOW}
         rows += [
             row(one, losses, tokens_C, peers, same_weights(whole, one, layers)) for one in some
         ]

@@ -1,10 +1,13 @@
 """REAP by llm-compressor, for `peers.py`: runs where that is installed, imports nothing of ours.
 
     python benchmarks/peers_llmcompressor.py MODEL TOKENS.npy --started T --out DIR --experts E
-        --keep-n N [--behind whole] [--batch 2]
+        --keep-n N [--mask causal] [--behind whole] [--batch 2]
 
 TOKENS.npy: ids [B, S] without padding. The recipe is its authors' (issue 3094 of llm-compressor):
-sequential pipeline, `moe_calibrate_all_experts=False`, weights in the checkpoint's own type. Each
+sequential pipeline, `moe_calibrate_all_experts=False`, weights in the checkpoint's own type.
+
+As it comes 0.14.0.1 measures with attention to later tokens where nothing is padded: the config it
+traces with has lost that attention is eager, so no mask is made. `--mask causal` hands one in. Each
 layer is measured behind layers that are pruned already; `--behind whole` (`propagate_error=False`)
 measures it in the whole model, as the paper does (arXiv:2510.13999). Prints one line of JSON:
 seconds since T (of the clock), those of the modifier, most memory held, kept experts, versions.
@@ -16,6 +19,7 @@ import argparse
 import json
 import sys
 import time
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -41,10 +45,15 @@ def layer(name: str) -> int:
     return int(name.split("layers.")[1].split(".")[0])
 
 
-def batch(rows: list[tuple[torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """Of rows without padding."""
+def inputs(
+    rows: list[tuple[torch.Tensor]], mask: str, dtype: torch.dtype
+) -> dict[str, torch.Tensor]:
+    """A batch of rows without padding; causal: what is added to attention, [1, 1, S, S]."""
     ids = torch.stack([row for (row,) in rows])
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if mask == "padding":
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    later = torch.full((1, 1, ids.shape[1], ids.shape[1]), torch.finfo(dtype).min, dtype=dtype)
+    return {"input_ids": ids, "attention_mask": later.triu(1)}
 
 
 def main() -> None:
@@ -56,6 +65,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--experts", type=int, required=True)
     parser.add_argument("--keep-n", type=int, required=True)
+    parser.add_argument("--mask", choices=("padding", "causal"), default="padding")
     parser.add_argument("--behind", choices=("pruned", "whole"), default="pruned")
     parser.add_argument("--batch", type=int, default=2)
     asked = parser.parse_args()
@@ -64,7 +74,8 @@ def main() -> None:
         model = AutoModelForCausalLM.from_pretrained(asked.model, dtype="auto")
     tokenizer = AutoTokenizer.from_pretrained(asked.model)
     ids = torch.from_numpy(np.load(asked.tokens)).long()
-    batches = DataLoader(TensorDataset(ids), batch_size=asked.batch, collate_fn=batch)
+    collate = partial(inputs, mask=asked.mask, dtype=model.dtype)
+    batches = DataLoader(TensorDataset(ids), batch_size=asked.batch, collate_fn=collate)
     report = asked.out.with_suffix(".json")
     # of the experts times the sparsity it drops the whole number below
     sparsity = (asked.experts - asked.keep_n + 0.5) / asked.experts

@@ -453,15 +453,15 @@ def test_peers_ours(qwen3: tuple[Path, list[str]], tmp_path: Path) -> None:
 @pytest.mark.server
 @pytest.mark.skipif(not PEER_PYTHON, reason="EAFT_LLMCOMPRESSOR_PYTHON names no interpreter")
 def test_peers_llmcompressor(qwen3: tuple[Path, list[str]]) -> None:
-    """In the whole model, every token counted, it chooses as we do, and copies weights too."""
+    """With a mask, in the whole model, it chooses as we do by the formula over every token."""
     peers, (model, given) = script("peers"), qwen3
     rows = peers.main(
         ["--model", str(model), "--peer-python", PEER_PYTHON, *SMALL_PEERS, "--", *given]
     )
     of = {row[1]: row for row in rows}
     assert {row[-1] for row in rows[1:]} == {"yes"}
-    assert of[f"ours, {peers.EVERY}"][4].endswith("/ 0")
-    assert of[peers.THEIRS][4].startswith("0 /")
+    assert of[f"ours, {peers.EVERY}"][4].endswith(", 0")
+    assert of[peers.THEIRS][4].startswith("0, ")
     assert of[peers.THEIRS][3] == ""
 
 

@@ -12,8 +12,8 @@ comes, and by the paper's formula alone over every token, which is what that las
 (`packs.format=plain pruning.core_pos_top_m=0`). The checkpoints are evaluated by us on blocks of
 rows that nobody saw. One table: PPL against the whole model's and against llm-compressor's in %,
 with 95% intervals over conversations; how many experts are kept that llm-compressor drops in those
-three ways; seconds from the start of the process to the checkpoint, those of the forwards and of
-choosing; most memory; whether every weight of the checkpoint is, bit by bit, the base's.
+three ways; from the start of the process to the checkpoint seconds and CPU seconds, of these those
+of forwards and choosing; most memory; whether every weight is, bit by bit, the base's.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ EVERY = "REAP mean, every token"
 PLAIN = ("packs.format=plain", "pruning.core_pos_top_m=0")
 OURS = ("REAP mean", "REAP sum", "EAFT-REAP")
 HEAD = (
-    "keep", "who", "PPL, %", "to llm-compressor's, %", "experts it drops", "seconds", "choosing",
-    "GB", "weights the base's",
+    "keep", "who", "PPL, %", "to llm-compressor's, %", "experts it drops", "seconds", "CPU seconds",
+    "choosing", "GB", "weights the base's",
 )  # fmt: skip
 
 
@@ -75,7 +75,7 @@ class Pruned:
     @property
     def cost(self) -> list[str]:
         """Cells."""
-        return [f"{self.facts[name]:.1f}" for name in ("seconds", "choosing")] + [
+        return [f"{self.facts[name]:.1f}" for name in ("seconds", "cpu", "choosing")] + [
             f"{self.facts['peak_gb']:.2f}"
         ]
 

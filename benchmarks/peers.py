@@ -72,12 +72,11 @@ class Pruned:
     plan: KeepPlan
     facts: dict[str, Any]
 
-    @property
-    def cost(self) -> list[str]:
-        """Cells."""
-        return [f"{self.facts[name]:.1f}" for name in ("seconds", "cpu", "choosing")] + [
-            f"{self.facts['peak_gb']:.2f}"
-        ]
+
+def cost(facts: dict[str, Any]) -> list[str]:
+    """Cells."""
+    times = [f"{facts[name]:.1f}" for name in ("seconds", "cpu", "choosing")]
+    return [*times, f"{facts['peak_gb']:.2f}"]
 
 
 def told(python: str, script: str, *arguments: object) -> Any:
@@ -187,7 +186,8 @@ def row(
     if THEIRS in peers and one.who != THEIRS:
         against = percent(interval((losses[one.path] - losses[peers[THEIRS].path])[None], tokens_C))
     lost = percent(interval(losses[one.path][None], tokens_C))
-    return [str(one.keep_n), one.who, lost, against, dropped, *one.cost, "yes" if same else "NO"]
+    costs = cost(one.facts)
+    return [str(one.keep_n), one.who, lost, against, dropped, *costs, "yes" if same else "NO"]
 
 
 def main(arguments: Sequence[str] | None = None) -> list[list[str]]:
@@ -232,20 +232,17 @@ def compared(asked: argparse.Namespace, common: Sequence[str], home: Path) -> li
     np.save(tokens, ids_BS[:, :-1])  # the last is to us what is predicted, and routed by nobody
     rows = []
     for dtype in dict.fromkeys((place.base.files.config["dtype"], "float32")):
-        cost = told(sys.executable, "peers_floor.py", asked.model, tokens, "--dtype", dtype)
-        made = Pruned("", 0, home, KeepPlan((), 0), cost)
-        rows.append(["all", f"transformers' forward, {dtype}", "", "", "", *made.cost, ""])
+        facts = told(sys.executable, "peers_floor.py", asked.model, tokens, "--dtype", dtype)
+        rows.append(["all", f"transformers' forward, {dtype}", "", "", "", *cost(facts), ""])
     n_experts = place.base.n_experts
     found = theirs(asked, tokens, n_experts, home) if asked.peer_python else []
     found += ours(asked, common, n_experts, home)
     whole = tensors(asked.model)
     layers = place.base.family.layer_numbers(place.base.files.config)
-    losses = {
-        one.path: place.loss(str(one.path), opened(working, place.base, str(one.path), "it"), None)[
-            0
-        ]
-        for one in found
-    }
+    losses: dict[Path, Values] = {}
+    for one in found:
+        model = opened(working, place.base, str(one.path), "pruned")
+        losses[one.path], _ = place.loss(str(one.path), model, None)
     tokens_C = np.bincount(place.row_T)
     print(
         f"chosen on {ids_BS.size:,} tokens; judged on {int(tokens_C.sum()):,} scored tokens of "

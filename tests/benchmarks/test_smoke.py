@@ -8,6 +8,7 @@ import math
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,12 +16,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support import tiny
 from support.engines import options
 from support.forks import fork
 from support.runs import REPOSITORY, Done, World, fresh_directory
 
 from eaft_prune.checkpoints.read import open_model
 from eaft_prune.core.store import save
+from eaft_prune.core.types import KeepPlan
 from eaft_prune.engines.loading import load_files
 from eaft_prune.maths.divergence import js2d
 from eaft_prune.records.evaluation import load_evaluation
@@ -378,6 +381,90 @@ def free_port() -> str:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return str(probe.getsockname()[1])
+
+
+PEER_PYTHON = os.environ.get("EAFT_LLMCOMPRESSOR_PYTHON")
+SMALL_PEERS = ["--blocks", "8", "--eval-blocks", "8", "--seq-len", "64", "--keep-n", "6"]
+
+
+@pytest.fixture(scope="module")
+def qwen3(world: World, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """A qwen3_moe that reads harmony, and settings that name the tiny packs."""
+    path = tiny.write_moe(tmp_path_factory.mktemp("qwen3") / "model", "qwen3_moe", fused=False)
+    tiny.write_tokenizer(path)
+    left_out = ("model", "eval.num_blocks", "profile.num_blocks", "pruning.keep_n")
+    given = [a for a in inputs(world) if not a.startswith(left_out)]
+    return path, [*given, "pruning.keep_multiple=1", "pruning.core_pos_top_m=1"]
+
+
+def test_peers(
+    qwen3: tuple[Path, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without llm-compressor; a checkpoint with one other bit is told from the base's."""
+    peers, (model, given) = script("peers"), qwen3
+    page = tmp_path / "page.md"
+    page.write_text("<!-- peers: begin -->\n<!-- peers: end -->\n")
+    rows = peers.main(
+        ["--model", str(model), *SMALL_PEERS, "--write", str(page), "--", *given],
+    )
+    assert [row[:2] for row in rows] == [
+        ["all", "transformers' forward, float32"],
+        *(["6", f"ours, {name}"] for name in (peers.EVERY, *peers.OURS)),
+    ]
+    assert {row[-1] for row in rows[1:]} == {"yes"}
+    assert "llm-compressor was left out" in capsys.readouterr().out
+    assert page.read_text().count("\n| 6 |") == 4
+    whole = peers.tensors(model)
+    plan = KeepPlan((tuple(range(8)),) * 2, 8)
+    copy = peers.Pruned("", 8, model, plan, {})
+    assert peers.same_weights(whole, copy, [0, 1])
+    peers.bits(whole["model.layers.1.mlp.experts.down_proj"])[7, 0, 0] ^= 1
+    assert not peers.same_weights(whole, copy, [0, 1])
+
+
+def test_peers_floor(qwen3: tuple[Path, list[str]], tmp_path: Path) -> None:
+    np.save(tmp_path / "tokens.npy", script("common").random_blocks(4, 16, 300).ids_BS)
+    found = script("peers_floor").main(
+        [str(qwen3[0]), str(tmp_path / "tokens.npy"), "--started", str(time.time())]
+    )
+    assert 0 < found["choosing"] < found["cpu"]
+    assert 0 < found["seconds"] < math.inf
+    assert 0 < found["peak_gb"] < math.inf
+
+
+def test_peers_ours(qwen3: tuple[Path, list[str]], tmp_path: Path) -> None:
+    """Each method and size is a checkpoint; its forwards count in each, as if it came alone."""
+    model, given = qwen3
+    methods = ["REAP mean", "frequency"]
+    found = script("peers_ours").main(
+        [
+            "--started", str(time.time()), "--home", str(tmp_path), "--keep-n", "6", "4",
+            "--methods", *methods, "--", "model=local", f"model.path={model}", *given,
+        ]
+    )  # fmt: skip
+    assert [(one["method"], one["keep_n"]) for one in found] == [
+        (method, keep_n) for method in methods for keep_n in (6, 4)
+    ]
+    for one in found:
+        config = json.loads((Path(one["path"]) / "config.json").read_text())
+        assert {len(ids) for ids in one["kept"]} == {one["keep_n"]} == {config["num_experts"]}
+        assert 0 < one["choosing"] < one["cpu"]
+        assert 0 < one["seconds"] < math.inf
+
+
+@pytest.mark.server
+@pytest.mark.skipif(not PEER_PYTHON, reason="EAFT_LLMCOMPRESSOR_PYTHON names no interpreter")
+def test_peers_llmcompressor(qwen3: tuple[Path, list[str]]) -> None:
+    """With a mask, in the whole model, it chooses as we do by the formula over every token."""
+    peers, (model, given) = script("peers"), qwen3
+    rows = peers.main(
+        ["--model", str(model), "--peer-python", PEER_PYTHON, *SMALL_PEERS, "--", *given]
+    )
+    of = {row[1]: row for row in rows}
+    assert {row[-1] for row in rows[1:]} == {"yes"}
+    assert of[f"ours, {peers.EVERY}"][4].endswith(", 0")
+    assert of[peers.THEIRS][4].startswith("0, ")
+    assert of[peers.THEIRS][3] == ""
 
 
 def test_random_checkpoint(tmp_path: Path) -> None:

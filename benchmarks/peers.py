@@ -137,7 +137,7 @@ def ours(
 def tensors(path: Path) -> dict[str, torch.Tensor]:
     """Every tensor of a checkpoint as transformers holds it, in the type it is stored in."""
     with quiet(bar=False):
-        model = AutoModelForCausalLM.from_pretrained(path, dtype="auto")
+        model = AutoModelForCausalLM.from_pretrained(path, dtype="auto", trust_remote_code=False)
     found: dict[str, torch.Tensor] = model.state_dict()
     return found
 

@@ -34,7 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--batch", type=int, default=2)
     asked = parser.parse_args(arguments)
-    model = AutoModelForCausalLM.from_pretrained(asked.model, dtype=asked.dtype).eval()
+    model = AutoModelForCausalLM.from_pretrained(
+        asked.model, dtype=asked.dtype, trust_remote_code=False
+    ).eval()
     ids = torch.from_numpy(np.load(asked.tokens)).long()
     loaded = time.process_time()
     with torch.inference_mode():

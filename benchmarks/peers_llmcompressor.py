@@ -72,8 +72,10 @@ def main() -> None:
     asked = parser.parse_args()
     forget_aliases()
     with load_context():
-        model = AutoModelForCausalLM.from_pretrained(asked.model, dtype="auto")
-    tokenizer = AutoTokenizer.from_pretrained(asked.model)
+        model = AutoModelForCausalLM.from_pretrained(
+            asked.model, dtype="auto", trust_remote_code=False
+        )
+    tokenizer = AutoTokenizer.from_pretrained(asked.model, trust_remote_code=False)
     ids = torch.from_numpy(np.load(asked.tokens)).long()
     collate = partial(inputs, mask=asked.mask, dtype=model.dtype)
     batches = DataLoader(TensorDataset(ids), batch_size=asked.batch, collate_fn=collate)

@@ -8,8 +8,8 @@ DIR holds a checkpoint of transformers; OTHER is an environment with llm-compres
 --peer-python it is left out). Everybody reads the same profiling blocks, with the precision and
 batches that are its own: llm-compressor as it comes, with a causal mask that it lacks otherwise
 (`peers_llmcompressor.py`), and told to measure each layer in the whole model besides; ours as it
-comes, and by the paper's formula alone over all but what predicts separators, as that last one does
-over all (`packs.format=plain pruning.core_pos_top_m=0`). The checkpoints are evaluated by us on blocks of
+comes, and by the paper's formula alone over all but what predicts separators, as that last one
+does over all (`packs.format=plain pruning.core_pos_top_m=0`). We evaluate checkpoints on blocks of
 rows that nobody saw. One table: PPL against the whole model's and against llm-compressor's in %,
 with 95% intervals over conversations; how many experts are kept that llm-compressor drops in those
 three ways; from the start of the process to the checkpoint seconds and CPU seconds, of these those

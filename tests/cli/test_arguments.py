@@ -19,6 +19,7 @@ from eaft_prune.cli.grammar import written
 from eaft_prune.cli.main import check
 from eaft_prune.config import Experiment
 from eaft_prune.config.defaults import section_of
+from eaft_prune.core.provenance import COMMAND
 from eaft_prune.core.types import UserError
 from eaft_prune.engines.registry import ENGINES
 from eaft_prune.tasks import TASKS
@@ -59,6 +60,16 @@ def test_paths_within_mappings_and_lists_need_none_either() -> None:
     assert experiment.packs.files == {"a": "/Jürgen x/a.parquet", "b": "~/b.parquet"}
     with pytest.raises(UserError, match=r"eval\.packs names 'tägliches'"):
         check(["eval.packs=[tägliches, UNION]"])
+
+
+@pytest.mark.parametrize("more", [[], ["-m", "eval.seed=0"]])
+def test_an_interpolation_that_is_typed_is_recorded_as_typed(more: list[str]) -> None:
+    text = "model.revision=a${packs.name}"
+    invocation = check([text, *more])
+    assert invocation.experiments[0].model.revision == "ademo"
+    assert text in invocation.typed
+    recorded = invocation.composed.hydra.job.env_set.get(COMMAND)
+    assert recorded == (None if more else invocation.typed)
 
 
 @pytest.mark.parametrize("typed", ["=3", "{x}=1", "++", "pruning", "foo bar", "@x=1", "foo(=1"])

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from eaft_prune.cli.arguments import Arguments
-from eaft_prune.cli.grammar import as_typed, quoted, written
+from eaft_prune.cli.grammar import as_typed, literal, quoted, written
 from eaft_prune.cli.places import SEARCHPATH, absolute, config_root, folder_of, groups, options_in
 from eaft_prune.config import Experiment, nearest, nodes, setting_names, unknown
 from eaft_prune.core.provenance import COMMAND
@@ -103,9 +103,8 @@ def check(arguments: Arguments) -> Invocation:
     pinned = (f"hydra.{section}.dir={quoted(str(out))}", f"+hydra.job.env_set.{COMMAND}={command}")
     if not multirun:
         OmegaConf.update(composed[0], "hydra.run.dir", str(out))
-        OmegaConf.update(
-            composed[0], f"hydra.job.env_set.{COMMAND}", arguments.typed, force_add=True
-        )
+        typed = literal(arguments.typed)
+        OmegaConf.update(composed[0], f"hydra.job.env_set.{COMMAND}", typed, force_add=True)
     return Invocation(
         (*overrides, *pinned),
         tuple(map(tuple, points)),

@@ -26,8 +26,13 @@ def written(value: Any) -> str:
 
 def quoted(text: str) -> str:
     """A text that is to be taken as it stands: no interpolation, no sweep."""
-    # OmegaConf resolves ${...} unless the $ is escaped, and halves the backslashes before it
-    return _in_quotes(re.sub(r"(\\*)\$\{", r"\1\1\\${", text))
+    return _in_quotes(literal(text))
+
+
+def literal(text: str) -> str:
+    """A text as OmegaConf has to hold it, so that it is read as it stands."""
+    # it resolves ${...} unless the $ is escaped, and halves the backslashes before it
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
 
 
 def as_typed(text: str) -> str:

@@ -32,17 +32,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from methods import evaluation_request, written
+from methods import written
 from runs import session, settings
-from study import Place, Values, interval, moved, scored
+from study import Values, evaluated, interval, moved
 from transformers import AutoModelForCausalLM
 
 from eaft_prune.core.quiet import quiet
 from eaft_prune.core.types import KeepPlan
 from eaft_prune.pipeline.candidates import opened
-from eaft_prune.pipeline.evaluation import Side
 from eaft_prune.pipeline.requests import profiling
-from eaft_prune.pipeline.session import Session
 
 HERE = Path(__file__).parent
 THEIRS = "llm-compressor"
@@ -162,15 +160,6 @@ def bits(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.contiguous().view(torch.uint8)
 
 
-def evaluated(working: Session) -> Place:
-    """The base on the evaluation blocks."""
-    base = working.base()
-    blocks = working.blocks(base, evaluation_request(working)).value
-    row_T = np.unique(blocks.conversation_BS[blocks.scored_BS], return_inverse=True)[1]
-    nll_T = -scored(working, base, Side("base", base)).logp_T.astype(np.float64)
-    return Place(working, base, row_T, nll_T)
-
-
 def percent(found: dict[str, float]) -> str:
     """A loss in nats as a change of PPL in %, its reach that of the nats times the slope."""
     ratio = math.exp(found["mean"])
@@ -225,7 +214,7 @@ def compared(asked: argparse.Namespace, common: Sequence[str], home: Path) -> li
     """Everybody prunes, one after the other; then each checkpoint is judged."""
     experiment = settings(common)
     working = session(experiment, home / "store")
-    place = evaluated(working)
+    place, _ = evaluated(working)
     ids_BS = working.blocks(place.base, profiling(experiment, experiment.profile.seed)).value.ids_BS
     check_same_tokens([*common, *PLAIN], ids_BS, home)
     tokens = home / "tokens.npy"

@@ -93,6 +93,15 @@ def scored(place: Session, base: Model, side: Side) -> TokenScores:
     return next(iter(found.scores.values()))
 
 
+def evaluated(working: Session) -> tuple[Place, TokenScores]:
+    """The whole model on the evaluation blocks."""
+    base = working.base()
+    blocks = working.blocks(base, evaluation_request(working)).value
+    row_T = np.unique(blocks.conversation_BS[blocks.scored_BS], return_inverse=True)[1]
+    scores = scored(working, base, Side("base", base))
+    return Place(working, base, row_T, -scores.logp_T.astype(np.float64)), scores
+
+
 def rate(scores: TokenScores) -> float:
     """Share of confident conflicts by the model's own quantiles."""
     return float(cc_rate(scores.p_T, scores.entropy_T, 0.15))
@@ -144,12 +153,8 @@ def study(
     """Every number of one model."""
     first = next(iter(made.values()))
     working = session(first, home, Resident())
-    base = working.base()
-    blocks = working.blocks(base, evaluation_request(working)).value
-    row_T = np.unique(blocks.conversation_BS[blocks.scored_BS], return_inverse=True)[1]
-    scores = scored(working, base, Side("base", base))
-    place = Place(working, base, row_T, -scores.logp_T.astype(np.float64))
-    tokens_C = np.bincount(row_T)
+    place, scores = evaluated(working)
+    base, tokens_C = place.base, np.bincount(place.row_T)
     keep = [round(base.n_experts * (1 - share)) for share in asked.dropped]
     lost: dict[tuple[str, int], list[Values]] = {}
     uniform: dict[tuple[int, int], KeepPlan] = {}  # REAP sum's, by seed and size

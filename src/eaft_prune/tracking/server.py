@@ -195,10 +195,25 @@ class Server:
     ) -> str:
         """Id of the logged model of this experiment with this `digest` and `role`, made if new."""
         key = (self.uri, self.experiment_id, frozenset(tags.items()))
-        if key not in _MODELS:
-            with self._reaching():
-                _MODELS[key] = self._logged(tags) or self._made(run_id, name, tags, params, files)
-        return _MODELS[key]
+        if key in _MODELS:
+            return _MODELS[key]
+        with self._reaching():
+            found = self._logged(tags)
+            if found is None:
+                made: LoggedModel = self._client.create_logged_model(
+                    self.experiment_id,
+                    name=re.sub(r"[/:.%\"']", "-", name),
+                    source_run_id=run_id,
+                    tags=dict(tags),
+                    params={valid_name(key): value for key, value in params.items()},
+                    model_type="checkpoint",
+                )
+                found = str(made.model_id)
+                for file in files:
+                    self._client.log_model_artifact(found, str(file))
+                self._client.finalize_logged_model(found, LoggedModelStatus.READY)
+        _MODELS[key] = found
+        return found
 
     def _logged(self, tags: Mapping[str, str]) -> str | None:
         """Of any run, with these tags from now on."""
@@ -213,27 +228,6 @@ class Server:
                     self._client.set_logged_model_tags(model.model_id, dict(tags))
                 return str(model.model_id)
         return None
-
-    def _made(
-        self,
-        run_id: str,
-        name: str,
-        tags: Mapping[str, str],
-        params: Mapping[str, str],
-        files: Sequence[Path],
-    ) -> str:
-        made: LoggedModel = self._client.create_logged_model(
-            self.experiment_id,
-            name=re.sub(r"[/:.%\"']", "-", name),
-            source_run_id=run_id,
-            tags=dict(tags),
-            params={valid_name(key): value for key, value in params.items()},
-            model_type="checkpoint",
-        )
-        for file in files:
-            self._client.log_model_artifact(made.model_id, str(file))
-        self._client.finalize_logged_model(made.model_id, LoggedModelStatus.READY)
-        return str(made.model_id)
 
     def register(
         self, name: str, model_id: str, run_id: str, evidence: Mapping[str, str], alias: str

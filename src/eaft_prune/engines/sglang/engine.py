@@ -6,6 +6,7 @@ import base64
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NoReturn
 
 import numpy as np
@@ -61,10 +62,7 @@ class SglangEngine(ServerComparer):
 
     def told(self, blocks: Blocks, k: int, on_tokens: OnTokens) -> Iterator[Told]:
         check_ids(blocks, self.vocab_size)
-
-        def ask(request: Request) -> list[Told]:
-            return self._ask(request, k)
-
+        ask = partial(self._ask, k=k)
         return told(self.server.client, self.settings, blocks, ask, on_tokens)
 
     def generate(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -59,10 +60,7 @@ class VllmEngine(ServerComparer):
     def told(self, blocks: Blocks, k: int, on_tokens: OnTokens) -> Iterator[Told]:
         check_ids(blocks, self.vocab_size)
         check_length(self.server, blocks.seq_len)
-
-        def ask(request: Request) -> list[Told]:
-            return self._ask(request, k)
-
+        ask = partial(self._ask, k=k)
         return told(self.server.client, self.settings, blocks, ask, on_tokens)
 
     def generate(

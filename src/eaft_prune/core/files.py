@@ -10,6 +10,14 @@ from pathlib import Path
 DENIED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 
 
+def why_not_writable(directory: Path) -> str | None:
+    """Why nothing can be put into a directory that may not be there yet, or None if it can."""
+    there = next(place for place in (directory, *directory.parents) if place.exists())
+    if not there.is_dir():
+        return f"{there} is not a directory"
+    return None if os.access(there, os.W_OK | os.X_OK) else f"{there} may not be written"
+
+
 def sync(path: Path) -> None:
     """Flush a file, or a directory's entries, to disk."""
     handle = os.open(path, os.O_RDONLY)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from eaft_prune.checkpoints.model import Model
 from eaft_prune.checkpoints.pad import check_switches
 from eaft_prune.checks.preflight import check_engine
 from eaft_prune.config import resolve_path
+from eaft_prune.core.files import why_not_writable
 from eaft_prune.core.generation import GenerationReport
 from eaft_prune.core.harness import TaskReport
 from eaft_prune.core.outcome import Outcome, Selection
@@ -20,10 +21,11 @@ from eaft_prune.core.passages import Passage
 from eaft_prune.core.types import Checkpoint, Evaluation, UserError
 from eaft_prune.packs.sources import model_path
 from eaft_prune.pipeline import harness, smoke
-from eaft_prune.pipeline.compare import compare
+from eaft_prune.pipeline.compare import Written, compare
 from eaft_prune.pipeline.criterion import select
 from eaft_prune.pipeline.evaluation import Side, masked_model
 from eaft_prune.pipeline.export import write
+from eaft_prune.pipeline.figures import from_store
 from eaft_prune.pipeline.generation import generated
 from eaft_prune.pipeline.passages import differing
 from eaft_prune.pipeline.requests import evaluating
@@ -107,8 +109,8 @@ def judge(session: Session, out: Path, evaluations: list[Evaluation], origin: Or
         base,
         candidates,
         beside,
-        origin.generated,
-        origin.tasks,
+        Written(origin.generated, origin.tasks),
+        partial(from_store, session),
     )
     comparison = replace(comparison, passages=origin.passages)
     saved = {}
@@ -156,10 +158,8 @@ def check_target(session: Session, base: Model) -> None:
         export.check_target(resolve_path(settings.path), base.digest)
         return
     directory = resolve_path(session.experiment.runtime.checkpoint_dir)
-    there = next(place for place in (directory, *directory.parents) if place.exists())
-    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
-        why = "may not be written" if there.is_dir() else "is not a directory"
-        raise UserError(f"runtime.checkpoint_dir = {str(directory)!r}: {there} {why}")
+    if why := why_not_writable(directory):
+        raise UserError(f"runtime.checkpoint_dir = {str(directory)!r}: {why}")
 
 
 def check_padding(session: Session, base: Model) -> None:

@@ -2,19 +2,83 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from eaft_prune.config import EvalSettings, GateSettings
 from eaft_prune.core.generation import GenerationReport
 from eaft_prune.core.harness import TaskReport
 from eaft_prune.core.types import EvalKey, Evaluation, UserError
-from eaft_prune.core.verdict import Comparison
+from eaft_prune.core.verdict import Changes, Comparison, Reports
 from eaft_prune.maths.divergence import Apart
 from eaft_prune.maths.intervals import changes
 from eaft_prune.maths.metrics import Metric, distances, pack_report
 from eaft_prune.stages import task_pairs
 from eaft_prune.stages.gate import gate
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The metrics of every side, and their changes with bounds, by model label."""
+
+    reports: Reports
+    changes: Mapping[str, Mapping[EvalKey, Changes]]  # of all but the base
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What is measured of evaluations, and how sure of the changes bounds must be."""
+
+    metrics: tuple[Metric, ...]
+    cc_quantile: float
+    confidence: float | None
+
+
+@dataclass(frozen=True)
+class Written:
+    """What each candidate wrote and answered beside the base, as far as it was asked to."""
+
+    generated: Mapping[str, GenerationReport] = field(default_factory=dict)
+    tasks: Mapping[str, Mapping[str, TaskReport]] = field(default_factory=dict)
+
+
+Measure = Callable[[Sequence[Evaluation], Terms], Measured]
+
+
+def measured(sides: Sequence[Evaluation], terms: Terms) -> Measured:
+    """Reports and changes of paired evaluations, the first of which is the base's."""
+    base, *candidates = sides
+    apart = {side.model: _apart(terms.metrics, base, side) for side in sides}
+    reports = {
+        side.model: {
+            key: pack_report(
+                scores,
+                base.scores[key],
+                terms.cc_quantile,
+                terms.metrics,
+                base.rows[key],
+                apart[side.model][key],
+            )
+            for key, scores in side.scores.items()
+        }
+        for side in sides
+    }
+    found = {}
+    for candidate in candidates:
+        of_key = {
+            key: changes(
+                base.scores[key],
+                scores,
+                base.rows[key],
+                terms.cc_quantile,
+                confidence=terms.confidence,
+                metrics=terms.metrics,
+                apart=apart[candidate.model][key],
+            )
+            for key, scores in candidate.scores.items()
+        }
+        found[candidate.model] = {key: one for key, one in of_key.items() if one is not None}
+    return Measured(reports, found)
 
 
 def compare(
@@ -23,13 +87,13 @@ def compare(
     base: Evaluation,
     candidates: Sequence[Evaluation],
     beside: GateSettings | None = None,
-    generated: Mapping[str, GenerationReport] = {},
-    tasks: Mapping[str, Mapping[str, TaskReport]] = {},
+    written: Written | None = None,
+    measure: Measure = measured,
 ) -> Comparison:
     """Reports of base and candidates, and the gate's verdict on each candidate.
 
-    beside: a second gate, of the same confidence, whose verdicts stand beside. generated, tasks:
-    what each candidate wrote and answered, if it was asked to.
+    beside: a second gate, of the same confidence, whose verdicts stand beside. measure: how the
+    numbers are had.
 
     Raises UserError unless all were measured on the same tokens under the same conditions.
     """
@@ -39,61 +103,33 @@ def compare(
     for candidate in candidates:
         _check_paired(base, candidate, eval_settings.top_k)
     candidates = [_compared(base, candidate) for candidate in candidates]
-    sides = (base, *candidates)
     metrics = _metrics(gate_settings, beside)
-    apart = {side.model: _apart(metrics, base, side) for side in sides}
-    reports = {
-        side.model: {
-            key: pack_report(
-                scores,
-                base.scores[key],
-                eval_settings.cc_quantile,
-                metrics,
-                base.rows[key],
-                apart[side.model][key],
-            )
-            for key, scores in side.scores.items()
-        }
-        for side in sides
-    }
-    quantile, confidence = eval_settings.cc_quantile, gate_settings.confidence
-    found = {}
-    for candidate in candidates:
-        of_key = {
-            key: changes(
-                base.scores[key],
-                scores,
-                base.rows[key],
-                quantile,
-                confidence=confidence,
-                metrics=metrics,
-                apart=apart[candidate.model][key],
-            )
-            for key, scores in candidate.scores.items()
-        }
-        found[candidate.model] = {key: one for key, one in of_key.items() if one is not None}
-    written = {
+    terms = Terms(metrics, eval_settings.cc_quantile, gate_settings.confidence)
+    found = measure((base, *candidates), terms)
+    written = written or Written()
+    of_text = {
         label: [some for some in (report.changes, report.answered) if some is not None]
-        for label, report in generated.items()
+        for label, report in written.generated.items()
     }
     verdicts, further = (
         {
             label: gate(
                 settings,
-                reports[base.model],
-                reports[label],
+                found.reports[base.model],
+                found.reports[label],
                 some,
-                written.get(label, ()),
-                task_pairs.changes(tasks.get(label, {})),
+                of_text.get(label, ()),
+                task_pairs.changes(written.tasks.get(label, {})),
             )
-            for label, some in found.items()
+            for label, some in found.changes.items()
             if settings is not None
         }
         for settings in (gate_settings, beside)
     )
     return Comparison(
-        base, tuple(candidates), reports, verdicts, found, further, generated, tasks=tasks
-    )
+        base, tuple(candidates), found.reports, verdicts, found.changes, further,
+        written.generated, tasks=written.tasks,
+    )  # fmt: skip
 
 
 def _compared(base: Evaluation, candidate: Evaluation) -> Evaluation:
@@ -106,9 +142,9 @@ def _compared(base: Evaluation, candidate: Evaluation) -> Evaluation:
     return replace(candidate, scores=alone, compared_with=None)
 
 
-def _metrics(gate_settings: GateSettings, beside: GateSettings | None) -> list[Metric]:
+def _metrics(gate_settings: GateSettings, beside: GateSettings | None) -> tuple[Metric, ...]:
     more = () if beside is None else beside.measured
-    return list({m.name: m for m in (*gate_settings.measured, *more)}.values())
+    return tuple({m.name: m for m in (*gate_settings.measured, *more)}.values())
 
 
 def _apart(

@@ -157,6 +157,15 @@ def composed(*overrides: str, home: Path) -> dict[str, Any]:
     return values
 
 
+def test_a_gate_does_not_stand_beside_itself(tmp_path: Path) -> None:
+    """Its limits may have been changed on the command line: two verdicts of one name confuse."""
+    usual = parse_experiment(composed(home=tmp_path)).second_gate
+    assert usual is not None
+    assert usual.name == "near_lossless_v2"
+    alone = composed("gate=near_lossless_v2", "gate.max_dloop_rate=0.5", home=tmp_path)
+    assert parse_experiment(alone).second_gate is None
+
+
 @pytest.mark.slow
 def test_every_setting_can_be_overridden_without_a_plus(tmp_path: Path) -> None:
     """Hydra refuses `key=value` for a key that the composed config does not hold."""

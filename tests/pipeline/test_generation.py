@@ -149,3 +149,9 @@ def test_what_cannot_be_is_said(world: World, settings: list[str], said: str) ->
     done = world.run(*ASKED, *settings)
     assert done.code == 2
     assert said in done.out + done.err
+
+
+def test_too_few_conversations_are_told_before_any_work(world: World, tmp_path: Path) -> None:
+    place = world.copied(tmp_path)
+    assert place.run(*ASKED, "generation.prompts=5000").code == 2
+    assert {home.name for home in place.store.iterdir()} <= {"inspect", "pack", "prompts"}

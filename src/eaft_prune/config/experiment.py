@@ -88,8 +88,8 @@ class Experiment(Settings):
 
     @property
     def second_gate(self) -> GateSettings | None:
-        """`beside` as it is judged: of one comparison there is one confidence."""
-        if self.beside is None:
+        """`beside` as it is judged, unless the gate is that: a comparison has one confidence."""
+        if self.beside is None or self.beside.name == self.gate.name:
             return None
         shared = {name: getattr(self.gate, name) for name in _SHARED}
         return self.beside.model_copy(update=shared)

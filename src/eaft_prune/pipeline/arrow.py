@@ -26,7 +26,7 @@ from eaft_prune.pipeline.criterion import select
 from eaft_prune.pipeline.evaluation import Side, masked_model
 from eaft_prune.pipeline.export import write
 from eaft_prune.pipeline.figures import from_store
-from eaft_prune.pipeline.generation import generated
+from eaft_prune.pipeline.generation import generated, prompts_of
 from eaft_prune.pipeline.passages import differing
 from eaft_prune.pipeline.requests import evaluating
 from eaft_prune.pipeline.sequential import measure_all
@@ -136,12 +136,14 @@ def judge(session: Session, out: Path, evaluations: list[Evaluation], origin: Or
 
 
 def open_base(session: Session) -> Model:
-    """The base, and every block that will be evaluated: what is missing shows at once."""
+    """The base, and every block and prompt that it will be asked: what is missing shows at once."""
     longest, path = max(session.experiment.eval.seq_lens), model_path(session.experiment.model)
     session.kind.check(session.options, longest, path)
     base = session.base()
     for request in evaluating(session.experiment):
         session.blocks(base, request)
+    if session.experiment.eval.generation:
+        prompts_of(session, base)
     return base
 
 

@@ -24,9 +24,7 @@ def generated(session: Session, base: Model, sides: Sequence[Side]) -> dict[str,
     experiment = session.experiment
     if not experiment.eval.generation:
         return {}
-    packs = [name for name in experiment.eval_packs if name != UNION]
-    prompts = session.run(_prompts(session, base, packs or list(experiment.packs.files)))
-    _check_length(session, base, prompts.value)
+    prompts = prompts_of(session, base)
     tokenizer = session.tokenizer(base)
     decodings = _decodings(session, generate.stops(tokenizer))
     found = [_written(session, side, prompts, decodings) for side in sides]
@@ -36,6 +34,17 @@ def generated(session: Session, base: Model, sides: Sequence[Side]) -> dict[str,
         )
         for side, written in zip(sides[1:], found[1:], strict=True)
     }
+
+
+def prompts_of(session: Session, base: Model) -> Stored[Prompts]:
+    """What the models are to write on; raises UserError where packs or model have not the room."""
+    if session.prompts is None:
+        experiment = session.experiment
+        packs = [name for name in experiment.eval_packs if name != UNION]
+        names = packs or list(experiment.packs.files)
+        session.prompts = session.run(_prompts(session, base, names))
+        _check_length(session, base, session.prompts.value)
+    return session.prompts
 
 
 def _prompts(session: Session, base: Model, names: Sequence[str]) -> Step[Prompts]:

@@ -14,6 +14,7 @@ from eaft_prune.checkpoints.model import Hashes, Model
 from eaft_prune.checkpoints.read import file_hashes, model_digest, open_model
 from eaft_prune.config import Experiment
 from eaft_prune.core.digests import digest, file_digest
+from eaft_prune.core.generation import Prompts
 from eaft_prune.core.outcome import StageRecord
 from eaft_prune.core.progress import Bars
 from eaft_prune.core.step import Step
@@ -70,6 +71,7 @@ class Session:
     _said: dict[str, Spans] = field(default_factory=dict)  # by text, of those that are no harmony
     _tokenizer: TransformersTokenizer | None = None
     _blocks: dict[pack_stage.BlockRequest, Stored[Blocks]] = field(default_factory=dict)
+    prompts: Stored[Prompts] | None = None  # that models are to write on, once they are known
 
     def run(self, step: Step[T]) -> Stored[T]:
         """A step through the store; the watcher hears of it."""

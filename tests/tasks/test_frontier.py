@@ -143,14 +143,20 @@ def test_mlflow_has_a_child_for_every_searched_size(own: World, found: Done) -> 
         (run.data.params["method"], int(run.data.params["pruning.keep_n"])): (
             run.data.tags["gate.status"],
             pytest.approx(run.data.metrics["summary/dppl_percent"]),
+            pytest.approx(run.data.metrics["summary/gb"]),
+            run.data.metrics["summary/tokens"],
         )
         for run in runs
     }
     tried = points(found)
     searched = tried[tried.rows == "search"]
     assert logged == {
-        (p.method, p.keep_n): (p.verdict, p.dppl_percent) for p in searched.itertuples()
+        (p.method, p.keep_n): (p.verdict, p.dppl_percent, p.gb, p.tokens)
+        for p in searched.itertuples()
     }
+    (proven,) = tried[(tried.rows == "proof") & (tried.verdict == "PASS")].itertuples()
+    assert parent.data.metrics["summary/gb"] == pytest.approx(proven.gb)
+    assert parent.data.metrics["summary/tokens"] == proven.tokens
     names = {file.path for file in client.list_artifacts(parent.info.run_id)}
     assert {"frontier.html", "frontier.md", "frontier.csv"} <= names
 

@@ -6,6 +6,7 @@ import json
 
 import pytest
 from mlflow import MlflowClient
+from safetensors.torch import load_file
 from support.runs import Done, World
 
 pytest_plugins = ("support.worlds",)
@@ -53,3 +54,28 @@ def test_the_shared_view_has_the_columns_of_runs(passed: tuple[World, Done]) -> 
     for column in view["selectedColumns"]:
         kind, _, name = column.partition(".")
         assert name.strip("`") in has[kind], column
+
+
+def test_the_shared_charts_draw_what_runs_have(passed: tuple[World, Done]) -> None:
+    own, done = passed
+    client = MlflowClient(tracking_uri=own.uri)
+    run = client.get_run(done.result["mlflow_run_id"])
+    tags = client.get_experiment(run.info.experiment_id).tags
+    view = json.loads(tags["mlflow.sharedViewState.charts"])
+    scatter, parallel = view["compareRunCharts"]
+    drawn = [scatter["xaxis"]["key"], scatter["yaxis"]["key"], *parallel["selectedMetrics"]]
+    drawn.append(view["orderByKey"].removeprefix("metrics.").strip("`"))
+    assert set(drawn) <= set(run.data.metrics)
+    assert set(parallel["selectedParams"]) <= set(run.data.params)
+    (section,) = view["compareRunSections"]
+    assert {chart["metricSectionId"] for chart in view["compareRunCharts"]} == {section["uuid"]}
+
+
+def test_gigabytes_are_of_the_weights(passed: tuple[World, Done]) -> None:
+    """Of every expert kept they are the base's; the tokenizer beside them is not pruned."""
+    own, done = passed
+    client = MlflowClient(tracking_uri=own.uri)
+    metrics = client.get_run(done.result["mlflow_run_id"]).data.metrics
+    shards = own.model.glob("*.safetensors")
+    size = sum(tensor.nbytes for shard in shards for tensor in load_file(shard).values())
+    assert metrics["summary/gb"] == metrics["summary/gb_base"] == size / 1e9

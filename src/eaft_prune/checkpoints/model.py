@@ -31,7 +31,7 @@ class Model:
 
     @property
     def checkpoint(self) -> Checkpoint:
-        return Checkpoint(self.files.path, self.digest, self.label)
+        return Checkpoint(self.files.path, self.digest, self.label, self.files.weight_bytes)
 
     @property
     def n_layers(self) -> int:

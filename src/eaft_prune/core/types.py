@@ -278,3 +278,4 @@ class Checkpoint:
     path: Path
     digest: str
     label: str
+    weight_bytes: int | None = None  # where they were counted

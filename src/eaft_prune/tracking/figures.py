@@ -51,8 +51,9 @@ def verdict_figures(verdict: GateVerdict) -> dict[str, float]:
 def summary(verdict: GateVerdict, model: str, reports: Reports, base: str) -> dict[str, float]:
     """A verdict in few numbers: the gate's, and the PPL that grew most where it looks.
 
-    gate_pass: 1, 0.5 inconclusive, 0. gate_margin: what the tightest check leaves of its limit, as
-    a share (higher = better; negative where an estimate is beyond it).
+    tokens: the fewest that a check rests on. gate_pass: 1, 0.5 inconclusive, 0. gate_margin: what
+    the tightest check leaves of its limit, as a share (higher = better; negative where an estimate
+    is beyond it).
     """
     found = {
         "summary/gate_pass": _PASSED[verdict.status],
@@ -67,7 +68,7 @@ def summary(verdict: GateVerdict, model: str, reports: Reports, base: str) -> di
             "summary/ppl": mine[worst].ppl,
             "summary/ppl_base": theirs[worst].ppl,
             "summary/dppl_percent": _percent(mine[worst], theirs[worst]),
-            "summary/tokens": float(sum(mine[key].scored_tokens for key in there)),
+            "summary/tokens": float(min(mine[key].scored_tokens for key in there)),
         }
     for check in verdict.checks:
         if check.name != "dppl":

@@ -78,10 +78,6 @@ class MlflowRun:
 
     def stage(self, record: StageRecord) -> None:
         figures = self._telemetry.add(record)
-        kind, _, whose = record.stage.partition("/")
-        if kind == "inspect" and "bytes" in record.facts:
-            size = "gb_base" if whose == "base" else "gb"
-            figures[f"summary/{size}"] = record.facts["bytes"] / 1e9
         self._log(figures, {f"stage.{record.stage}": record.key}, step=self._telemetry.stages)
         self._stages.append({**vars(record), "facts": dict(record.facts)})
         if not record.cached:
@@ -121,7 +117,12 @@ class MlflowRun:
         )
         self._models[role] = model_id
         kept = ("digest", "path", "compensation")
-        self._log({}, {f"checkpoint.{role}.{k}": tags[k] for k in kept if k in tags})
+        size = checkpoint.weight_bytes
+        name = "summary/gb_base" if role == "base" else "summary/gb"
+        self._log(
+            {} if size is None else {name: size / 1e9},
+            {f"checkpoint.{role}.{k}": tags[k] for k in kept if k in tags},
+        )
         if parent is None:
             self._server.model_input(self.run_id, model_id)
         else:

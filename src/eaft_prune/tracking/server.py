@@ -38,7 +38,7 @@ from eaft_prune.core.types import UserError
 from eaft_prune.tracking.address import create_sqlite, one_creator, probe, resolve, root, scheme
 from eaft_prune.tracking.errors import TrackingError
 from eaft_prune.tracking.figures import Batch
-from eaft_prune.tracking.shown import SHARED_VIEW, share_view, version_of
+from eaft_prune.tracking.shown import TABLE, share_views, version_of
 
 FAILURES = (
     MlflowException,
@@ -77,7 +77,7 @@ class Server:
                 probe(self.uri)
                 self._client = MlflowClient(tracking_uri=self.uri)
                 self.experiment_id = self._experiment(experiment, artifacts)
-                share_view(self._client, self.experiment_id)
+                share_views(self._client, self.experiment_id)
         except UserError:
             raise
         except (*FAILURES, ValueError) as error:  # ValueError: a port that is no number
@@ -109,7 +109,7 @@ class Server:
         """Address of the experiment's runs with the columns that say which passes and how large."""
         host = redact(self.uri).rstrip("/") if self._is_remote else _UI_ADDRESS
         where = f"{host}/#/experiments/{self.experiment_id}/runs"
-        return f"{where}?{_UI_VIEW}&{SHARED_VIEW}"
+        return f"{where}?{_UI_VIEW}&{TABLE}"
 
     @property
     def ui_command(self) -> str | None:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mlflow.exceptions import MlflowException
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-_KEY = "verdicts"
-_TAG = f"mlflow.sharedViewState.{_KEY}"  # of an experiment, as the UI's Share button sets it
-SHARED_VIEW = f"viewStateShareKey={_KEY}"  # in an address
+_TAG = "mlflow.sharedViewState"  # of an experiment, as the UI's Share button sets it
+TABLE = "viewStateShareKey=verdicts"  # in an address
+CHARTS = "viewStateShareKey=charts&compareRunsMode=CHART"
 COLUMNS = (  # the UI shows metrics first, then params, then tags
     "metrics.`summary/keep_n`",
     "metrics.`summary/gb`",
@@ -23,13 +23,58 @@ COLUMNS = (  # the UI shows metrics first, then params, then tags
     "tags.`gate.status`",
     "tags.`gate.failed_checks`",
 )
+_SECTION = "eaft_prune"
 
 
-def share_view(client: MlflowClient, experiment_id: str) -> None:
-    """Save the view that answers which runs pass, how large and how fast they are."""
-    view = json.dumps({"selectedColumns": COLUMNS})
-    if client.get_experiment(experiment_id).tags.get(_TAG) != view:
-        client.set_experiment_tag(experiment_id, _TAG, view)
+def _chart(name: str, kind: str, **values: Any) -> dict[str, Any]:
+    return {
+        **{"uuid": name, "type": kind, "metricSectionId": _SECTION, "runsCountToCompare": 100},
+        **{"deleted": False, "isGenerated": False, **values},
+    }
+
+
+VIEWS = {
+    "verdicts": {"selectedColumns": COLUMNS},
+    # by size, because only runs in order of time are folded under their parents and not drawn
+    "charts": {
+        "orderByKey": "metrics.`summary/gb`",
+        "orderByAsc": True,
+        "isAccordionReordered": True,
+        "compareRunSections": [
+            {
+                **{"uuid": _SECTION, "name": "How small, at what loss", "display": True},
+                **{"isReordered": True, "isGenerated": False, "deleted": False},
+                **{"columns": 2, "cardHeight": 420},
+            }
+        ],
+        "compareRunCharts": [
+            _chart(
+                "size",
+                "SCATTER",
+                xaxis={"key": "summary/gb", "type": "METRIC"},
+                yaxis={"key": "summary/dppl_percent", "type": "METRIC"},
+            ),
+            _chart(
+                "size, tokens, loss",
+                "PARALLEL",
+                selectedParams=["pruning.name"],
+                selectedMetrics=[
+                    *("summary/keep_n", "summary/gb", "summary/tokens", "summary/dppl_percent")
+                ],
+                showAllRuns=True,
+            ),
+        ],
+    },
+}
+
+
+def share_views(client: MlflowClient, experiment_id: str) -> None:
+    """Save the views that answer which runs pass, how large, how good and how fast they are."""
+    tags = client.get_experiment(experiment_id).tags
+    for key, view in VIEWS.items():
+        text = json.dumps(view)
+        if tags.get(f"{_TAG}.{key}") != text:
+            client.set_experiment_tag(experiment_id, f"{_TAG}.{key}", text)
 
 
 def version_of(

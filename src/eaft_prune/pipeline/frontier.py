@@ -203,4 +203,5 @@ def _announce(session: Session, method: Method, point: Point) -> None:
     }
     tags = {"gate.status": point.status, "gate.failed_checks": ",".join(point.failed),
             "plan.digest": point.plan or "", "task": "frontier"}  # fmt: skip
-    session.observer.point(f"{method.name} {point.keep_n}", settings, metrics, tags)
+    name = f"{point.status} {100 * point.growth:+.1f}% {method.name} {point.keep_n}"
+    session.observer.point(name, settings, metrics, tags)

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 import eaft_prune
 from eaft_prune.checkpoints.model import Hashes
 from eaft_prune.checkpoints.read import model_digest
@@ -20,7 +18,7 @@ from eaft_prune.core.files import write_atomically
 from eaft_prune.core.outcome import Outcome, StageRecord
 from eaft_prune.core.provenance import flatten, git_of_code, installed, redact
 from eaft_prune.core.store import load
-from eaft_prune.core.text import id_ranges
+from eaft_prune.core.text import id_ranges, yaml_text
 from eaft_prune.core.types import UserError
 from eaft_prune.records.result import reports_by_name
 from eaft_prune.records.yaml_file import load_yaml
@@ -99,7 +97,7 @@ def write_lock(out: Path, value: Mapping[str, Any]) -> Path:
     text = (
         "# What this run depended on and what it found: task=replay replay.lock=FILE repeats it.\n"
     )
-    text += yaml.safe_dump(dict(value), sort_keys=False, allow_unicode=True, width=100)
+    text += yaml_text(dict(value), width=100)
     write_atomically(out / FILE, text)
     return out / FILE
 

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from eaft_prune.config import Settings
 from eaft_prune.core.foreign import check_regular
-from eaft_prune.core.text import shortened
+from eaft_prune.core.text import shortened, yaml_text
 from eaft_prune.core.types import UserError
 
 File = TypeVar("File", bound=Settings)
@@ -32,10 +32,7 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # yaml has no types
 def to_yaml(head: str, file: Settings) -> str:
     """YAML text under a comment; numbers are written by repr."""
     values = file.model_dump(mode="json")
-    text: str = yaml.safe_dump(
-        values, sort_keys=False, allow_unicode=True, default_flow_style=None, width=100
-    )
-    return head + text
+    return head + yaml_text(values, default_flow_style=None, width=100)
 
 
 def load_yaml(path: Path, key: str) -> Any:

@@ -15,10 +15,9 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Literal
 
-import yaml
-
 from eaft_prune.config import Experiment, TrackingSettings
 from eaft_prune.core import provenance
+from eaft_prune.core.text import yaml_text
 from eaft_prune.tracking.errors import TrackingError
 from eaft_prune.tracking.figures import Batch, Figure
 from eaft_prune.tracking.run import MlflowRun
@@ -187,8 +186,7 @@ def _log_origin(
 ) -> None:
     values = experiment.model_dump(mode="json")
     run.settings(values)
-    config = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
-    run.text(provenance.redact(config), "config.yaml")
+    run.text(provenance.redact(yaml_text(values)), "config.yaml")
     run.text(json.dumps(dict(versions), indent=1), "versions.json")
     if git and git.status:
         run.text(git.status, "git/status.txt")

@@ -128,7 +128,7 @@ def test_an_empty_store_elsewhere_gives_the_same_bytes(
         ["runtime.threads=2", "runtime.progress=true", "runtime.device=cpu"],
         ["runtime.threads=null", "tracking.run_name=other", "+tracking.tags={a: b}"],
         ["runtime.dtype=float32"],  # what auto is on a CPU
-        ["gate.max_js2d=0.5", "gate.on_fail=report", "eval.cc_quantile=0.2"],
+        ["gate.max_js2d=0.5", "gate.on_fail=report"],
     ],
 )
 def test_what_changes_no_number_changes_no_key(
@@ -170,8 +170,15 @@ def test_another_plan_costs_only_the_candidate(world: World, undisturbed: dict[s
     assert result["plan"]["kept"] != undisturbed["plan"]["kept"]
     assert {stage for stage, hit in cached(result).items() if not hit} == {
         "score", "plan", "export", "inspect/pruned", "evaluate/pruned/UNION/64",
-        "divergence/pruned/UNION/64", "coverage", "passages/pruned/UNION",
+        "divergence/pruned/UNION/64", "coverage", "passages/pruned/UNION", "compare",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("settings", ["eval.cc_quantile=0.2", "gate.confidence=0.9"])
+def test_another_question_costs_only_the_comparison(world: World, settings: str) -> None:
+    assert world.run().code == 0
+    result = world.run(settings).result
+    assert {stage for stage, hit in cached(result).items() if not hit} == {"compare"}
 
 
 def test_other_rows_are_other_keys_down_the_line(world: World, undisturbed: dict[str, Any]) -> None:

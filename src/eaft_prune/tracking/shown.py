@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 
 _TAG = "mlflow.sharedViewState"  # of an experiment, as the UI's Share button sets it
 TABLE = "viewStateShareKey=verdicts"  # in an address
-CHARTS = "viewStateShareKey=charts&compareRunsMode=CHART"
 COLUMNS = (  # the UI shows metrics first, then params, then tags
     "metrics.`summary/keep_n`",
     "metrics.`summary/gb`",

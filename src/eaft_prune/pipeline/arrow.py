@@ -21,7 +21,7 @@ from eaft_prune.core.passages import Passage
 from eaft_prune.core.types import Checkpoint, Evaluation, UserError
 from eaft_prune.packs.sources import model_path
 from eaft_prune.pipeline import harness, smoke
-from eaft_prune.pipeline.compare import Written, compare
+from eaft_prune.pipeline.compare import Outputs, compare
 from eaft_prune.pipeline.criterion import select
 from eaft_prune.pipeline.evaluation import Side, masked_model
 from eaft_prune.pipeline.export import write
@@ -109,7 +109,7 @@ def judge(session: Session, out: Path, evaluations: list[Evaluation], origin: Or
         base,
         candidates,
         beside,
-        Written(origin.generated, origin.tasks),
+        Outputs(origin.generated, origin.tasks),
         partial(from_store, session),
     )
     comparison = replace(comparison, passages=origin.passages)

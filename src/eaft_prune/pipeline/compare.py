@@ -35,13 +35,14 @@ class Terms:
 
 
 @dataclass(frozen=True)
-class Written:
+class Outputs:
     """What each candidate wrote and answered beside the base, as far as it was asked to."""
 
     generated: Mapping[str, GenerationReport] = field(default_factory=dict)
     tasks: Mapping[str, Mapping[str, TaskReport]] = field(default_factory=dict)
 
 
+NOTHING = Outputs()
 Measure = Callable[[Sequence[Evaluation], Terms], Measured]
 
 
@@ -87,7 +88,7 @@ def compare(
     base: Evaluation,
     candidates: Sequence[Evaluation],
     beside: GateSettings | None = None,
-    written: Written | None = None,
+    outputs: Outputs = NOTHING,
     measure: Measure = measured,
 ) -> Comparison:
     """Reports of base and candidates, and the gate's verdict on each candidate.
@@ -106,10 +107,9 @@ def compare(
     metrics = _metrics(gate_settings, beside)
     terms = Terms(metrics, eval_settings.cc_quantile, gate_settings.confidence)
     found = measure((base, *candidates), terms)
-    written = written or Written()
     of_text = {
         label: [some for some in (report.changes, report.answered) if some is not None]
-        for label, report in written.generated.items()
+        for label, report in outputs.generated.items()
     }
     verdicts, further = (
         {
@@ -119,7 +119,7 @@ def compare(
                 found.reports[label],
                 some,
                 of_text.get(label, ()),
-                task_pairs.changes(written.tasks.get(label, {})),
+                task_pairs.changes(outputs.tasks.get(label, {})),
             )
             for label, some in found.changes.items()
             if settings is not None
@@ -128,7 +128,7 @@ def compare(
     )
     return Comparison(
         base, tuple(candidates), found.reports, verdicts, found.changes, further,
-        written.generated, tasks=written.tasks,
+        outputs.generated, tasks=outputs.tasks,
     )  # fmt: skip
 
 

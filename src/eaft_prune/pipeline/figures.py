@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import astuple, dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 import eaft_prune.maths
 from eaft_prune.core.digests import array_digest, digest, file_digest
@@ -22,15 +19,17 @@ from eaft_prune.pipeline.compare import Measured, Terms, measured
 from eaft_prune.pipeline.session import Session
 
 _VERSION = 1
-_COUNTS = ("scored_tokens", "blocks", "rows")
+
+
+Of = tuple[str, str, int]  # model label, pack, length
 
 
 @dataclass(frozen=True)
 class Figures:
-    """Every number of a comparison: what it is of, and its value."""
+    """`Measured` in lists: files keep their order, and that of no mapping."""
 
-    of: tuple[tuple[str, str, int, str, str], ...]  # side, pack, length, name, part of an estimate
-    values_N: NDArray[np.float64]
+    reports: tuple[tuple[Of, tuple[tuple[str, float], ...]], ...]  # by name
+    changes: tuple[tuple[Of, int, tuple[tuple[str, tuple[float, ...]], ...]], ...]  # and rows
 
 
 def from_store(session: Session, sides: Sequence[Evaluation], terms: Terms) -> Measured:
@@ -54,7 +53,7 @@ def from_store(session: Session, sides: Sequence[Evaluation], terms: Terms) -> M
     )
     known = all(metric in METRICS for metric in terms.metrics)
     home = session.store.root / step.stage
-    if known and (session.store.holds(step) or why_not_writable(home) is None):
+    if known and (why_not_writable(home) is None or session.store.holds(step)):
         return _nested(session.run(step).value, sides)
     return measured(sides, terms)
 
@@ -75,46 +74,31 @@ def _scores_digest(side: Evaluation) -> list[Any]:
 
 
 def _flat(found: Measured) -> Figures:
-    numbers: dict[tuple[str, str, int, str, str], float] = {}
-    for side, reports in found.reports.items():
-        for key, report in reports.items():
-            numbers |= {(side, *key, name, ""): value for name, value in report.values().items()}
-    for side, of_key in found.changes.items():
-        for key, changes in of_key.items():
-            numbers[side, *key, "", "rows"] = changes.rows
-            for name, estimate in changes.estimates.items():
-                numbers |= {(side, *key, name, part): x for part, x in vars(estimate).items()}
-    return Figures(tuple(numbers), np.array(list(numbers.values()), np.float64))
+    reports = [
+        ((side, *key), tuple(report.values().items()))
+        for side, of_key in found.reports.items()
+        for key, report in of_key.items()
+    ]
+    changes = [
+        ((side, *key), some.rows, tuple((n, astuple(e)) for n, e in some.estimates.items()))
+        for side, of_key in found.changes.items()
+        for key, some in of_key.items()
+    ]
+    return Figures(tuple(reports), tuple(changes))
 
 
 def _nested(figures: Figures, sides: Sequence[Evaluation]) -> Measured:
-    found: dict[str, dict[EvalKey, dict[str, dict[str, float]]]] = {s.model: {} for s in sides}
-    for (side, pack, length, name, part), value in zip(
-        figures.of, figures.values_N.tolist(), strict=True
-    ):
-        of_name = found[side].setdefault((pack, length), {})
-        of_name.setdefault(name, {})[part] = value
-    reports = {side: {key: _report(of) for key, of in keys.items()} for side, keys in found.items()}
-    changes = {
-        side.model: {key: _changes(of) for key, of in found[side.model].items() if "" in of}
-        for side in sides[1:]
-    }
+    reports: dict[str, dict[EvalKey, PackReport]] = {side.model: {} for side in sides}
+    for (side, pack, length), values in figures.reports:
+        reports[side][pack, length] = _report(dict(values))
+    changes: dict[str, dict[EvalKey, Changes]] = {side.model: {} for side in sides[1:]}
+    for (side, pack, length), rows, estimates in figures.changes:
+        found = {name: Estimate(*parts) for name, parts in estimates}
+        changes[side][pack, length] = Changes(rows, found)
     return Measured(reports, changes)
 
 
-def _report(of: dict[str, dict[str, float]]) -> PackReport:
-    plain = {name: parts[""] for name, parts in of.items() if "" in parts}
+def _report(values: dict[str, Any]) -> PackReport:
     own = {field.name for field in fields(PackReport)}
-    counts = {name: int(plain[name]) for name in _COUNTS}
-    further = {name: value for name, value in plain.items() if name not in own}
-    rest: dict[str, Any] = {name: value for name, value in plain.items() if name in own}
-    return PackReport(**{**rest, **counts, "further": further})
-
-
-def _changes(of: dict[str, dict[str, float]]) -> Changes:
-    estimates = {
-        name: Estimate(**{part: value for part, value in parts.items() if part})
-        for name, parts in of.items()
-        if name and len(parts) > 1
-    }
-    return Changes(int(of[""]["rows"]), estimates)
+    further = {name: value for name, value in values.items() if name not in own}
+    return PackReport(**{n: v for n, v in values.items() if n in own}, further=further)

@@ -19,7 +19,7 @@ from eaft_prune.engines.registry import engine_kind
 from eaft_prune.pipeline import ladder
 from eaft_prune.pipeline.arrow import Origin, check_target, open_base, prove
 from eaft_prune.pipeline.candidates import rivals
-from eaft_prune.pipeline.compare import Written, compare
+from eaft_prune.pipeline.compare import Outputs, compare
 from eaft_prune.pipeline.evaluation import Side
 from eaft_prune.pipeline.export import write
 from eaft_prune.pipeline.frontier import Search, climb, point_of, sizes_of
@@ -153,8 +153,8 @@ def _prove(session: Session, search: Search, tried: Sequence[int]) -> list[_Prov
         found, written = measure_all(session, base, sides), generated(session, base, sides)
         looks = len(session.experiment.eval.interim_shares)
         gate = session.experiment.gate.over(looks)
-        told = Written(written)
-        made = compare(session.experiment.eval, gate, found[0], found[1:], written=told)
+        outputs = Outputs(written)
+        made = compare(session.experiment.eval, gate, found[0], found[1:], outputs=outputs)
         gigabytes = model.files.weight_bytes / _GB
         point = point_of(made, "pruned", method.name, gigabytes, "proof", keep_n)
         point = replace(point, plan=selection.plan.digest, path=model.files.path)

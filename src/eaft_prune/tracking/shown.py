@@ -22,14 +22,13 @@ COLUMNS = (  # the UI shows metrics first, then params, then tags
     "tags.`gate.status`",
     "tags.`gate.failed_checks`",
 )
+AXES = ("summary/keep_n", "summary/gb", "summary/tokens", "summary/dppl_percent")
 _SECTION = "eaft_prune"
 
 
 def _chart(name: str, kind: str, **values: Any) -> dict[str, Any]:
-    return {
-        **{"uuid": name, "type": kind, "metricSectionId": _SECTION, "runsCountToCompare": 100},
-        **{"deleted": False, "isGenerated": False, **values},
-    }
+    shared = {"runsCountToCompare": 100, "deleted": False, "isGenerated": False}
+    return {"uuid": name, "type": kind, "metricSectionId": _SECTION, **shared, **values}
 
 
 VIEWS = {
@@ -41,9 +40,14 @@ VIEWS = {
         "isAccordionReordered": True,
         "compareRunSections": [
             {
-                **{"uuid": _SECTION, "name": "How small, at what loss", "display": True},
-                **{"isReordered": True, "isGenerated": False, "deleted": False},
-                **{"columns": 2, "cardHeight": 420},
+                "uuid": _SECTION,
+                "name": "How small, at what loss",
+                "display": True,
+                "isReordered": True,
+                "isGenerated": False,
+                "deleted": False,
+                "columns": 2,
+                "cardHeight": 420,
             }
         ],
         "compareRunCharts": [
@@ -57,9 +61,7 @@ VIEWS = {
                 "size, tokens, loss",
                 "PARALLEL",
                 selectedParams=["pruning.name"],
-                selectedMetrics=[
-                    *("summary/keep_n", "summary/gb", "summary/tokens", "summary/dppl_percent")
-                ],
+                selectedMetrics=AXES,
                 showAllRuns=True,
             ),
         ],
